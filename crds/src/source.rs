@@ -1,0 +1,199 @@
+//! Where a server comes from: `spec.source`.
+
+use std::collections::BTreeMap;
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
+
+/// Exactly one place that the server comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Source {
+    /// An OCI image.
+    Image(ImageSource),
+    /// A package of a language's registry.
+    Package(PackageSource),
+    /// A program of this machine (local mode only).
+    Command(CommandSource),
+    /// A server that runs elsewhere.
+    Remote(RemoteSource),
+}
+
+impl Source {
+    /// The key under `spec.source`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Image(_) => "image",
+            Self::Package(_) => "package",
+            Self::Command(_) => "command",
+            Self::Remote(_) => "remote",
+        }
+    }
+}
+
+#[skip_serializing_none]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageSource {
+    /// Image reference, such as `ghcr.io/github/github-mcp-server:v1`.
+    #[schemars(length(min = 1, max = 512))]
+    pub r#ref: String,
+    /// Replaces the image's ENTRYPOINT and drops its CMD.
+    #[schemars(length(max = 64))]
+    pub command: Option<Vec<String>>,
+    /// Secret with registry credentials.
+    pub pull_secret_ref: Option<LocalSecretRef>,
+    /// Run the digest that the reference had when it was resolved (default true).
+    pub pin_digest: Option<bool>,
+    /// Signature that the image must carry.
+    pub verify: Option<ImageVerification>,
+}
+
+#[skip_serializing_none]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageVerification {
+    /// Certificate identity that must have signed the image.
+    #[schemars(length(min = 1, max = 512))]
+    pub identity: String,
+    /// OIDC issuer of that identity.
+    #[schemars(length(min = 1, max = 512))]
+    pub issuer: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LocalSecretRef {
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+#[skip_serializing_none]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PackageSource {
+    pub registry: PackageRegistry,
+    /// Name in the registry, such as `@modelcontextprotocol/server-everything`.
+    #[schemars(
+        length(min = 1, max = 214),
+        regex(pattern = r"^(@[a-z0-9~-][a-z0-9._~-]*/)?[A-Za-z0-9~-][A-Za-z0-9._~-]*$")
+    )]
+    pub name: String,
+    /// Exact version. Without one the newest is taken once and kept until the source changes.
+    #[schemars(length(min = 1, max = 64), regex(pattern = r"^[0-9A-Za-z][0-9A-Za-z.+!-]*$"))]
+    pub version: Option<String>,
+    /// Program of the package to run, if it brings several.
+    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"))]
+    pub executable: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PackageRegistry {
+    Npm,
+    Pypi,
+}
+
+impl PackageRegistry {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Npm => "npm",
+            Self::Pypi => "pypi",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CommandSource {
+    /// Program: an absolute path, a path relative to the manifest (`./bin/server`), or a name looked up in PATH when the
+    /// server is resolved.
+    #[schemars(length(min = 1, max = 4096))]
+    pub path: String,
+}
+
+#[skip_serializing_none]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RemoteSource {
+    /// Streamable HTTP endpoint of the server.
+    #[schemars(length(min = 1, max = 2048), regex(pattern = r"^https?://[^\s]+$"))]
+    pub url: String,
+    /// Sent with every request.
+    #[schemars(length(max = 32))]
+    pub headers: Option<Vec<Header>>,
+    pub auth: Option<RemoteAuth>,
+}
+
+#[skip_serializing_none]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.value) != has(self.secretRef)").message("exactly one of `value` and `secretRef` must be set"))]
+pub struct Header {
+    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"))]
+    pub name: String,
+    #[schemars(length(max = 8192))]
+    pub value: Option<String>,
+    pub secret_ref: Option<SecretKeyRef>,
+}
+
+/// One value of a secret. The environment says where secrets live: Secrets of the namespace in a cluster, the daemon's
+/// backends on one machine.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretKeyRef {
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"))]
+    pub name: String,
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
+    pub key: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RemoteAuth {
+    pub oauth: OAuthClient,
+}
+
+#[skip_serializing_none]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OAuthClient {
+    /// Client id registered with the authorization server; none means a client metadata document.
+    #[schemars(length(min = 1, max = 2048))]
+    pub client_id: Option<String>,
+    pub client_secret_ref: Option<SecretKeyRef>,
+    #[schemars(length(max = 64))]
+    pub scopes: Option<Vec<String>>,
+}
+
+/// What resolving a source found. Kept in status until the source changes, so that a later pass needs neither registry
+/// nor disk to lower the server.
+#[skip_serializing_none]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Resolved {
+    /// Digest of the source this belongs to.
+    pub source_digest: String,
+    /// Exact version of a package.
+    pub version: Option<String>,
+    /// Program and first arguments that start the server, absolute.
+    pub command: Option<Vec<String>>,
+    /// Environment that the program needs besides the server's own.
+    pub env: Option<BTreeMap<String, String>>,
+    /// Folders that the program reads (interpreter, package), for file-system confinement.
+    pub reads: Option<Vec<String>>,
+    pub image: Option<ResolvedImage>,
+}
+
+#[skip_serializing_none]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ResolvedImage {
+    /// Digest of the image index.
+    pub index: String,
+    pub entrypoint: Option<Vec<String>>,
+    pub cmd: Option<Vec<String>>,
+    pub user: Option<String>,
+}

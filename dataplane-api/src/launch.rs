@@ -1,0 +1,215 @@
+//! How a bridge runs its MCP server.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::SessionMode;
+
+/// All that a bridge is told when it starts. It holds no secret: secret environment variables are named here and their
+/// values pushed over the control socket, and the bearer token is present as its SHA-256 only.
+///
+/// A process-runtime bridge reads it from `RUN_DIR/launch.json`, where `RUN_DIR` is its one command-line argument.
+/// In that folder it keeps:
+/// - `lock`: locked (`flock`, exclusive) as long as the bridge lives;
+/// - `bridge.json`: a [`BridgeRecord`], written after the lock is held and before the child is spawned;
+/// - `control.sock`: the control socket (mode 0600), HTTP/1.1 on a Unix socket, see [`control`];
+/// - `server.log`, `server.log.1`, …: the child's stderr, and what it writes to stdout that is no JSON-RPC.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LaunchSpec {
+    /// Whose server this is; the child gets `id` as [`OWNER_ENV`], by which its strays are found.
+    pub owner: Owner,
+    /// Digest of this document as lowered (without this field), reported back in the status.
+    pub digest: String,
+    /// Where the bridge listens; port 0 takes a free one, which the status reports.
+    pub listen: SocketAddr,
+    /// Lower-case hex SHA-256 of the bearer token that callers must present.
+    pub token_sha256: String,
+    pub child: Child,
+    pub transport: ChildTransport,
+    pub era: EraChoice,
+    pub sessions: Sessions,
+    pub roots: Roots,
+    pub lifecycle: Lifecycle,
+    pub health: Health,
+    pub restart: Restart,
+    pub timeouts: Timeouts,
+    pub log: LogPolicy,
+}
+
+/// Environment variable that marks every process of a server with its owner's id.
+pub const OWNER_ENV: &str = "MCP_HUB_OWNER";
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Owner {
+    /// `INSTALLATION/UID`: unique over installations that share a machine.
+    pub id: String,
+    pub namespace: String,
+    pub name: String,
+}
+
+/// The program to run. Its environment is exactly `env` plus the pushed secrets plus [`OWNER_ENV`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Child {
+    /// Absolute path of the program.
+    pub program: String,
+    pub args: Vec<String>,
+    pub working_dir: String,
+    pub env: BTreeMap<String, String>,
+    /// Names of environment variables whose values are pushed; the child starts when all have arrived.
+    pub secret_env: Vec<String>,
+    pub limits: Limits,
+    /// File-system confinement (Landlock); `None` leaves the child as free as its user.
+    pub filesystem: Option<FilesystemAccess>,
+}
+
+/// Limits of each process of the server's tree, enforced by the bridge through rlimits.
+///
+/// A runtime that promises limits of the whole tree (containers, pods, a cgroup of the process runtime) sets them itself
+/// and leaves these empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Limits {
+    /// `RLIMIT_DATA` in bytes: heap and private writable mappings, which is close to what users mean by memory.
+    /// (`RLIMIT_AS` would kill every Node program, which reserves address space by the gigabyte.)
+    pub memory_bytes: Option<u64>,
+}
+
+/// What the child may reach in the file system; everything else is denied.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FilesystemAccess {
+    /// Paths readable and executable, with all below them.
+    pub read: Vec<String>,
+    /// Paths readable, executable and writable, with all below them.
+    pub write: Vec<String>,
+}
+
+/// What the child speaks towards the bridge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "type")]
+pub enum ChildTransport {
+    Stdio,
+    /// MCP Streamable HTTP on 127.0.0.1.
+    StreamableHttp {
+        port: u16,
+        path: String,
+    },
+    /// HTTP+SSE of 2024-11-05 on 127.0.0.1; the bridge turns it into Streamable HTTP.
+    Sse {
+        port: u16,
+        path: String,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum EraChoice {
+    /// `server/discover` first; if the child exits, is silent for five seconds or knows no such method, `initialize`.
+    Auto,
+    Legacy,
+    Modern,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Sessions {
+    pub mode: SessionMode,
+    /// Most legacy sessions at a time.
+    pub max: u32,
+}
+
+/// What a child learns of a client's roots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Roots {
+    Deny,
+    /// Only with [`SessionMode::PerClient`].
+    Forward,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "mode")]
+pub enum Lifecycle {
+    AlwaysOn,
+    /// Started once for its handshake, stopped after `idle_timeout_ms` without a call, started by the next call.
+    #[serde(rename_all = "camelCase")]
+    OnDemand {
+        idle_timeout_ms: u64,
+    },
+}
+
+/// The MCP probe: legacy `ping`, modern `server/discover`; any answer is alive. Skipped when traffic was answered within
+/// the period, and a child is never restarted while a call is within its timeout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Health {
+    pub period_ms: u64,
+    pub timeout_ms: u64,
+    pub failure_threshold: u32,
+}
+
+/// The first restart is immediate, the next wait `initial_ms`, doubled each time up to `max_ms`; a run of one minute
+/// resets the count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Restart {
+    pub policy: RestartPolicy,
+    pub initial_ms: u64,
+    pub max_ms: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RestartPolicy {
+    Always,
+    OnFailure,
+    Never,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Timeouts {
+    /// Longest call before its caller gets a timeout error.
+    pub call_ms: u64,
+    /// Longest time from spawn to a finished handshake.
+    pub start_ms: u64,
+}
+
+/// When `server.log` is rotated, and how many rotated files are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LogPolicy {
+    pub max_bytes: u64,
+    pub files: u32,
+}
+
+/// `bridge.json`: who holds the run directory. A reader trusts it only while `lock` is held.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BridgeRecord {
+    pub pid: u32,
+    /// Start time of `pid` in clock ticks since boot (`/proc/PID/stat`, field 22), so that a reused id is not mistaken.
+    pub start_ticks: u64,
+    pub bridge_version: String,
+    /// [`LaunchSpec::digest`] that this bridge runs.
+    pub digest: String,
+}
+
+/// Paths of the control socket's HTTP API. The socket's file mode is its authentication.
+pub mod control {
+    /// `GET`: the [`BridgeStatus`](crate::status::BridgeStatus).
+    pub const STATUS: &str = "/status";
+    /// `GET`: newline-delimited JSON, the status at once and again whenever its meaning changes, at most ten a second.
+    pub const EVENTS: &str = "/events";
+    /// `PUT`: JSON object, environment variable to value, of all `secret_env`. Changed values restart the child.
+    pub const SECRETS: &str = "/secrets";
+    /// `POST`: restart the child at once, uncounted; leaves a crash loop.
+    pub const RESTART: &str = "/restart";
+    /// `POST`: stop the child's whole tree, answer when it is gone, then exit.
+    pub const STOP: &str = "/stop";
+}
