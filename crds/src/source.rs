@@ -1,5 +1,7 @@
 //! Where a server comes from: `spec.source`.
 
+#![expect(unreachable_pub, reason = "KubeSchema nests a public copy of each struct it derives for")]
+
 use std::collections::BTreeMap;
 
 use kube::KubeSchema;

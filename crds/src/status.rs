@@ -1,5 +1,7 @@
 //! Status of an `MCPServer`, and the condition types and reasons of both resources.
 
+#![expect(unreachable_pub, reason = "KubeSchema nests a public copy of each struct it derives for")]
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::KubeSchema;
 use schemars::JsonSchema;

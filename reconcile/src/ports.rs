@@ -1,0 +1,233 @@
+//! The three ports: where specs and statuses live, where servers run, where a hub's configuration goes.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use kube_runtime::reflector::{ObjectRef, Store};
+use mcp_hub_crds::source::SecretKeyRef;
+use mcp_hub_crds::{MCPHub, MCPHubStatus, MCPServer, MCPServerStatus};
+use mcp_hub_dataplane_api::gateway::{GatewayConfig, UpstreamStatus};
+use mcp_hub_dataplane_api::secret::SecretString;
+
+use crate::error::{RuntimeError, SinkError, StoreError};
+use crate::installation::Installation;
+use crate::lower::{Lowered, Object, ObjectId, Unsupported};
+use crate::observed::Observed;
+use crate::owner::OwnerKey;
+use crate::workload::Workload;
+
+/// What a pass runs on. Operator and local daemon differ in these values and in nothing else.
+#[derive(Debug, Clone)]
+pub struct Ports {
+    pub store: Arc<dyn ResourceStore>,
+    pub runtime: Arc<dyn Runtime>,
+    pub sink: Arc<dyn GatewaySink>,
+    pub installation: Installation,
+}
+
+/// Where `MCPServer` and `MCPHub` objects live.
+///
+/// # Guarantees
+/// - `servers` and `hubs` hold what `changes` has told of, and a status written here shows there at once.
+/// - A status write touches nothing but the status, and is refused (`Conflict`) if the object's uid is another's by now.
+#[async_trait]
+pub trait ResourceStore: fmt::Debug + Send + Sync {
+    fn servers(&self) -> Store<MCPServer>;
+    fn hubs(&self) -> Store<MCPHub>;
+
+    /// Keys whose object was added, changed or deleted, or whose secret changed; begins with all that exist.
+    fn changes(&self) -> BoxStream<'static, Change>;
+
+    async fn write_server_status(&self, server: &MCPServer, status: &MCPServerStatus) -> Result<(), StoreError>;
+    async fn write_hub_status(&self, hub: &MCPHub, status: &MCPHubStatus) -> Result<(), StoreError>;
+
+    /// The value of a secret's key; `None` if there is no such secret or key.
+    async fn secret(&self, namespace: &str, key: &SecretKeyRef) -> Result<Option<SecretString>, StoreError>;
+
+    /// Lets an object go whose deletion was asked for and whose children are gone. A store whose runtime collects
+    /// garbage has nothing to do.
+    async fn release(&self, owner: &OwnerKey) -> Result<(), StoreError>;
+
+    /// Records a transition for people. Never fails a pass; bounded.
+    async fn publish(&self, event: Event);
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    Server(ObjectRef<MCPServer>),
+    Hub(ObjectRef<MCPHub>),
+    /// The secret of this namespace and name.
+    Secret {
+        namespace: String,
+        name: String,
+    },
+}
+
+/// A real transition of an object, as `kubectl describe` or `mcpctl status` shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    pub owner: OwnerKey,
+    pub kind: EventKind,
+    /// CamelCase, constant.
+    pub reason: &'static str,
+    pub message: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventKind {
+    Normal,
+    Warning,
+}
+
+/// A place where workloads run: processes of this machine, Docker, a cluster.
+///
+/// Two callers may drive one runtime for a moment: a lost lease is noticed late.
+///
+/// # Guarantees
+/// - `execute` is idempotent: the same step twice leaves what one leaves.
+/// - What `execute` applied, `observe` shows at once, with the digest and body it was given.
+/// - Objects without our owner mark are never touched; those of one owner never by a step of another.
+/// - After `Remove` nothing of the object is left, its processes included.
+/// - `owners` names each owner of which anything is left.
+///
+/// # Errors
+/// [`Unsupported`] from `lower` if a field cannot be honoured; none is dropped silently.
+///
+/// # Cancel safety
+/// Dropping `execute` may leave a step half done; `observe` shows it and the next plan finishes it.
+#[async_trait]
+pub trait Runtime: fmt::Debug + Send + Sync {
+    fn info(&self) -> &RuntimeInfo;
+
+    /// Pure: neither clock nor disk nor network.
+    fn lower(&self, workload: &Workload) -> Result<Lowered, Unsupported>;
+
+    async fn owners(&self) -> Result<Vec<OwnerKey>, RuntimeError>;
+
+    async fn observe(&self, owner: &OwnerKey) -> Result<Observed, RuntimeError>;
+
+    async fn execute(&self, owner: &OwnerKey, step: &Step) -> Result<Progress, RuntimeError>;
+
+    /// Hints that an owner's state may have changed; `Resync` after a gap.
+    fn events(&self) -> BoxStream<'static, RuntimeEvent>;
+
+    fn console(&self) -> &dyn Console;
+}
+
+/// What a runtime is and what it enforces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuntimeInfo {
+    /// `process`, `docker`, `kubernetes`, …
+    pub name: String,
+    pub version: String,
+    pub enforces: Enforces,
+    /// Whether deleting the owner object removes its children.
+    pub collects_garbage: bool,
+}
+
+/// Limits and permissions that hold on this runtime, on this machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[expect(clippy::struct_excessive_bools, reason = "a table of independent facts")]
+pub struct Enforces {
+    pub memory_limit: bool,
+    pub cpu_limit: bool,
+    pub filesystem: bool,
+    pub egress: bool,
+    pub user: bool,
+}
+
+/// One piece of work. The planner orders steps; each is idempotent.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// Starts or joins the background task that resolves the source.
+    Prepare(Object),
+    /// Creates the object, or changes it in place.
+    Apply(Object),
+    /// Removes the object, then creates it anew.
+    Replace(Object),
+    Remove(ObjectId),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Progress {
+    Done,
+    /// Goes on in the background; an event will tell.
+    Pending,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RuntimeEvent {
+    Changed(OwnerKey),
+    /// Anything may have changed.
+    Resync,
+}
+
+/// Logs and commands of running servers.
+#[async_trait]
+pub trait Console: fmt::Debug + Send + Sync {
+    /// The server's log lines, oldest first: the last `tail`, then, if `follow`, new ones as they come. Ends when the
+    /// server's objects are gone.
+    async fn logs(&self, owner: &OwnerKey, query: LogQuery) -> Result<BoxStream<'static, LogLine>, RuntimeError>;
+
+    /// Runs a command where the server runs.
+    async fn exec(&self, owner: &OwnerKey, argv: &[String]) -> Result<ExecOutput, RuntimeError>;
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogQuery {
+    /// At most this many past lines.
+    pub tail: usize,
+    pub follow: bool,
+}
+
+/// One line without its line end; at most 64 KiB, longer ones are cut.
+pub type LogLine = String;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecOutput {
+    pub code: Option<i32>,
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+}
+
+/// Where a hub's configuration goes: a gateway in this process, or a Secret and the pods that mount it.
+///
+/// # Guarantees
+/// - `apply` of a configuration whose version is already in force writes nothing.
+#[async_trait]
+pub trait GatewaySink: fmt::Debug + Send + Sync {
+    async fn apply(&self, hub: &OwnerKey, hub_spec: &MCPHub, config: &GatewayConfig) -> Result<(), SinkError>;
+
+    /// Ends the hub's endpoint.
+    async fn remove(&self, hub: &OwnerKey) -> Result<(), SinkError>;
+
+    /// What serves the hub now; `None` if nothing was ever applied.
+    async fn observe(&self, hub: &OwnerKey) -> Result<Option<HubState>, SinkError>;
+
+    /// What gateways found of the server with this uid, the best answer over all hubs.
+    fn upstream(&self, server_uid: &str) -> Option<UpstreamStatus>;
+
+    fn events(&self) -> BoxStream<'static, SinkEvent>;
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct HubState {
+    /// URL of the aggregate endpoint.
+    pub endpoint: String,
+    pub replicas: i32,
+    /// Replicas that serve `version`.
+    pub synced: i32,
+    pub version: String,
+    /// Names left out of a `Bare` hub, with the servers that offer them.
+    pub collisions: BTreeMap<String, Vec<String>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SinkEvent {
+    Hub(OwnerKey),
+    /// A gateway learned something of the server with this uid.
+    Upstream(String),
+}
