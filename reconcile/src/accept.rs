@@ -1,1 +1,43 @@
+//! Fields of the schema that no release implements yet. They are refused by name, never ignored.
 
+use mcp_hub_crds::hub::{AuthMode, DisclosureMode};
+use mcp_hub_crds::source::Source;
+use mcp_hub_crds::{MCPHubSpec, MCPServerSpec};
+
+/// Paths of the fields that are set and not built yet, in the order of the schema.
+pub fn unimplemented_in_server(spec: &MCPServerSpec) -> Vec<&'static str> {
+    let remote_auth = matches!(&spec.source, Source::Remote(remote) if remote.auth.is_some());
+    let verify = matches!(&spec.source, Source::Image(image) if image.verify.is_some());
+    let http = spec.health.as_ref().is_some_and(|health| health.http.is_some());
+    let exec = spec.health.as_ref().is_some_and(|health| health.exec.is_some());
+    let lock = spec.tools.as_ref().is_some_and(|tools| tools.lock.is_some());
+    named(&[
+        ("spec.source.image.verify", verify),
+        ("spec.source.remote.auth", remote_auth),
+        ("spec.health.http", http),
+        ("spec.health.exec", exec),
+        ("spec.tools.lock", lock),
+    ])
+}
+
+/// As [`unimplemented_in_server`], for a hub.
+pub fn unimplemented_in_hub(spec: &MCPHubSpec) -> Vec<&'static str> {
+    let gateway = spec.gateway.as_ref();
+    let limits = spec.limits.as_ref();
+    named(&[
+        ("spec.gateway.tls", gateway.is_some_and(|g| g.tls.is_some())),
+        ("spec.gateway.ingress", gateway.is_some_and(|g| g.ingress.is_some())),
+        ("spec.gateway.httpRoute", gateway.is_some_and(|g| g.http_route.is_some())),
+        ("spec.auth.oidc", spec.auth.as_ref().is_some_and(|a| a.mode == Some(AuthMode::Oidc) || a.oidc.is_some())),
+        ("spec.policy", spec.policy.as_ref().is_some_and(|policy| !policy.rules.is_empty())),
+        ("spec.limits.resultBytes", limits.is_some_and(|l| l.result_bytes.is_some())),
+        ("spec.limits.perPrincipalRps", limits.is_some_and(|l| l.per_principal_rps.is_some())),
+        ("spec.disclosure.mode", spec.disclosure.as_ref().is_some_and(|d| d.mode == Some(DisclosureMode::Search))),
+        ("spec.openapi.enabled", spec.openapi.as_ref().is_some_and(|o| o.enabled == Some(true))),
+        ("spec.audit", spec.audit.is_some()),
+    ])
+}
+
+fn named(fields: &[(&'static str, bool)]) -> Vec<&'static str> {
+    fields.iter().filter(|(_, set)| *set).map(|(path, _)| *path).collect()
+}

@@ -1,1 +1,212 @@
+//! One pass over one object: `observe → lower → plan → execute → observe → status`.
 
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+use mcp_hub_crds::source::{SecretKeyRef, Source};
+use mcp_hub_crds::status::condition;
+use mcp_hub_crds::{MCPHub, MCPServer, MCPServerStatus};
+use mcp_hub_dataplane_api::secret::SecretString;
+
+use crate::accept;
+use crate::error::Error;
+use crate::gateway;
+use crate::lower::Lowered;
+use crate::observed::{Observed, PrepareState};
+use crate::owner::OwnerKey;
+use crate::plan::plan;
+use crate::ports::{Event, EventKind, Ports, Progress, Step};
+use crate::status::{self, Findings, HubFindings};
+use crate::workload::{ServerWorkload, Workload};
+
+/// Brings one server closer to its spec, and its status up to date.
+///
+/// # Cancel safety
+/// A dropped pass leaves what its steps did; the next one observes it and goes on from there.
+pub async fn server(server: &MCPServer, ports: &Ports) -> Result<(), Error> {
+    let owner = OwnerKey::of_server(ports.installation.id(), server)?;
+    if server.metadata.deletion_timestamp.is_some() {
+        return delete(&owner, ports).await;
+    }
+    let mut findings = Findings { runtime: ports.runtime.info().name.clone(), ..Findings::default() };
+    let result = converge(server, &owner, ports, &mut findings).await;
+
+    // Reported once and also on failure: a stuck object must explain itself.
+    let now = Time(Timestamp::now());
+    let status = status::server(server, &findings, result.as_ref().err(), &now);
+    if server.status.as_ref() != Some(&status) {
+        ports.store.write_server_status(server, &status).await?;
+        if let Some(event) = transition(&owner, server.status.as_ref(), &status) {
+            ports.store.publish(event).await;
+        }
+    }
+    result
+}
+
+/// The steps that a pass would execute now.
+pub async fn dry_run(server: &MCPServer, ports: &Ports) -> Result<Vec<Step>, Error> {
+    let owner = OwnerKey::of_server(ports.installation.id(), server)?;
+    let observed = ports.runtime.observe(&owner).await?;
+    if server.metadata.deletion_timestamp.is_some() {
+        return Ok(plan(&Lowered::default(), &observed));
+    }
+    let secrets = read_secrets(server, ports).await?;
+    let workload = ServerWorkload::of(server, &ports.installation, &secrets.fingerprints)?;
+    Ok(plan(&ports.runtime.lower(&Workload::Server(Box::new(workload)))?, &observed))
+}
+
+/// Removes everything of an owner whose object is gone, or about to go.
+pub async fn delete(owner: &OwnerKey, ports: &Ports) -> Result<(), Error> {
+    let observed = ports.runtime.observe(owner).await?;
+    let mut finished = true;
+    for step in plan(&Lowered::default(), &observed) {
+        finished &= ports.runtime.execute(owner, &step).await? == Progress::Done;
+    }
+    if finished {
+        ports.store.release(owner).await?;
+    }
+    Ok(())
+}
+
+async fn converge(server: &MCPServer, owner: &OwnerKey, ports: &Ports, findings: &mut Findings) -> Result<(), Error> {
+    findings.observed = ports.runtime.observe(owner).await?;
+    findings.upstream = ports.sink.upstream(&owner.uid);
+    findings.unimplemented = accept::unimplemented_in_server(&server.spec);
+    if !findings.unimplemented.is_empty() {
+        return Ok(());
+    }
+    let secrets = read_secrets(server, ports).await?;
+    findings.missing_secrets = secrets.missing;
+    let mut workload = ServerWorkload::of(server, &ports.installation, &secrets.fingerprints)?;
+
+    // Twice at most: what the first round resolves, the second one runs.
+    for _ in 0..2 {
+        findings.resolved = workload.resolved.clone();
+        let lowered = ports.runtime.lower(&Workload::Server(Box::new(workload.clone())))?;
+        let steps = plan(&lowered, &findings.observed);
+        findings.unresolved = lowered.objects.iter().any(|object| object.stage == crate::lower::Stage::Prepare);
+        findings.degraded = lowered.degraded;
+        // Without its secrets a new server cannot start, and a running one is better left alone than restarted without.
+        let held_back = |step: &&Step| findings.missing_secrets.is_empty() || matches!(step, Step::Prepare(_));
+        for step in steps.iter().filter(held_back) {
+            tracing::debug!(owner = %owner, step = crate::plan::render(std::slice::from_ref(step)).trim_end(), "execute");
+            ports.runtime.execute(owner, step).await?;
+        }
+        if !steps.is_empty() {
+            findings.observed = ports.runtime.observe(owner).await?;
+        }
+        match newly_resolved(&findings.observed, &workload) {
+            Some(resolved) if findings.unresolved => workload.resolved = Some(resolved),
+            _ => break,
+        }
+    }
+    Ok(())
+}
+
+fn newly_resolved(observed: &Observed, workload: &ServerWorkload) -> Option<mcp_hub_crds::source::Resolved> {
+    match &observed.prepare.as_ref()?.state {
+        PrepareState::Done(resolved) if resolved.source_digest == workload.source_digest => Some(resolved.clone()),
+        _ => None,
+    }
+}
+
+struct SecretsRead {
+    fingerprints: BTreeMap<SecretKeyRef, String>,
+    missing: Vec<String>,
+}
+
+/// Reads the secrets that a server's environment or headers refer to.
+async fn read_secrets(server: &MCPServer, ports: &Ports) -> Result<SecretsRead, Error> {
+    let namespace = server.namespace().unwrap_or_default();
+    let env = server.spec.env.iter().flatten().filter_map(|var| var.secret_ref.as_ref());
+    let mut read = SecretsRead { fingerprints: BTreeMap::new(), missing: Vec::new() };
+    for key in env.chain(gateway::header_secrets(server)) {
+        match ports.store.secret(&namespace, key).await? {
+            Some(value) => {
+                let fingerprint = ports.installation.fingerprint(value.expose_secret());
+                read.fingerprints.insert(key.clone(), fingerprint);
+            }
+            None => read.missing.push(format!("{}/{}", key.name, key.key)),
+        }
+    }
+    read.missing.sort();
+    read.missing.dedup();
+    Ok(read)
+}
+
+/// Brings one hub's gateway up to date with the hub and the servers it selects.
+pub async fn hub(hub: &MCPHub, ports: &Ports) -> Result<(), Error> {
+    let owner = OwnerKey::of_hub(ports.installation.id(), hub)?;
+    if hub.metadata.deletion_timestamp.is_some() {
+        ports.sink.remove(&owner).await?;
+        return Ok(ports.store.release(&owner).await?);
+    }
+    let mut findings = HubFindings::default();
+    let result = deliver(hub, &owner, ports, &mut findings).await;
+    let now = Time(Timestamp::now());
+    let status = status::hub(hub, &findings, result.as_ref().err(), &now);
+    if hub.status.as_ref() != Some(&status) {
+        ports.store.write_hub_status(hub, &status).await?;
+    }
+    result
+}
+
+async fn deliver(hub: &MCPHub, owner: &OwnerKey, ports: &Ports, findings: &mut HubFindings) -> Result<(), Error> {
+    findings.unimplemented = accept::unimplemented_in_hub(&hub.spec);
+    let all = ports.store.servers().state();
+    let selected: Vec<_> = all
+        .into_iter()
+        .filter(|server| server.metadata.deletion_timestamp.is_none() && gateway::selects(hub, server))
+        .collect();
+    findings.total = selected.len();
+    findings.ready = selected.iter().filter(|server| status::is_ready(server)).count();
+    if findings.unimplemented.is_empty() {
+        let mut secrets: BTreeMap<(String, SecretKeyRef), SecretString> = BTreeMap::new();
+        for server in selected.iter().filter(|server| matches!(server.spec.source, Source::Remote(_))) {
+            let namespace = server.namespace().unwrap_or_default();
+            for key in gateway::header_secrets(server) {
+                if let Some(value) = ports.store.secret(&namespace, key).await? {
+                    secrets.insert((namespace.clone(), key.clone()), value);
+                }
+            }
+        }
+        let config = gateway::compose(hub, &selected, &secrets, &ports.installation);
+        findings.version.clone_from(&config.version);
+        ports.sink.apply(owner, hub, &config).await?;
+    }
+    findings.state = ports.sink.observe(owner).await?;
+    Ok(())
+}
+
+/// The Event for a change of condition `Ready`, or of its reason.
+fn transition(owner: &OwnerKey, before: Option<&MCPServerStatus>, after: &MCPServerStatus) -> Option<Event> {
+    let ready = |status: &MCPServerStatus| {
+        let conditions = status.conditions.iter().flatten();
+        conditions.cloned().find(|c| c.type_ == condition::READY)
+    };
+    let new = ready(after)?;
+    let old = before.and_then(ready);
+    if old.is_some_and(|old| old.status == new.status && old.reason == new.reason) {
+        return None;
+    }
+    let known = [
+        status::reason::READY,
+        status::reason::ASLEEP,
+        status::reason::STARTING,
+        status::reason::PREPARING,
+        status::reason::PAUSED,
+        status::reason::PENDING,
+    ];
+    match known.into_iter().find(|reason| *reason == new.reason) {
+        Some(reason) => Some(Event { owner: owner.clone(), kind: EventKind::Normal, reason, message: new.message }),
+        // Reasons of failures come from runtimes; one constant reason with the detail in the message keeps events bounded.
+        None => Some(Event {
+            owner: owner.clone(),
+            kind: EventKind::Warning,
+            reason: "NotReady",
+            message: format!("{}: {}", new.reason, new.message),
+        }),
+    }
+}
