@@ -1,0 +1,37 @@
+//! `cargo xtask generate`: files that are derived from code.
+
+use std::path::PathBuf;
+
+use crate::shell::{self, Error};
+
+/// Writes each generated file, or with `check` fails on the first stale one.
+pub(crate) fn run(check: bool) -> Result<(), Error> {
+    for (path, content) in files()? {
+        let current = std::fs::read_to_string(&path).unwrap_or_default();
+        if current == content {
+            continue;
+        }
+        if check {
+            return Err(Error::Stale(path.display().to_string()));
+        }
+        let failed = |action| move |source| Error::File { action, path: path.clone(), source };
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(failed("create the folder of"))?;
+        }
+        std::fs::write(&path, content).map_err(failed("write"))?;
+    }
+    Ok(())
+}
+
+fn files() -> Result<Vec<(PathBuf, String)>, Error> {
+    let root = shell::root();
+    let mut files: Vec<(PathBuf, String)> = mcp_hub_crds::schema::generated()
+        .into_iter()
+        .map(|(name, content)| (root.join("crds/yaml").join(name), content))
+        .collect();
+    let reference = shell::output(&mut shell::cargo(&[
+        "run", "--quiet", "--locked", "--package", "mcpctl", "--", "generate-reference",
+    ]))?;
+    files.push((root.join("docs/src/reference/cli.md"), reference));
+    Ok(files)
+}

@@ -1,0 +1,61 @@
+//! Commands of this repository, run as `cargo xtask COMMAND`.
+
+mod generate;
+mod mcpctl;
+mod needs;
+mod quickstart;
+mod shell;
+mod test;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Commands of this repository")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Build, start the servers of examples/quickstart, show what came up and a real answer of each
+    Quickstart {
+        /// End after that; exit code 0 only if every server that could run answered
+        #[arg(long)]
+        once: bool,
+    },
+    /// Run every test there is, level by level
+    Test {
+        /// Install or build what the tests need
+        #[arg(long)]
+        setup: bool,
+        /// Run these levels only (all if none is given)
+        #[arg(long, value_name = "NAME")]
+        level: Vec<String>,
+    },
+    /// Write generated files: CRD YAML and the CLI reference
+    Generate {
+        /// Write nothing; fail if a file is stale
+        #[arg(long)]
+        check: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Quickstart { once } => quickstart::run(once),
+        Command::Test { setup, level } => test::run(setup, &level),
+        Command::Generate { check } => generate::run(check),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // A closed stderr leaves nobody to tell.
+            writeln!(std::io::stderr(), "error: {error}").unwrap_or_default();
+            ExitCode::FAILURE
+        }
+    }
+}

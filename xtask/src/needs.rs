@@ -1,0 +1,57 @@
+//! What levels need of the machine, how to see whether it is there, and how `--setup` brings it.
+
+use std::process::{Command, Stdio};
+
+use crate::shell::{self, Error};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    Node,
+    Python,
+    MuslTarget,
+}
+
+impl Need {
+    pub(crate) fn is_there(self) -> bool {
+        match self {
+            Self::Node => which::which("node").is_ok() && which::which("npm").is_ok(),
+            // `venv` is a package of its own on Debian.
+            Self::Python => answers(Command::new("python3").args(["-c", "import venv, ensurepip"])),
+            Self::MuslTarget => {
+                let mut rustc = Command::new("rustc");
+                rustc.args(["--print", "target-libdir", "--target", MUSL]).current_dir(shell::root());
+                shell::output(&mut rustc).is_ok_and(|folder| std::path::Path::new(folder.trim()).is_dir())
+            }
+        }
+    }
+
+    /// Brings it, saying what is run. Where no way is known the hint says what to do by hand.
+    pub(crate) fn install(self) -> Result<(), Error> {
+        match self {
+            Self::Node => apt(&["nodejs", "npm"]),
+            Self::Python => apt(&["python3", "python3-venv"]),
+            Self::MuslTarget => {
+                shell::run(Command::new("rustup").args(["target", "add", MUSL]).current_dir(shell::root()))
+            }
+        }
+    }
+
+    pub(crate) fn hint(self) -> &'static str {
+        match self {
+            Self::Node => "Node.js with npm: `apt-get install nodejs npm`, `brew install node`, or nodejs.org",
+            Self::Python => "Python 3 with venv: `apt-get install python3 python3-venv`, `brew install python`, or python.org",
+            Self::MuslTarget => "the musl target: `rustup target add x86_64-unknown-linux-musl`",
+        }
+    }
+}
+
+pub(crate) const MUSL: &str = "x86_64-unknown-linux-musl";
+
+fn answers(command: &mut Command) -> bool {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success())
+}
+
+fn apt(packages: &[&str]) -> Result<(), Error> {
+    shell::run(Command::new("apt-get").arg("update").arg("-q"))?;
+    shell::run(Command::new("apt-get").args(["install", "-q", "-y", "--no-install-recommends"]).args(packages))
+}

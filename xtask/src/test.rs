@@ -1,0 +1,112 @@
+//! `cargo xtask test`: every level of tests, each with what it needs.
+//!
+//! `tests/levels.txt` lists the levels that CI must have run. A level that is missing there, or one that did not run in
+//! CI, is a failure, so that a level cannot be lost without a visible change.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use crate::needs::{MUSL, Need};
+use crate::shell::{self, Error};
+use crate::{generate, quickstart};
+
+struct Level {
+    name: &'static str,
+    needs: &'static [Need],
+    run: fn() -> Result<(), Error>,
+}
+
+const LEVELS: [Level; 5] = [
+    Level { name: "generated", needs: &[], run: || generate::run(true) },
+    Level { name: "rust", needs: &[Need::Python], run: rust },
+    Level { name: "static-bridge", needs: &[Need::MuslTarget], run: static_bridge },
+    Level { name: "quickstart", needs: &[Need::Node, Need::Python], run: || quickstart::run(true) },
+    Level { name: "e2e", needs: &[Need::Node, Need::Python], run: e2e },
+];
+
+pub(crate) fn run(setup: bool, only: &[String]) -> Result<(), Error> {
+    let levels: Vec<&str> = LEVELS.iter().map(|level| level.name).collect();
+    if let Some(name) = only.iter().find(|name| !levels.contains(&name.as_str())) {
+        return Err(Error::NoLevel { name: name.clone(), levels: levels.join(", ") });
+    }
+    let in_ci = std::env::var("CI").is_ok_and(|value| value == "true");
+    let mut ran = BTreeSet::new();
+    let mut failures = Vec::new();
+    let mut report = Vec::new();
+    for level in LEVELS.iter().filter(|level| only.is_empty() || only.iter().any(|name| name == level.name)) {
+        if let Some(need) = missing(level, setup)? {
+            report.push(format!("skipped  {} (needs {})", level.name, need.hint()));
+            if in_ci {
+                failures.push(format!("level {} was skipped in CI: it needs {}", level.name, need.hint()));
+            }
+            continue;
+        }
+        shell::say(&format!("--- level {}", level.name));
+        let started = Instant::now();
+        let outcome = (level.run)();
+        let seconds = started.elapsed().as_secs();
+        ran.insert(level.name);
+        match outcome {
+            Ok(()) => report.push(format!("passed   {} ({seconds} s)", level.name)),
+            Err(error) => {
+                report.push(format!("FAILED   {} ({seconds} s)", level.name));
+                failures.push(format!("level {}: {error}", level.name));
+            }
+        }
+    }
+    report.iter().for_each(|line| shell::say(line));
+    if only.is_empty() && in_ci {
+        compare_with_list(&ran, &mut failures)?;
+    }
+    if failures.is_empty() { Ok(()) } else { Err(Error::Several(failures)) }
+}
+
+/// The first need that is not there, after an attempt to bring it if `setup`.
+fn missing(level: &Level, setup: bool) -> Result<Option<Need>, Error> {
+    for need in level.needs {
+        if !need.is_there() {
+            if !setup {
+                return Ok(Some(*need));
+            }
+            shell::say(&format!("level {} needs {}; installing it", level.name, need.hint()));
+            need.install()?;
+        }
+    }
+    Ok(None)
+}
+
+fn compare_with_list(ran: &BTreeSet<&str>, failures: &mut Vec<String>) -> Result<(), Error> {
+    let path = shell::root().join("tests/levels.txt");
+    let list = std::fs::read_to_string(&path).map_err(|source| Error::File { action: "read", path, source })?;
+    let listed: BTreeSet<&str> = list.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    failures.extend(listed.difference(ran).map(|name| format!("level {name} of tests/levels.txt did not run")));
+    failures.extend(ran.difference(&listed).map(|name| format!("level {name} ran but is not in tests/levels.txt")));
+    Ok(())
+}
+
+/// Unit, property, snapshot, contract and integration tests of every crate but the whole-product ones.
+fn rust() -> Result<(), Error> {
+    // Tests start the binaries of other packages, which `cargo test` alone would not build.
+    shell::run(&mut shell::cargo(&["build", "--locked", "--workspace", "--bins"]))?;
+    shell::run(&mut shell::cargo(&["test", "--locked", "--workspace", "--exclude", "mcp-hub-e2e"]))
+}
+
+/// The bridge must run in an image made from scratch: no interpreter, no library.
+fn static_bridge() -> Result<(), Error> {
+    shell::run(&mut shell::cargo(&["build", "--locked", "--package", "mcp-hub-bridge", "--target", MUSL]))?;
+    let path = shell::binaries().join("..").join(MUSL).join("debug/mcp-bridge");
+    let image = std::fs::read(&path).map_err(|source| Error::File { action: "read", path: path.clone(), source })?;
+    // A dynamically linked program names its loader in a PT_INTERP segment, and every loader is a file below /lib.
+    if image.windows(LOADER.len()).any(|window| window == LOADER) {
+        return Err(Error::Output { command: path.display().to_string(), message: "it is linked dynamically".to_owned() });
+    }
+    Ok(())
+}
+
+const LOADER: &[u8] = b"/lib64/ld-linux";
+
+/// Whole-product tests: mcpctl, real servers, real clients, faults.
+fn e2e() -> Result<(), Error> {
+    shell::run(&mut shell::cargo(&["build", "--locked", "--workspace", "--bins"]))?;
+    shell::run(&mut shell::cargo(&["test", "--locked", "--package", "mcp-hub-e2e"]))
+}
