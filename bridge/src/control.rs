@@ -1,0 +1,104 @@
+//! The control socket: HTTP on a Unix socket whose file mode is its authentication.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use mcp_hub_dataplane_api::launch::control;
+use tokio::net::UnixListener;
+
+use crate::serve::{Body, full, streamed};
+use crate::supervise::Server;
+
+/// Largest set of secrets.
+const BODY_MAX: usize = 4 << 20;
+/// At most ten status lines a second: a server in a fast crash loop must not flood its watcher.
+const PACE: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// Serves until the process ends.
+pub async fn run(listener: UnixListener, server: Arc<Server>) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            // Out of descriptors: what is open now will close.
+            tokio::time::sleep(PACE).await;
+            continue;
+        };
+        let server = server.clone();
+        tokio::spawn(async move {
+            let service = service_fn(move |request| answer(request, server.clone()));
+            // A watcher that went away is no failure.
+            hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await.ok();
+        });
+    }
+}
+
+async fn answer(request: Request<Incoming>, server: Arc<Server>) -> Result<Response<Body>, std::convert::Infallible> {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    Ok(match (&method, path.as_str()) {
+        (&Method::GET, control::STATUS) => json(&server),
+        (&Method::GET, control::EVENTS) => events(&server),
+        (&Method::PUT, control::SECRETS) => {
+            let body = Limited::new(request.into_body(), BODY_MAX).collect().await;
+            let values =
+                body.ok().and_then(|body| serde_json::from_slice::<BTreeMap<String, String>>(&body.to_bytes()).ok());
+            match values {
+                Some(values) => {
+                    server.push_secrets(values);
+                    full(StatusCode::NO_CONTENT, "text/plain", Bytes::new())
+                }
+                None => full(StatusCode::BAD_REQUEST, "text/plain", "expected a JSON object of strings"),
+            }
+        }
+        (&Method::POST, control::RESTART) => {
+            server.restart();
+            full(StatusCode::NO_CONTENT, "text/plain", Bytes::new())
+        }
+        (&Method::POST, control::STOP) => {
+            server.stop();
+            server.stopped().await;
+            full(StatusCode::NO_CONTENT, "text/plain", Bytes::new())
+        }
+        _ => full(StatusCode::NOT_FOUND, "text/plain", "no such path"),
+    })
+}
+
+/// The status document.
+pub fn json(server: &Server) -> Response<Body> {
+    server.board.active(|activity| {
+        activity.sessions = u32::try_from(server.sessions.count()).unwrap_or(u32::MAX);
+        activity.calls_in_flight =
+            server.current().map_or(0, |running| u32::try_from(running.link.in_flight()).unwrap_or(u32::MAX));
+    });
+    match serde_json::to_vec(&*server.board.watch().borrow()) {
+        Ok(json) => full(StatusCode::OK, "application/json", json),
+        Err(error) => full(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
+    }
+}
+
+fn events(server: &Server) -> Response<Body> {
+    let (sender, response) = streamed("application/x-ndjson");
+    let mut status = server.board.watch();
+    tokio::spawn(async move {
+        loop {
+            let line = serde_json::to_vec(&*status.borrow_and_update()).map(|mut line| {
+                line.push(b'\n');
+                Bytes::from(line)
+            });
+            let Ok(line) = line else { return };
+            if sender.send(line).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(PACE).await;
+            tokio::select! {
+                changed = status.changed() => if changed.is_err() { return },
+                () = sender.closed() => return,
+            }
+        }
+    });
+    response
+}

@@ -1,0 +1,51 @@
+//! Starting the server's program.
+
+use std::collections::BTreeMap;
+use std::process::Stdio;
+
+use mcp_hub_dataplane_api::launch::{LaunchSpec, OWNER_ENV};
+use tokio::process::{Child, Command};
+
+use crate::shim::{INSTRUCTIONS, Instructions, MODE};
+
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    #[error("could not start {program}: {source}")]
+    Start { program: String, source: std::io::Error },
+    #[error("working directory {path} is not there")]
+    WorkingDir { path: String },
+}
+
+/// Starts the program through the confining mode of this very binary, in a process group of its own, without a shell.
+/// Its environment is what the specification says, the secrets, and the owner mark.
+pub fn spawn(spec: &LaunchSpec, secrets: &BTreeMap<String, String>) -> Result<Child, SpawnError> {
+    let child = &spec.child;
+    let failed = |source| SpawnError::Start { program: child.program.clone(), source };
+    if !std::path::Path::new(&child.working_dir).is_dir() {
+        return Err(SpawnError::WorkingDir { path: child.working_dir.clone() });
+    }
+    let instructions = Instructions {
+        program: child.program.clone(),
+        args: child.args.clone(),
+        parent: std::process::id(),
+        memory_bytes: child.limits.memory_bytes,
+        filesystem: child.filesystem.clone(),
+    };
+    let instructions = serde_json::to_string(&instructions).map_err(|error| failed(error.into()))?;
+    // The file this process runs, even if its path has been replaced by an upgrade.
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg(MODE)
+        .env_clear()
+        .envs(&child.env)
+        .envs(secrets)
+        .env(OWNER_ENV, &spec.owner.id)
+        .env(INSTRUCTIONS, instructions)
+        .current_dir(&child.working_dir)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true);
+    command.spawn().map_err(failed)
+}
