@@ -18,7 +18,7 @@ pub struct Duration(std::time::Duration);
 #[error("`{0}` is no duration (expected for example `30s`, `10m` or `1h30m`)")]
 pub struct InvalidDuration(String);
 
-const PATTERN: &str = "^([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?([0-9]{1,6}ms)?$";
+pub(crate) const PATTERN: &str = "^([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?([0-9]{1,6}ms)?$";
 
 impl Duration {
     pub const fn from_secs(secs: u64) -> Self {

@@ -29,7 +29,7 @@ use crate::source::LocalSecretRef;
     derive = "PartialEq",
     status = "MCPHubStatus",
     doc = "One MCP endpoint over a selection of servers.",
-    validation = Rule::new("self.metadata.name.size() <= 40").message("metadata.name must be at most 40 characters"),
+    validation = Rule::new("self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name must be at most 40 lower-case letters, digits and inner hyphens"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Servers", type_ = "string", json_path = ".status.servers.summary"),
     printcolumn(name = "Endpoint", type_ = "string", json_path = ".status.endpoint"),

@@ -17,7 +17,7 @@ pub struct Quantity(String);
 #[error("`{0}` is no quantity (expected for example `500m`, `2` or `256Mi`)")]
 pub struct InvalidQuantity(String);
 
-const PATTERN: &str = "^[0-9]{1,15}(\\.[0-9]{1,9})?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$";
+pub(crate) const PATTERN: &str = "^[0-9]{1,15}(\\.[0-9]{1,9})?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$";
 
 impl Quantity {
     pub fn new(text: impl Into<String>) -> Result<Self, InvalidQuantity> {
@@ -111,7 +111,13 @@ impl JsonSchema for Quantity {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"x-kubernetes-int-or-string": true, "pattern": PATTERN})
+        // The range holds for numbers, the pattern for text; both say what `Deserialize` accepts.
+        json_schema!({
+            "x-kubernetes-int-or-string": true,
+            "pattern": PATTERN,
+            "minimum": 0,
+            "maximum": 999_999_999_999_999_i64,
+        })
     }
 
     fn inline_schema() -> bool {

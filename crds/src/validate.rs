@@ -1,0 +1,269 @@
+//! The rules of the generated definitions, applied here: JSON schema, CEL and unknown fields. What is accepted locally is
+//! accepted by a cluster, and the other way round.
+
+use std::fmt;
+use std::sync::LazyLock;
+
+use jsonschema::error::{TypeKind, ValidationErrorKind};
+use kube::core::cel::{CompiledSchema, ErrorKind, Validator, compile_schema};
+use serde_json::{Value, json};
+
+use crate::field_path::FieldPath;
+use crate::resource::ResourceKind;
+use crate::schema::SCHEMAS;
+
+/// A rule that a value breaks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// The field; for one that is missing, the field it is missing from.
+    pub path: FieldPath,
+    /// What is wrong, as a sentence without the path.
+    pub message: String,
+    /// Which kind of rule says so.
+    pub rule: Rule,
+    /// What the user does next.
+    pub hint: Option<String>,
+}
+
+/// What a [`Violation`] breaks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rule {
+    /// The keyword of the schema, such as `maximum`.
+    Schema(String),
+    /// The CEL expression.
+    Cel(String),
+    /// The field is not in the schema. On a cluster it would be pruned in silence.
+    UnknownField,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.path.is_root() { f.write_str(&self.message) } else { write!(f, "{}: {}", self.path, self.message) }
+    }
+}
+
+/// All rules that a resource as JSON breaks, in the order of its fields.
+pub fn violations(kind: ResourceKind, resource: &Value) -> Vec<Violation> {
+    let rules = &RULES[match kind {
+        ResourceKind::MCPServer => 0,
+        ResourceKind::MCPHub => 1,
+    }];
+    let mut found = Vec::new();
+    unknown_fields(&rules.schema, resource, &FieldPath::default(), &mut found);
+    for error in rules.json.iter_errors(resource) {
+        found.push(schema_violation(&error, resource, &rules.schema));
+    }
+    // Like an API server, do not report that a rule cannot be evaluated on a value of the wrong type.
+    let well_typed = found.is_empty();
+    if let Err(errors) = Validator::new().validate_compiled(&rules.cel, resource, None) {
+        for error in errors.into_vec() {
+            if well_typed || error.kind == ErrorKind::ValidationFailure {
+                found.push(Violation {
+                    path: FieldPath::from_dotted(&error.field_path),
+                    message: error.message,
+                    rule: Rule::Cel(error.rule),
+                    hint: None,
+                });
+            }
+        }
+    }
+    found
+}
+
+struct Rules {
+    schema: Value,
+    json: jsonschema::Validator,
+    cel: CompiledSchema,
+}
+
+static RULES: LazyLock<[Rules; 2]> = LazyLock::new(|| [Rules::of(&SCHEMAS[0]), Rules::of(&SCHEMAS[1])]);
+
+impl Rules {
+    fn of(openapi: &Value) -> Self {
+        let mut schema = openapi.clone();
+        schema["properties"]["metadata"] = metadata();
+        schema["required"] = json!(["metadata", "spec"]);
+        let mut plain = schema.clone();
+        json_schema(&mut plain);
+        // A schema that does not compile refuses everything; the tests hold that ours compile.
+        let json = jsonschema::draft7::new(&plain)
+            .or_else(|_| jsonschema::draft7::new(&json!(false)))
+            .unwrap_or_else(|_| unreachable!("`false` is a JSON schema"));
+        Self { json, cel: compile_schema(openapi), schema }
+    }
+}
+
+/// What an API server checks of metadata, which a definition cannot state.
+fn metadata() -> Value {
+    let name = r"^([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?$";
+    json!({
+        "type": "object",
+        "required": ["name"],
+        "properties": {
+            "name": {"type": "string", "minLength": 1},
+            "namespace": {"type": "string", "maxLength": 63, "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"},
+            "labels": {"type": "object", "additionalProperties": {"type": "string", "maxLength": 63, "pattern": name}},
+            "annotations": {"type": "object", "additionalProperties": {"type": "string", "maxLength": 262_144}},
+        },
+    })
+}
+
+/// Says in JSON schema what OpenAPI says by extension.
+fn json_schema(schema: &mut Value) {
+    match schema {
+        Value::Object(map) => {
+            if map.remove("x-kubernetes-int-or-string").is_some() {
+                map.insert("type".to_owned(), json!(["integer", "string"]));
+            }
+            map.values_mut().for_each(json_schema);
+        }
+        Value::Array(items) => items.iter_mut().for_each(json_schema),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+fn unknown_fields(schema: &Value, value: &Value, path: &FieldPath, found: &mut Vec<Violation>) {
+    if schema.get("x-kubernetes-preserve-unknown-fields").is_some() {
+        return;
+    }
+    match value {
+        Value::Object(members) if schema["type"] == "object" => {
+            let properties = schema["properties"].as_object();
+            for (name, member) in members {
+                let path = path.field(name);
+                if let Some(property) = properties.and_then(|properties| properties.get(name)) {
+                    unknown_fields(property, member, &path, found);
+                } else if let Some(values) = schema.get("additionalProperties") {
+                    unknown_fields(values, member, &path, found);
+                } else {
+                    let known: Vec<&str> = properties.into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+                    found.push(Violation {
+                        path,
+                        message: "unknown field".to_owned(),
+                        rule: Rule::UnknownField,
+                        hint: Some(match did_you_mean(name, known.iter().copied()) {
+                            Some(meant) => format!("did you mean `{meant}`?"),
+                            None => format!("known here: {}", known.join(", ")),
+                        }),
+                    });
+                }
+            }
+        }
+        Value::Array(items) => {
+            for (index, item) in items.iter().enumerate() {
+                unknown_fields(&schema["items"], item, &path.index(index), found);
+            }
+        }
+        Value::Object(_) | Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+/// The candidate that a typo is nearest to, if one is near enough to be meant.
+pub(crate) fn did_you_mean<'a>(text: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let lower = text.to_lowercase();
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::normalized_damerau_levenshtein(&lower, &candidate.to_lowercase()), candidate))
+        .filter(|(likeness, _)| *likeness >= 0.6)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate)
+}
+
+fn schema_violation(error: &jsonschema::ValidationError<'_>, resource: &Value, schema: &Value) -> Violation {
+    let instance = error.instance();
+    let path = FieldPath::from_pointer(error.instance_path().as_str(), resource);
+    let mut hint = None;
+    let message = match error.kind() {
+        ValidationErrorKind::Required { property } => {
+            format!("`{}` must be set", property.as_str().unwrap_or_default())
+        }
+        ValidationErrorKind::Type { kind } => {
+            let expected = match kind {
+                TypeKind::Single(one) => type_name(&one.to_string()).to_owned(),
+                TypeKind::Multiple(_) => "a whole number or text".to_owned(),
+            };
+            let text_meant = expected == "text" && (instance.is_number() || instance.is_boolean());
+            if text_meant || (expected.ends_with("or text") && instance.is_number()) {
+                hint = Some(format!("put quotes around it: \"{instance}\""));
+            }
+            format!("expected {expected}, found {}", found(instance))
+        }
+        ValidationErrorKind::Enum { options } => {
+            let options: Vec<&str> = options.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            hint = instance
+                .as_str()
+                .and_then(|text| did_you_mean(text, options.iter().copied()))
+                .map(|meant| format!("did you mean `{meant}`?"));
+            format!("{} is not one of {}", shown(instance), options.join(", "))
+        }
+        ValidationErrorKind::Pattern { pattern } => match pattern.as_str() {
+            crate::duration::PATTERN => {
+                format!("{} is no duration (expected for example `30s`, `10m` or `1h30m`)", shown(instance))
+            }
+            crate::quantity::PATTERN => {
+                format!("{} is no quantity (expected for example `500m`, `2` or `256Mi`)", shown(instance))
+            }
+            pattern => format!("{} does not match `{pattern}`", shown(instance)),
+        },
+        ValidationErrorKind::Minimum { limit } => format!("{instance} is less than {limit}"),
+        ValidationErrorKind::Maximum { limit } => format!("{instance} is greater than {limit}"),
+        ValidationErrorKind::MinLength { limit: 1 } => "must not be empty".to_owned(),
+        ValidationErrorKind::MinLength { limit } => format!("must have at least {limit} characters"),
+        ValidationErrorKind::MaxLength { limit } => format!("must have at most {limit} characters"),
+        ValidationErrorKind::MinItems { limit: 1 } => "must not be empty".to_owned(),
+        ValidationErrorKind::MinItems { limit } => format!("must have at least {limit} items"),
+        ValidationErrorKind::MaxItems { limit } => format!("must have at most {limit} items"),
+        ValidationErrorKind::OneOfNotValid { .. } | ValidationErrorKind::OneOfMultipleValid { .. } => {
+            let at = schema.pointer(error.schema_path().as_str()).unwrap_or(&Value::Null);
+            let names: Vec<&str> = at
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|branch| branch["required"][0].as_str())
+                .collect();
+            format!("exactly one of {} must be set", list(&names))
+        }
+        _ => error.to_string(),
+    };
+    Violation { path, message, rule: Rule::Schema(error.kind().keyword().to_owned()), hint }
+}
+
+fn list(names: &[&str]) -> String {
+    match names {
+        [] => String::new(),
+        [one] => (*one).to_owned(),
+        [rest @ .., last] => format!("{} and {last}", rest.join(", ")),
+    }
+}
+
+fn type_name(name: &str) -> &str {
+    match name {
+        "object" => "a mapping",
+        "array" => "a list",
+        "string" => "text",
+        "integer" => "a whole number",
+        "number" => "a number",
+        "boolean" => "true or false",
+        other => other,
+    }
+}
+
+fn found(value: &Value) -> String {
+    match value {
+        Value::Null => "nothing".to_owned(),
+        Value::Bool(value) => format!("`{value}`"),
+        Value::Number(number) => format!("the number {number}"),
+        Value::String(_) => format!("the text {}", shown(value)),
+        Value::Array(_) => "a list".to_owned(),
+        Value::Object(_) => "a mapping".to_owned(),
+    }
+}
+
+/// A value for a message, cut so that a pasted file does not fill the screen.
+fn shown(value: &Value) -> String {
+    let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    match text.char_indices().nth(60) {
+        Some((end, _)) => format!("`{}…`", &text[..end]),
+        None => format!("`{text}`"),
+    }
+}
