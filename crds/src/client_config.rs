@@ -197,10 +197,9 @@ impl Reading<'_> {
                 for (index, arg) in args.iter().enumerate() {
                     match arg.as_str() {
                         Some(arg) => argv.push(arg.to_owned()),
-                        None => self.faults.push((
-                            self.path.field("args").index(index),
-                            ClientConfigError::Type { expected: "text" },
-                        )),
+                        None => self
+                            .faults
+                            .push((self.path.field("args").index(index), ClientConfigError::Type { expected: "text" })),
                     }
                 }
             }

@@ -48,7 +48,9 @@ impl CommandError {
             Self::NotFromRegistry { .. } => {
                 Some("install it yourself and give the path of its program as the command".to_owned())
             }
-            Self::NotExact { .. } => Some("write one version such as 1.2.3, or none to take and keep the newest".to_owned()),
+            Self::NotExact { .. } => {
+                Some("write one version such as 1.2.3, or none to take and keep the newest".to_owned())
+            }
             Self::Volume { .. } => None,
         }
     }
@@ -85,11 +87,8 @@ fn of(argv: &[&str], env: &BTreeMap<String, String>) -> Result<Invocation, Comma
 }
 
 fn invocation(source: Source, args: &[&str], env: &BTreeMap<String, String>) -> Invocation {
-    let literal = |(name, value): (&String, &String)| EnvVar {
-        name: name.clone(),
-        value: Some(value.clone()),
-        secret_ref: None,
-    };
+    let literal =
+        |(name, value): (&String, &String)| EnvVar { name: name.clone(), value: Some(value.clone()), secret_ref: None };
     Invocation {
         source,
         runtime: None,
@@ -102,7 +101,12 @@ fn invocation(source: Source, args: &[&str], env: &BTreeMap<String, String>) -> 
 }
 
 /// `--flag VALUE` and `--flag=VALUE`; `rest` is left behind both.
-fn value_of<'a>(program: &str, flag: &str, inline: Option<&'a str>, rest: &mut &[&'a str]) -> Result<&'a str, CommandError> {
+fn value_of<'a>(
+    program: &str,
+    flag: &str,
+    inline: Option<&'a str>,
+    rest: &mut &[&'a str],
+) -> Result<&'a str, CommandError> {
     if let Some(value) = inline {
         return Ok(value);
     }
@@ -151,8 +155,7 @@ fn npm(program: &str, mut rest: &[&str], env: &BTreeMap<String, String>) -> Resu
         numbers.len() == 3 && numbers.iter().all(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
     };
     let version = exact_version(spec, version, exact)?;
-    let source =
-        PackageSource { registry: PackageRegistry::Npm, name: name.to_owned(), version, executable };
+    let source = PackageSource { registry: PackageRegistry::Npm, name: name.to_owned(), version, executable };
     Ok(invocation(Source::Package(source), args, env))
 }
 
@@ -193,8 +196,7 @@ fn pypi(
         (Some((name, version)), _) | (None, Some((name, version))) => (name, Some(version)),
         (None, None) => (spec, None),
     };
-    if let Some(start) = name.find(['<', '>', '~', '!', '=']) {
-        let _ = start;
+    if name.contains(['<', '>', '~', '!', '=']) {
         return Err(CommandError::NotExact { spec: spec.to_owned() });
     }
     let valid = name.starts_with(|c: char| c.is_ascii_alphanumeric())
@@ -262,7 +264,9 @@ fn container(engine: &str, mut rest: &[&str], env: &BTreeMap<String, String>) ->
     found.args = args.iter().map(|arg| (*arg).to_owned()).collect();
     found.runtime = (engine == "podman").then_some(RuntimeChoice::Podman);
     for name in env.keys().filter(|name| !passed.contains(&name.as_str())) {
-        found.warnings.push(format!("environment variable {name} is left out: no `-e {name}` passes it to the container"));
+        found
+            .warnings
+            .push(format!("environment variable {name} is left out: no `-e {name}` passes it to the container"));
     }
     Ok(found)
 }
@@ -275,7 +279,10 @@ fn container_variable(text: &str, env: &BTreeMap<String, String>, warnings: &mut
     };
     let secret_ref = if value.is_none() {
         let secret = secret_named(name);
-        warnings.push(format!("environment variable {name} has no value here: it is taken from the secret `{}`", secret.name));
+        warnings.push(format!(
+            "environment variable {name} has no value here: it is taken from the secret `{}`",
+            secret.name
+        ));
         Some(secret)
     } else {
         None
@@ -285,10 +292,8 @@ fn container_variable(text: &str, env: &BTreeMap<String, String>, warnings: &mut
 
 /// The secret that stands for a variable: `GITHUB_TOKEN` is key `value` of `github-token`.
 pub(crate) fn secret_named(variable: &str) -> SecretKeyRef {
-    let name: String = variable
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
-        .collect();
+    let name: String =
+        variable.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
     SecretKeyRef { name: name.trim_matches('-').to_owned(), key: "value".to_owned() }
 }
 

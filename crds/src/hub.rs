@@ -29,7 +29,7 @@ use crate::source::LocalSecretRef;
     derive = "PartialEq",
     status = "MCPHubStatus",
     doc = "One MCP endpoint over a selection of servers.",
-    validation = Rule::new("self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name must be at most 40 lower-case letters, digits and inner hyphens"),
+    validation = Rule::new("self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("a name has at most 40 lower-case letters, digits and inner hyphens"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Servers", type_ = "string", json_path = ".status.servers.summary"),
     printcolumn(name = "Endpoint", type_ = "string", json_path = ".status.endpoint"),
@@ -39,13 +39,21 @@ use crate::source::LocalSecretRef;
 pub struct MCPHubSpec {
     /// Servers offered; none given means all of the namespace.
     pub servers: Option<ServerSelection>,
+    /// How tools are named.
     pub naming: Option<Naming>,
+    /// Where and how the endpoint is served.
     pub gateway: Option<Gateway>,
+    /// Who may connect.
     pub auth: Option<Auth>,
+    /// Who may call what.
     pub policy: Option<Policy>,
+    /// Bounds on messages and calls.
     pub limits: Option<Limits>,
+    /// What a client sees of many tools.
     pub disclosure: Option<Disclosure>,
+    /// The tools as an OpenAPI service.
     pub openapi: Option<OpenApi>,
+    /// Where calls are recorded.
     pub audit: Option<Audit>,
 }
 
@@ -67,6 +75,7 @@ pub struct ServerSelection {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LabelSelector {
+    /// Labels that a server must have.
     pub match_labels: Option<BTreeMap<String, String>>,
 }
 
@@ -103,8 +112,11 @@ pub struct Gateway {
     /// Port listened on (default: 8080 in a cluster, 7337 on one machine).
     #[schemars(range(min = 1, max = 65535))]
     pub port: Option<i32>,
+    /// Certificate of the endpoint.
     pub tls: Option<Tls>,
+    /// An Ingress made for the endpoint.
     pub ingress: Option<Ingress>,
+    /// An HTTPRoute made for the endpoint.
     pub http_route: Option<HttpRoute>,
     /// `Host` values accepted besides loopback names and those of ingress and route.
     #[schemars(length(max = 64))]
@@ -130,8 +142,10 @@ pub struct Tls {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Ingress {
+    /// Host name of the endpoint.
     #[schemars(length(min = 1, max = 253))]
     pub host: String,
+    /// Ingress class (default: that of the cluster).
     pub class_name: Option<String>,
 }
 
@@ -139,11 +153,13 @@ pub struct Ingress {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HttpRoute {
+    /// Host name of the endpoint.
     #[schemars(length(min = 1, max = 253))]
     pub host: String,
     /// Name of the Gateway (gateway.networking.k8s.io) the route attaches to.
     #[schemars(length(min = 1, max = 253))]
     pub gateway: String,
+    /// Namespace of that Gateway (default: the hub's own).
     pub gateway_namespace: Option<String>,
 }
 
@@ -154,6 +170,7 @@ pub struct HttpRoute {
 pub struct Auth {
     /// Default bearer.
     pub mode: Option<AuthMode>,
+    /// The issuer whose tokens are accepted, with mode oidc.
     pub oidc: Option<Oidc>,
 }
 
@@ -170,10 +187,13 @@ pub enum AuthMode {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Oidc {
+    /// URL of the issuer, as in its tokens.
     #[schemars(length(min = 1, max = 2048))]
     pub issuer: String,
+    /// Audiences of which a token must name one.
     #[schemars(length(min = 1, max = 16))]
     pub audiences: Vec<String>,
+    /// Scopes that a token must have.
     #[schemars(length(max = 64))]
     pub required_scopes: Option<Vec<String>>,
 }
@@ -190,11 +210,13 @@ pub struct Policy {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyRule {
+    /// Name of the rule, for the audit log and for refusals.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
     /// CEL over principal, server, tool and arguments.
     #[schemars(length(min = 1, max = 4096))]
     pub when: String,
+    /// What happens to a call that matches.
     pub action: PolicyAction,
 }
 
@@ -252,6 +274,7 @@ pub struct OpenApi {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Audit {
+    /// File or stdout.
     pub sink: AuditSink,
 }
 

@@ -105,7 +105,11 @@ impl Problem {
             Self::TooManyFiles | Self::TooLarge => Some("split it".to_owned()),
             Self::Violation(violation) => violation.hint.clone(),
             Self::Client(error) => error.hint(),
-            Self::Read(_) | Self::NotText | Self::Syntax(_) | Self::NotAResource | Self::Missing(_)
+            Self::Read(_)
+            | Self::NotText
+            | Self::Syntax(_)
+            | Self::NotAResource
+            | Self::Missing(_)
             | Self::Unreadable(_) => None,
         }
     }
@@ -192,9 +196,7 @@ pub fn is_manifest(file: &Path) -> bool {
 fn read(file: &Path) -> Result<String, Problem> {
     let mut bytes = Vec::new();
     // One byte more than allowed tells a file that is too large, also one that grows or has no length.
-    File::open(file)
-        .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
-        .map_err(Problem::Read)?;
+    File::open(file).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)).map_err(Problem::Read)?;
     if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MAX_FILE_BYTES {
         return Err(Problem::TooLarge);
     }
@@ -224,6 +226,7 @@ fn read_text(text: &str, file: &Path, documents: &mut Vec<Document>, errors: &mu
     let json = file.extension().is_some_and(|extension| extension == "json");
     let blanked = if json { Some(client_config::without_comments(text)) } else { None };
     let (nodes, syntax) = tree::documents(blanked.as_deref().unwrap_or(text));
+    let before = errors.len();
     errors.extend(syntax.into_iter().map(|error| ManifestError {
         file: file.to_owned(),
         at: error.at,
@@ -235,6 +238,8 @@ fn read_text(text: &str, file: &Path, documents: &mut Vec<Document>, errors: &mu
         documents.extend(reading.documents());
         errors.append(&mut reading.errors);
     }
+    // A person mends a file from top to bottom.
+    errors[before..].sort_by_key(|error| error.at);
 }
 
 /// One document being read.
@@ -394,7 +399,8 @@ fn clear_secrets(resource: &Resource) -> Vec<String> {
     let warning = |what: &str, name: &str| {
         format!("{what} {name} looks like a secret and stands here in clear; use secretRef instead of value")
     };
-    let env = server.spec.env.iter().flatten().filter(|variable| variable.value.as_ref().is_some_and(|v| !v.is_empty()));
+    let env =
+        server.spec.env.iter().flatten().filter(|variable| variable.value.as_ref().is_some_and(|v| !v.is_empty()));
     let headers = match &server.spec.source {
         crate::source::Source::Remote(remote) => remote.headers.as_deref().unwrap_or_default(),
         crate::source::Source::Image(_) | crate::source::Source::Package(_) | crate::source::Source::Command(_) => &[],
@@ -409,4 +415,3 @@ fn clear_secrets(resource: &Resource) -> Vec<String> {
         )
         .collect()
 }
-

@@ -29,7 +29,7 @@ use crate::{Duration, MCPServerStatus, Quantity};
     derive = "PartialEq",
     status = "MCPServerStatus",
     doc = "One MCP server: where it comes from, how it runs, what it may do.",
-    validation = Rule::new("self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name must be at most 40 lower-case letters, digits and inner hyphens"),
+    validation = Rule::new("self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("a name has at most 40 lower-case letters, digits and inner hyphens"),
     scale(spec_replicas_path = ".spec.replicas", status_replicas_path = ".status.replicas"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
@@ -52,37 +52,51 @@ pub struct MCPServerSpec {
     pub source: Source,
     /// Where it runs in local mode; by the source if not set.
     pub runtime: Option<RuntimeChoice>,
+    /// How the server is spoken to (default: stdio, its era found out).
     pub transport: Option<Transport>,
     /// Arguments; they replace an image's CMD.
     #[schemars(length(max = 256))]
     pub args: Option<Vec<String>>,
+    /// Folder it starts in (default: the image's, or one of its own).
     #[schemars(length(min = 1, max = 4096))]
     pub working_dir: Option<String>,
+    /// Environment variables, by name.
     #[schemars(length(max = 256))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".to_owned()]))]
     pub env: Option<Vec<EnvVar>>,
+    /// Folders it sees, by name.
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".to_owned()]))]
     pub volumes: Option<Vec<Volume>>,
+    /// CPU and memory.
     pub resources: Option<Resources>,
+    /// User and group it runs as.
     pub run_as: Option<RunAs>,
     /// Copies of the server (default 1).
     #[schemars(range(min = 0, max = 100))]
     pub replicas: Option<i32>,
+    /// Whether it runs always or when called.
     pub lifecycle: Option<Lifecycle>,
+    /// Whether clients share one process of it.
     pub sessions: Option<Sessions>,
     /// Whether a client's roots reach the server (default Deny).
     pub roots: Option<Roots>,
+    /// How it is found out whether the server is alive.
     pub health: Option<Health>,
+    /// What follows when it ends.
     pub restart: Option<Restart>,
+    /// How long a start and a call may take.
     pub timeouts: Option<Timeouts>,
+    /// Which of its tools are offered, under which names.
     pub tools: Option<Tools>,
+    /// What it may reach and touch.
     pub permissions: Option<Permissions>,
     /// Other namespaces whose hubs may select this server.
     #[schemars(length(max = 64))]
     pub expose_to: Option<Vec<String>>,
     /// Keep the server stopped (default false).
     pub paused: Option<bool>,
+    /// What only a cluster has.
     pub kubernetes: Option<KubernetesOptions>,
 }
 
@@ -118,6 +132,7 @@ impl RuntimeChoice {
 pub struct Transport {
     /// What the server speaks (default stdio).
     pub r#type: Option<TransportType>,
+    /// Port the server listens on (HTTP transports).
     #[schemars(range(min = 1, max = 65535))]
     pub port: Option<i32>,
     /// Path of the endpoint (default `/mcp`, for sse `/sse`).
@@ -150,10 +165,13 @@ pub enum EraChoice {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!(has(self.value) && has(self.secretRef))").message("at most one of `value` and `secretRef` may be set"))]
 pub struct EnvVar {
+    /// Name of the variable.
     #[schemars(length(min = 1, max = 256), regex(pattern = r"^[A-Za-z_][A-Za-z0-9_.-]*$"))]
     pub name: String,
+    /// Its value, in clear.
     #[schemars(length(max = 32768))]
     pub value: Option<String>,
+    /// Its value, from a secret.
     pub secret_ref: Option<SecretKeyRef>,
 }
 
@@ -162,6 +180,7 @@ pub struct EnvVar {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("[has(self.hostPath), has(self.emptyDir), has(self.pvc), has(self.configMap)].filter(x, x).size() == 1").message("exactly one of hostPath, emptyDir, pvc and configMap must be set"))]
 pub struct Volume {
+    /// Name of the volume.
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
     /// Where the server sees it.
@@ -186,6 +205,7 @@ pub struct Volume {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EmptyDir {
+    /// Most it may hold (default: no limit).
     pub size_limit: Option<Quantity>,
 }
 
@@ -193,7 +213,9 @@ pub struct EmptyDir {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Resources {
+    /// Most it may use.
     pub limits: Option<ResourceAmounts>,
+    /// What is set aside for it (cluster only).
     pub requests: Option<ResourceAmounts>,
 }
 
@@ -201,7 +223,9 @@ pub struct Resources {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ResourceAmounts {
+    /// Cores, such as `500m`.
     pub cpu: Option<Quantity>,
+    /// Bytes, such as `256Mi`.
     pub memory: Option<Quantity>,
 }
 
@@ -210,8 +234,10 @@ pub struct ResourceAmounts {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!has(self.user) || self.user != 0 || (has(self.allowRoot) && self.allowRoot)").message("user 0 is root and needs allowRoot: true"))]
 pub struct RunAs {
+    /// Numeric user id.
     #[schemars(range(min = 0, max = 4294967294_i64))]
     pub user: Option<i64>,
+    /// Numeric group id.
     #[schemars(range(min = 0, max = 4294967294_i64))]
     pub group: Option<i64>,
     /// Default false.
@@ -287,6 +313,7 @@ pub struct Health {
 pub struct Restart {
     /// Default Always.
     pub policy: Option<RestartPolicy>,
+    /// Waits between restarts.
     pub backoff: Option<Backoff>,
 }
 
@@ -329,6 +356,7 @@ pub struct Tools {
     pub deny: Option<Vec<String>>,
     /// The server's name of a tool to the name offered.
     pub rename: Option<BTreeMap<String, String>>,
+    /// Guards against definitions that change behind your back.
     pub lock: Option<ToolLock>,
 }
 
@@ -349,6 +377,7 @@ pub enum ToolLockAction {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Permissions {
+    /// What the server may reach.
     pub network: Option<NetworkPermissions>,
     /// What the server may do in the file system outside its volumes.
     pub filesystem: Option<FilesystemPermission>,

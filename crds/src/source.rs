@@ -68,6 +68,7 @@ pub struct ImageVerification {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LocalSecretRef {
+    /// Name of the secret.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
 }
@@ -76,6 +77,7 @@ pub struct LocalSecretRef {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PackageSource {
+    /// Where the package comes from.
     pub registry: PackageRegistry,
     /// Name in the registry, such as `@modelcontextprotocol/server-everything`.
     #[schemars(
@@ -126,6 +128,7 @@ pub struct RemoteSource {
     /// Sent with every request.
     #[schemars(length(max = 32))]
     pub headers: Option<Vec<Header>>,
+    /// How the hub authorises itself, besides headers.
     pub auth: Option<RemoteAuth>,
 }
 
@@ -134,10 +137,13 @@ pub struct RemoteSource {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.value) != has(self.secretRef)").message("exactly one of `value` and `secretRef` must be set"))]
 pub struct Header {
+    /// Name of the header.
     #[schemars(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"))]
     pub name: String,
+    /// Its value, in clear.
     #[schemars(length(max = 8192))]
     pub value: Option<String>,
+    /// Its value, from a secret.
     pub secret_ref: Option<SecretKeyRef>,
 }
 
@@ -146,8 +152,10 @@ pub struct Header {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SecretKeyRef {
+    /// Name of the secret.
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"))]
     pub name: String,
+    /// Key within the secret; `value` for a secret that is one value.
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
     pub key: String,
 }
@@ -155,6 +163,7 @@ pub struct SecretKeyRef {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RemoteAuth {
+    /// As an OAuth client.
     pub oauth: OAuthClient,
 }
 
@@ -165,7 +174,9 @@ pub struct OAuthClient {
     /// Client id registered with the authorization server; none means a client metadata document.
     #[schemars(length(min = 1, max = 2048))]
     pub client_id: Option<String>,
+    /// Secret of a confidential client.
     pub client_secret_ref: Option<SecretKeyRef>,
+    /// Scopes asked for.
     #[schemars(length(max = 64))]
     pub scopes: Option<Vec<String>>,
 }

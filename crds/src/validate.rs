@@ -1,6 +1,7 @@
 //! The rules of the generated definitions, applied here: JSON schema, CEL and unknown fields. What is accepted locally is
 //! accepted by a cluster, and the other way round.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::LazyLock;
 
@@ -50,6 +51,7 @@ pub fn violations(kind: ResourceKind, resource: &Value) -> Vec<Violation> {
     }];
     let mut found = Vec::new();
     unknown_fields(&rules.schema, resource, &FieldPath::default(), &mut found);
+    repeated_items(&rules.schema, resource, &FieldPath::default(), &mut found);
     for error in rules.json.iter_errors(resource) {
         found.push(schema_violation(&error, resource, &rules.schema));
     }
@@ -59,7 +61,7 @@ pub fn violations(kind: ResourceKind, resource: &Value) -> Vec<Violation> {
         for error in errors.into_vec() {
             if well_typed || error.kind == ErrorKind::ValidationFailure {
                 found.push(Violation {
-                    path: FieldPath::from_dotted(&error.field_path),
+                    path: cel_path(&error.field_path, &error.rule),
                     message: error.message,
                     rule: Rule::Cel(error.rule),
                     hint: None,
@@ -68,6 +70,15 @@ pub fn violations(kind: ResourceKind, resource: &Value) -> Vec<Violation> {
         }
     }
     found
+}
+
+/// A rule at the root can see nothing of metadata but the name: that is the field it speaks of.
+fn cel_path(path: &str, rule: &str) -> FieldPath {
+    if path.is_empty() && rule.contains("self.metadata.name") {
+        FieldPath::default().field("metadata").field("name")
+    } else {
+        FieldPath::from_dotted(path)
+    }
 }
 
 struct Rules {
@@ -81,6 +92,9 @@ static RULES: LazyLock<[Rules; 2]> = LazyLock::new(|| [Rules::of(&SCHEMAS[0]), R
 impl Rules {
     fn of(openapi: &Value) -> Self {
         let mut schema = openapi.clone();
+        // An API server adds these three to every definition.
+        schema["properties"]["apiVersion"] = json!({"type": "string"});
+        schema["properties"]["kind"] = json!({"type": "string"});
         schema["properties"]["metadata"] = metadata();
         schema["required"] = json!(["metadata", "spec"]);
         let mut plain = schema.clone();
@@ -158,6 +172,40 @@ fn unknown_fields(schema: &Value, value: &Value, path: &FieldPath, found: &mut V
     }
 }
 
+/// Items of a list map that have the same key, which an API server refuses.
+fn repeated_items(schema: &Value, value: &Value, path: &FieldPath, found: &mut Vec<Violation>) {
+    match value {
+        Value::Object(members) => {
+            for (name, member) in members {
+                repeated_items(&schema["properties"][name], member, &path.field(name), found);
+            }
+        }
+        Value::Array(items) => {
+            let keys: Vec<&str> = schema["x-kubernetes-list-map-keys"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .collect();
+            let key_of = |item: &Value| keys.iter().map(|key| item[key].to_string()).collect::<Vec<_>>();
+            let mut seen = BTreeMap::new();
+            for (index, item) in items.iter().enumerate() {
+                let path = path.index(index);
+                repeated_items(&schema["items"], item, &path, found);
+                if let (false, Some(first)) = (keys.is_empty(), seen.insert(key_of(item), index)) {
+                    found.push(Violation {
+                        path,
+                        message: format!("the same {} as item {first}", list(&keys)),
+                        rule: Rule::Schema("x-kubernetes-list-map-keys".to_owned()),
+                        hint: None,
+                    });
+                }
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
 /// The candidate that a typo is nearest to, if one is near enough to be meant.
 pub(crate) fn did_you_mean<'a>(text: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let lower = text.to_lowercase();
@@ -177,6 +225,9 @@ fn schema_violation(error: &jsonschema::ValidationError<'_>, resource: &Value, s
         ValidationErrorKind::Required { property } => {
             format!("`{}` must be set", property.as_str().unwrap_or_default())
         }
+        ValidationErrorKind::Type { .. } if duration_expected(error, schema) && instance.is_number() => {
+            no_duration(instance)
+        }
         ValidationErrorKind::Type { kind } => {
             let expected = match kind {
                 TypeKind::Single(one) => type_name(&one.to_string()).to_owned(),
@@ -184,7 +235,7 @@ fn schema_violation(error: &jsonschema::ValidationError<'_>, resource: &Value, s
             };
             let text_meant = expected == "text" && (instance.is_number() || instance.is_boolean());
             if text_meant || (expected.ends_with("or text") && instance.is_number()) {
-                hint = Some(format!("put quotes around it: \"{instance}\""));
+                hint = Some("put quotes around it".to_owned());
             }
             format!("expected {expected}, found {}", found(instance))
         }
@@ -197,16 +248,14 @@ fn schema_violation(error: &jsonschema::ValidationError<'_>, resource: &Value, s
             format!("{} is not one of {}", shown(instance), options.join(", "))
         }
         ValidationErrorKind::Pattern { pattern } => match pattern.as_str() {
-            crate::duration::PATTERN => {
-                format!("{} is no duration (expected for example `30s`, `10m` or `1h30m`)", shown(instance))
-            }
+            crate::duration::PATTERN => no_duration(instance),
             crate::quantity::PATTERN => {
                 format!("{} is no quantity (expected for example `500m`, `2` or `256Mi`)", shown(instance))
             }
             pattern => format!("{} does not match `{pattern}`", shown(instance)),
         },
-        ValidationErrorKind::Minimum { limit } => format!("{instance} is less than {limit}"),
-        ValidationErrorKind::Maximum { limit } => format!("{instance} is greater than {limit}"),
+        ValidationErrorKind::Minimum { limit } => format!("{instance} is less than {}", bound(limit)),
+        ValidationErrorKind::Maximum { limit } => format!("{instance} is greater than {}", bound(limit)),
         ValidationErrorKind::MinLength { limit: 1 } => "must not be empty".to_owned(),
         ValidationErrorKind::MinLength { limit } => format!("must have at least {limit} characters"),
         ValidationErrorKind::MaxLength { limit } => format!("must have at most {limit} characters"),
@@ -215,17 +264,28 @@ fn schema_violation(error: &jsonschema::ValidationError<'_>, resource: &Value, s
         ValidationErrorKind::MaxItems { limit } => format!("must have at most {limit} items"),
         ValidationErrorKind::OneOfNotValid { .. } | ValidationErrorKind::OneOfMultipleValid { .. } => {
             let at = schema.pointer(error.schema_path().as_str()).unwrap_or(&Value::Null);
-            let names: Vec<&str> = at
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter_map(|branch| branch["required"][0].as_str())
-                .collect();
+            let names: Vec<&str> =
+                at.as_array().into_iter().flatten().filter_map(|branch| branch["required"][0].as_str()).collect();
             format!("exactly one of {} must be set", list(&names))
         }
         _ => error.to_string(),
     };
     Violation { path, message, rule: Rule::Schema(error.kind().keyword().to_owned()), hint }
+}
+
+fn duration_expected(error: &jsonschema::ValidationError<'_>, schema: &Value) -> bool {
+    let keyword = error.schema_path().as_str();
+    let field = keyword.rsplit_once('/').and_then(|(field, _)| schema.pointer(field));
+    field.is_some_and(|field| field["pattern"] == crate::duration::PATTERN)
+}
+
+fn no_duration(value: &Value) -> String {
+    format!("{} is no duration (expected for example `30s`, `10m` or `1h30m`)", shown(value))
+}
+
+/// Definitions state bounds as floating point numbers; ours are whole.
+fn bound(limit: &Value) -> String {
+    limit.as_f64().map_or_else(|| limit.to_string(), |limit| limit.to_string())
 }
 
 fn list(names: &[&str]) -> String {
@@ -252,7 +312,8 @@ fn found(value: &Value) -> String {
     match value {
         Value::Null => "nothing".to_owned(),
         Value::Bool(value) => format!("`{value}`"),
-        Value::Number(number) => format!("the number {number}"),
+        // Not the number itself: `1.10` is no longer there.
+        Value::Number(_) => "a number".to_owned(),
         Value::String(_) => format!("the text {}", shown(value)),
         Value::Array(_) => "a list".to_owned(),
         Value::Object(_) => "a mapping".to_owned(),
