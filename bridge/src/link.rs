@@ -325,7 +325,7 @@ fn weight(message: &[u8]) -> u32 {
 }
 
 /// The subscription id that ends a `subscriptions/listen`.
-fn subscription_in<'a>(result: Option<&'a serde_json::value::RawValue>) -> Option<&'a serde_json::value::RawValue> {
+fn subscription_in(result: Option<&serde_json::value::RawValue>) -> Option<&serde_json::value::RawValue> {
     let text = result?.get();
     memchr::memmem::find(text.as_bytes(), b"subscriptionId")?;
     Params::of(result).meta().subscription_id

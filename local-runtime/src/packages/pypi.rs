@@ -1,0 +1,74 @@
+//! PyPI: a virtual environment for each server, then its python with the package's script.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use mcp_hub_crds::source::PackageSource;
+use serde_json::Value;
+
+use super::{Installed, PackageError, Packages, choose};
+
+/// Prints the version and the console scripts of an installed distribution as JSON.
+const INSPECT: &str = "import importlib.metadata as m, json, sys
+d = m.distribution(sys.argv[1])
+print(json.dumps({'version': d.version, 'scripts': [e.name for e in d.entry_points if e.group == 'console_scripts']}))";
+
+/// Folder of an installation whose version was not given; it is kept under the name until the source changes.
+const NEWEST: &str = "newest";
+
+pub(super) async fn install(packages: &Packages, source: &PackageSource) -> Result<Installed, PackageError> {
+    let python = packages.program("python3", &source.name)?;
+    let spec = match &source.version {
+        Some(version) => format!("{}=={version}", source.name),
+        None => source.name.clone(),
+    };
+    let folder = packages.folder(source, source.version.as_deref().unwrap_or(NEWEST));
+    packages
+        .install_into(&folder, async |draft| {
+            let venv = draft.to_string_lossy();
+            packages.run(&python, &["-m", "venv", &venv], draft).await.map_err(|error| no_venv(error, &source.name))?;
+            let args = ["-m", "pip", "install", "--quiet", "--no-compile", &spec];
+            packages.run(&interpreter(draft), &args, draft).await.map(drop).map_err(|error| not_found(error, &spec))
+        })
+        .await?;
+    let python = interpreter(&folder);
+    // Isolated: neither the working directory nor the user's own packages may stand in for the environment's.
+    let printed = packages.run(&python, &["-I", "-c", INSPECT, &source.name], &folder).await?;
+    let found: Value = serde_json::from_str(&printed).unwrap_or_default();
+    let scripts = found["scripts"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let scripts: BTreeMap<String, String> = scripts.map(|name| (name.to_owned(), name.to_owned())).collect();
+    let script = folder.join("bin").join(choose(source, scripts)?);
+    Ok(Installed {
+        version: found["version"].as_str().unwrap_or_default().to_owned(),
+        command: vec![python.to_string_lossy().into_owned(), script.to_string_lossy().into_owned()],
+        reads: reads(&folder, &python),
+    })
+}
+
+fn interpreter(folder: &Path) -> PathBuf {
+    folder.join("bin/python")
+}
+
+/// The environment, and the installation of Python that its interpreter links to.
+fn reads(folder: &Path, python: &Path) -> Vec<String> {
+    let base = std::fs::canonicalize(python).ok().and_then(|real| real.parent()?.parent().map(Path::to_owned));
+    [Some(folder.to_owned()), base].into_iter().flatten().map(|path| path.to_string_lossy().into_owned()).collect()
+}
+
+fn no_venv(error: PackageError, package: &str) -> PackageError {
+    match error {
+        PackageError::Tool { output, .. } if output.contains("ensurepip") => {
+            PackageError::InterpreterMissing { interpreter: "python3-venv", package: package.to_owned() }
+        }
+        error => error,
+    }
+}
+
+fn not_found(error: PackageError, package: &str) -> PackageError {
+    match error {
+        PackageError::Tool { output, .. } if output.contains("No matching distribution") => {
+            PackageError::NotFound { package: package.to_owned(), registry: "PyPI" }
+        }
+        error => error,
+    }
+}

@@ -1,0 +1,381 @@
+//! The process runtime: each server is a program of this machine behind a bridge of its own.
+//!
+//! A server's bridge lives in a run folder ([`folder`]) that holds all there is to know of it; a new daemon adopts bridges
+//! by looking at the folders' locks and asking their control sockets. The daemon may die at any point: what it left is
+//! seen by [`Runtime::observe`] and finished by the next plan.
+
+mod console;
+mod control;
+mod folder;
+mod lower;
+mod prepare;
+mod sweep;
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use mcp_hub_crds::source::SecretKeyRef;
+use mcp_hub_dataplane_api::launch::LaunchSpec;
+use mcp_hub_dataplane_api::secret::SecretString;
+use mcp_hub_reconcile::error::{Retry, RuntimeError};
+use mcp_hub_reconcile::lower::{Lowered, Object, Unsupported};
+use mcp_hub_reconcile::observed::{Failure, Observed, ObservedObject};
+use mcp_hub_reconcile::owner::OwnerKey;
+use mcp_hub_reconcile::ports::{Console, Enforces, Progress, Runtime, RuntimeEvent, RuntimeInfo, Step};
+use mcp_hub_reconcile::workload::Workload;
+use tokio::process::Command;
+use tokio::sync::broadcast;
+
+use crate::host::Host;
+use crate::packages::Packages;
+use console::ProcessConsole;
+use control::Control;
+use folder::RunFolder;
+use prepare::Preparations;
+
+/// Name of this runtime in statuses.
+pub const NAME: &str = "process";
+/// A bridge binds two sockets and answers; even on a busy machine that takes far less.
+const BRIDGE_START: Duration = Duration::from_secs(20);
+/// A stop takes the server's grace period at most, and a little.
+const BRIDGE_STOP: Duration = Duration::from_secs(15);
+/// Events that a slow listener may lag behind before it is told to look at everything.
+const EVENTS: usize = 1024;
+
+/// Gives values of secrets.
+#[async_trait]
+pub trait SecretSource: std::fmt::Debug + Send + Sync {
+    /// `None` if there is no such secret or key.
+    async fn value(&self, namespace: &str, key: &SecretKeyRef) -> Result<Option<SecretString>, String>;
+}
+
+/// Where things lie.
+#[derive(Debug, Clone)]
+pub struct ProcessConfig {
+    /// One folder a server lies below it; short, because control sockets do too.
+    pub run_dir: PathBuf,
+    pub cache_dir: PathBuf,
+    /// The bridge program.
+    pub bridge: PathBuf,
+    /// Only owners of this installation are seen.
+    pub installation: String,
+    pub host: Host,
+}
+
+#[derive(Debug)]
+pub struct ProcessRuntime {
+    config: ProcessConfig,
+    info: RuntimeInfo,
+    secrets: Arc<dyn SecretSource>,
+    preparations: Preparations,
+    events: broadcast::Sender<RuntimeEvent>,
+    console: ProcessConsole,
+}
+
+/// A failure of this runtime.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    #[error("could not {action} {path}", path = .path.display())]
+    File {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("could not start the bridge {path}", path = .path.display())]
+    Spawn {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the bridge of {owner} ended at once: {output}")]
+    Ended { owner: String, output: String },
+    #[error("the bridge of {owner} does not answer on its control socket")]
+    Mute { owner: String },
+    #[error("{owner} is not known here")]
+    Unknown { owner: String },
+    #[error("secret `{name}` could not be read: {message}")]
+    Secret { name: String, message: String },
+    #[error("processes of {owner} could not be ended: {pids:?}")]
+    Undying { owner: String, pids: Vec<u32> },
+    #[error("{what} holds no {wanted}")]
+    Malformed {
+        what: String,
+        wanted: &'static str,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("commands cannot be run inside a process server")]
+    NoExec,
+}
+
+impl From<ProcessError> for RuntimeError {
+    fn from(error: ProcessError) -> Self {
+        let (reason, hint, retry) = match &error {
+            ProcessError::File { .. } => ("RunFolderFailed", Some("is the disk full or read-only?"), Retry::Backoff),
+            ProcessError::Spawn { .. } => ("BridgeMissing", None, Retry::Backoff),
+            ProcessError::Ended { .. } => ("BridgeFailed", None, Retry::Backoff),
+            ProcessError::Mute { .. } => ("BridgeMute", None, Retry::Backoff),
+            ProcessError::Unknown { .. } => ("NotRunning", Some("start the server first"), Retry::OnChange),
+            ProcessError::Secret { .. } => ("SecretBackendFailed", None, Retry::Backoff),
+            ProcessError::Undying { .. } => ("ProcessesLeft", None, Retry::Backoff),
+            ProcessError::Malformed { .. } => ("RunFolderFailed", None, Retry::Backoff),
+            ProcessError::NoExec => {
+                ("Unsupported", Some("it runs on this machine: use your own shell"), Retry::OnChange)
+            }
+        };
+        Self {
+            reason,
+            message: error.to_string(),
+            hint: hint.map(str::to_owned),
+            retry,
+            source: std::error::Error::source(&error).map(|source| source.to_string().into()),
+        }
+    }
+}
+
+impl ProcessRuntime {
+    /// Adopts the bridges that run already. Needs a tokio runtime.
+    pub fn new(config: ProcessConfig, secrets: Arc<dyn SecretSource>) -> Result<Arc<Self>, ProcessError> {
+        let failed = |source| ProcessError::File { action: "create", path: config.run_dir.clone(), source };
+        std::fs::create_dir_all(&config.run_dir).map_err(failed)?;
+        let events = broadcast::Sender::new(EVENTS);
+        let runtime = Arc::new(Self {
+            info: RuntimeInfo {
+                name: NAME.to_owned(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                enforces: Enforces { filesystem: config.host.landlock, ..Enforces::default() },
+                collects_garbage: false,
+            },
+            preparations: Preparations::new(
+                Packages::new(&config.cache_dir, config.host.clone()),
+                config.host.clone(),
+                events.clone(),
+            ),
+            console: ProcessConsole::new(config.run_dir.clone()),
+            events,
+            secrets,
+            config,
+        });
+        for (owner, folder) in runtime.folders()? {
+            runtime.follow(owner, &folder);
+        }
+        Ok(runtime)
+    }
+
+    fn folder(&self, owner: &OwnerKey) -> RunFolder {
+        RunFolder::of(&self.config.run_dir, owner)
+    }
+
+    /// Run folders of this installation.
+    fn folders(&self) -> Result<Vec<(OwnerKey, RunFolder)>, ProcessError> {
+        let mut all = folder::all(&self.config.run_dir)?;
+        all.retain(|(owner, _)| owner.installation == self.config.installation);
+        Ok(all)
+    }
+
+    /// Tells of changes of a bridge's status until it ends, and of its end.
+    fn follow(&self, owner: OwnerKey, folder: &RunFolder) {
+        let (events, control) = (self.events.clone(), Control::new(folder.control_socket()));
+        tokio::spawn(async move {
+            let told = |owner: &OwnerKey| {
+                // Nobody listening is no loss: who listens later looks at everything first.
+                events.send(RuntimeEvent::Changed(owner.clone())).ok();
+            };
+            if let Ok(mut lines) = control.events().await {
+                while lines.next().await.is_some() {
+                    told(&owner);
+                }
+            }
+            told(&owner);
+        });
+    }
+
+    async fn apply(&self, owner: &OwnerKey, object: &Object) -> Result<(), ProcessError> {
+        let folder = self.folder(owner);
+        let control = Control::new(folder.control_socket());
+        let runs_it = folder.is_held() && folder.object()?.is_some_and(|found| found.digest == object.digest);
+        if !runs_it {
+            // A bridge of another digest, or strays of a dead one, are in the way.
+            self.end(owner, &folder).await?;
+            folder.write(owner, object)?;
+            self.spawn_bridge(owner, &folder, &control).await?;
+            self.follow(owner.clone(), &folder);
+        }
+        self.push_secrets(owner, object, &control).await
+    }
+
+    async fn spawn_bridge(&self, owner: &OwnerKey, folder: &RunFolder, control: &Control) -> Result<(), ProcessError> {
+        let path = self.config.bridge.clone();
+        let output = folder.bridge_log()?;
+        let errors = output.try_clone().map_err(|source| ProcessError::Spawn { path: path.clone(), source })?;
+        let mut bridge = Command::new(&path)
+            .arg(folder.path())
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(output)
+            .stderr(errors)
+            // Not in the daemon's group: Ctrl-C in its terminal is not meant for servers.
+            .process_group(0)
+            .kill_on_drop(false)
+            .spawn()
+            .map_err(|source| ProcessError::Spawn { path, source })?;
+        let started = Instant::now();
+        loop {
+            if control.status().await.is_ok() {
+                break;
+            }
+            if let Ok(Some(_)) = bridge.try_wait() {
+                let output = folder.bridge_output();
+                return Err(ProcessError::Ended { owner: owner.to_string(), output });
+            }
+            if started.elapsed() > BRIDGE_START {
+                return Err(ProcessError::Mute { owner: owner.to_string() });
+            }
+            // A socket that is about to be bound gives no event; it takes a few milliseconds.
+            tokio::time::sleep(Duration::from_millis(3)).await;
+        }
+        // Collects it when it ends, so that no zombie is left.
+        tokio::spawn(async move { bridge.wait().await });
+        Ok(())
+    }
+
+    async fn push_secrets(&self, owner: &OwnerKey, object: &Object, control: &Control) -> Result<(), ProcessError> {
+        let mut values = std::collections::BTreeMap::new();
+        for (variable, key) in lower::secrets(&object.body) {
+            let value = self.secrets.value(&owner.namespace, &key).await;
+            let value = value.map_err(|message| ProcessError::Secret { name: key.name.clone(), message })?;
+            if let Some(value) = value {
+                values.insert(variable, value);
+            }
+        }
+        if values.is_empty() {
+            return Ok(());
+        }
+        control.push_secrets(&values).await.map_err(|_| ProcessError::Mute { owner: owner.to_string() })
+    }
+
+    /// Ends the bridge, its server and every stray, and leaves the folder.
+    async fn end(&self, owner: &OwnerKey, folder: &RunFolder) -> Result<(), ProcessError> {
+        if folder.is_held() {
+            let control = Control::new(folder.control_socket());
+            let stopped = tokio::time::timeout(BRIDGE_STOP, control.stop()).await;
+            if !matches!(stopped, Ok(Ok(()))) {
+                folder.kill_bridge();
+            }
+            let started = Instant::now();
+            while folder.is_held() {
+                if started.elapsed() > BRIDGE_STOP {
+                    folder.kill_bridge();
+                }
+                if started.elapsed() > 2 * BRIDGE_STOP {
+                    return Err(ProcessError::Mute { owner: owner.to_string() });
+                }
+                // The lock's end gives no event.
+                tokio::time::sleep(Duration::from_millis(3)).await;
+            }
+        }
+        sweep::end_strays(owner).await
+    }
+
+    async fn remove(&self, owner: &OwnerKey) -> Result<(), ProcessError> {
+        let folder = self.folder(owner);
+        self.end(owner, &folder).await?;
+        folder.delete()?;
+        self.preparations.forget(owner);
+        self.events.send(RuntimeEvent::Changed(owner.clone())).ok();
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Runtime for ProcessRuntime {
+    fn info(&self) -> &RuntimeInfo {
+        &self.info
+    }
+
+    fn lower(&self, workload: &Workload) -> Result<Lowered, Unsupported> {
+        lower::lower(workload, &self.config.host, &self.config.run_dir)
+    }
+
+    async fn owners(&self) -> Result<Vec<OwnerKey>, RuntimeError> {
+        Ok(self.folders()?.into_iter().map(|(owner, _)| owner).collect())
+    }
+
+    async fn observe(&self, owner: &OwnerKey) -> Result<Observed, RuntimeError> {
+        let folder = self.folder(owner);
+        let mut observed = Observed { prepare: self.preparations.state(owner), ..Observed::default() };
+        if !folder.exists() {
+            return Ok(observed);
+        }
+        let held = folder.is_held();
+        let object = folder.object().unwrap_or_default();
+        observed.objects.push(ObservedObject {
+            id: lower::bridge_id(owner),
+            stage: lower::BRIDGE_STAGE,
+            // A folder without a living bridge is a leftover: known, but in nobody's sense in sync.
+            digest: object.as_ref().map(|object| object.digest.clone()).filter(|_| held),
+            body: object.map(|object| object.body).unwrap_or_default(),
+        });
+        if held {
+            match Control::new(folder.control_socket()).status().await {
+                Ok(status) => observed.bridge = Some(status),
+                Err(_) => {
+                    observed.failure = Some(Failure {
+                        reason: "BridgeMute",
+                        message: "the server's bridge does not answer".to_owned(),
+                        hint: None,
+                        retry: Retry::Backoff,
+                    });
+                }
+            }
+        }
+        Ok(observed)
+    }
+
+    async fn execute(&self, owner: &OwnerKey, step: &Step) -> Result<Progress, RuntimeError> {
+        match step {
+            Step::Prepare(object) => {
+                self.preparations.start(owner, object);
+                return Ok(Progress::Pending);
+            }
+            Step::Apply(object) => self.apply(owner, object).await?,
+            Step::Replace(object) => {
+                self.end(owner, &self.folder(owner)).await?;
+                self.apply(owner, object).await?;
+            }
+            Step::Remove(_) => self.remove(owner).await?,
+        }
+        Ok(Progress::Done)
+    }
+
+    fn events(&self) -> BoxStream<'static, RuntimeEvent> {
+        let receiver = self.events.subscribe();
+        futures::stream::unfold(receiver, |mut receiver| async move {
+            match receiver.recv().await {
+                Ok(event) => Some((event, receiver)),
+                Err(broadcast::error::RecvError::Lagged(_)) => Some((RuntimeEvent::Resync, receiver)),
+                Err(broadcast::error::RecvError::Closed) => None,
+            }
+        })
+        .boxed()
+    }
+
+    fn console(&self) -> &dyn Console {
+        &self.console
+    }
+}
+
+/// The launch specification inside an object's body.
+fn launch_of(object: &Object) -> Result<LaunchSpec, ProcessError> {
+    lower::launch(object).map_err(|source| ProcessError::Malformed {
+        what: object.id.to_string(),
+        wanted: "launch specification",
+        source,
+    })
+}

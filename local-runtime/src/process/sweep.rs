@@ -1,0 +1,54 @@
+//! Processes that outlived their bridge, found by the owner mark in their environment.
+
+use std::time::{Duration, Instant};
+
+use mcp_hub_dataplane_api::launch::OWNER_ENV;
+use mcp_hub_reconcile::owner::OwnerKey;
+use rustix::process::{Pid, Signal};
+
+use super::ProcessError;
+
+/// A killed process is gone as soon as it is collected; one in uninterruptible sleep may take longer than this.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Start time of a process in clock ticks since boot (`proc(5)`, field 22 of `stat`).
+pub(super) fn start_ticks(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the program's name in parentheses and may hold anything.
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// Kills every process that carries the owner's mark, and waits until none is left. The mark is looked at right before
+/// each signal, so that a reused process id is not hit.
+pub(super) async fn end_strays(owner: &OwnerKey) -> Result<(), ProcessError> {
+    let mark = format!("{OWNER_ENV}={}\0", owner.id());
+    let started = Instant::now();
+    loop {
+        let strays: Vec<u32> = pids().filter(|pid| carries(*pid, mark.as_bytes())).collect();
+        if strays.is_empty() {
+            return Ok(());
+        }
+        if started.elapsed() > PATIENCE {
+            return Err(ProcessError::Undying { owner: owner.to_string(), pids: strays });
+        }
+        for pid in strays {
+            if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+                // Gone already is what is wanted.
+                rustix::process::kill_process(pid, Signal::KILL).ok();
+            }
+        }
+        // The end of a process that is not ours gives no event.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn pids() -> impl Iterator<Item = u32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// A zombie's environment reads as empty, so it does not count.
+fn carries(pid: u32, mark: &[u8]) -> bool {
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    environment.split_inclusive(|byte| *byte == 0).any(|variable| variable == mark)
+}
