@@ -32,7 +32,8 @@ pub enum ClientConfigError {
     WrongSection { field: &'static str, with: &'static str },
     #[error("transport `{0}` is not supported here")]
     Transport(String),
-    #[error("`{0}` contains a placeholder, which is not expanded here")]
+    /// Only the placeholder is kept: what stands around it may be part of a secret.
+    #[error("the placeholder `{0}` is not expanded here")]
     Placeholder(String),
     #[error(transparent)]
     Command(#[from] CommandError),
@@ -210,7 +211,7 @@ impl Reading<'_> {
                 0 => self.path.field("command"),
                 _ => self.path.field("args").index(index - 1),
             };
-            self.faults.push((path, ClientConfigError::Placeholder(arg.clone())));
+            self.faults.push((path, ClientConfigError::Placeholder(first_placeholder(arg))));
         }
         let mut literals = BTreeMap::new();
         let mut secrets = BTreeMap::new();
@@ -228,7 +229,7 @@ impl Reading<'_> {
         }
         let cwd = self.text(entry, "cwd");
         if let Some(cwd) = cwd.as_ref().filter(|cwd| cwd.contains("${")) {
-            self.refuse("cwd", ClientConfigError::Placeholder(cwd.clone()));
+            self.refuse("cwd", ClientConfigError::Placeholder(first_placeholder(cwd)));
         }
         let invocation = match source_of_command(&argv, &literals) {
             Ok(invocation) => invocation,
@@ -267,7 +268,7 @@ impl Reading<'_> {
             Some(other) => self.refuse("type", ClientConfigError::Transport(other.to_owned())),
         }
         if url.contains("${") {
-            self.refuse("url", ClientConfigError::Placeholder(url.clone()));
+            self.refuse("url", ClientConfigError::Placeholder(first_placeholder(&url)));
         }
         let headers: Vec<Header> = self
             .values(entry, "headers")
@@ -318,11 +319,16 @@ impl Reading<'_> {
                 self.warnings.push(format!("{name} comes from the secret `{}` (was `{text}`)", secret.name));
                 values.push((name.clone(), Given::Secret(secret)));
             } else {
-                self.faults.push((path, ClientConfigError::Placeholder(text)));
+                self.faults.push((path, ClientConfigError::Placeholder(first_placeholder(&text))));
             }
         }
         values
     }
+}
+
+fn first_placeholder(text: &str) -> String {
+    let tail = text.find("${").map_or(text, |start| &text[start..]);
+    tail.split_inclusive('}').next().unwrap_or(tail).chars().take(60).collect()
 }
 
 /// The secret that a value stands for which is one placeholder as a whole.

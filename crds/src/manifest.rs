@@ -141,7 +141,7 @@ impl fmt::Display for ManifestError {
 /// Reads a file, or the manifests of a directory: `*.yaml`, `*.yml`, `*.json` and `.mcp.json`, by name. Other hidden
 /// files and subfolders are not looked at, so that data which a server works on may lie beside its manifest.
 pub fn load(path: &Path) -> Result<Vec<Document>, ManifestErrors> {
-    let files = files(path).map_err(|error| ManifestErrors(vec![error]))?;
+    let files = files(path).map_err(|problem| ManifestErrors(vec![about_file(path, problem)]))?;
     let (mut documents, mut errors) = (Vec::new(), Vec::new());
     for file in files {
         match read(&file) {
@@ -167,19 +167,18 @@ fn about_file(file: &Path, problem: Problem) -> ManifestError {
     ManifestError { file: file.to_owned(), at: None, path: FieldPath::default(), problem }
 }
 
-fn files(path: &Path) -> Result<Vec<PathBuf>, ManifestError> {
-    let failed = |source| about_file(path, Problem::Read(source));
-    if !path.metadata().map_err(failed)?.is_dir() {
+fn files(path: &Path) -> Result<Vec<PathBuf>, Problem> {
+    if !path.metadata().map_err(Problem::Read)?.is_dir() {
         return Ok(vec![path.to_owned()]);
     }
     let mut files = Vec::new();
-    for entry in path.read_dir().map_err(failed)? {
-        let file = entry.map_err(failed)?.path();
+    for entry in path.read_dir().map_err(Problem::Read)? {
+        let file = entry.map_err(Problem::Read)?.path();
         if is_manifest(&file) && !file.is_dir() {
             files.push(file);
         }
         if files.len() > MAX_FILES {
-            return Err(about_file(path, Problem::TooManyFiles));
+            return Err(Problem::TooManyFiles);
         }
     }
     files.sort();

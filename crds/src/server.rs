@@ -136,7 +136,7 @@ pub struct Transport {
     #[schemars(range(min = 1, max = 65535))]
     pub port: Option<i32>,
     /// Path of the endpoint (default `/mcp`, for sse `/sse`).
-    #[schemars(length(min = 1, max = 512), regex(pattern = r"^/[^\s?#]*$"))]
+    #[schemars(length(min = 1, max = 512), regex(pattern = r#"^/[!-"$->@-~]*$"#))]
     pub path: Option<String>,
     /// Protocol era (default auto: found out by a probe).
     pub era: Option<EraChoice>,

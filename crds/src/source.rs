@@ -123,7 +123,7 @@ pub struct CommandSource {
 #[serde(rename_all = "camelCase")]
 pub struct RemoteSource {
     /// Streamable HTTP endpoint of the server.
-    #[schemars(length(min = 1, max = 2048), regex(pattern = r"^https?://[^\s]+$"))]
+    #[schemars(length(min = 1, max = 2048), regex(pattern = r"^https?://[!-~]+$"))]
     pub url: String,
     /// Sent with every request.
     #[schemars(length(max = 32))]

@@ -237,7 +237,10 @@ fn schema_violation(error: &jsonschema::ValidationError<'_>, resource: &Value, s
             if text_meant || (expected.ends_with("or text") && instance.is_number()) {
                 hint = Some("put quotes around it".to_owned());
             }
-            format!("expected {expected}, found {}", found(instance))
+            // Where a section is expected, a text may well be a secret put in the wrong place.
+            let section = expected == "a mapping" || expected == "a list";
+            let found = if section && instance.is_string() { "text".to_owned() } else { found(instance) };
+            format!("expected {expected}, found {found}")
         }
         ValidationErrorKind::Enum { options } => {
             let options: Vec<&str> = options.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
