@@ -8,4 +8,5 @@ pub mod error;
 pub mod framing;
 pub mod headers;
 pub mod methods;
+pub mod object;
 pub mod sse;
