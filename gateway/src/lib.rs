@@ -1,0 +1,158 @@
+//! The MCP data plane: one endpoint over many servers.
+//!
+//! `/mcp` offers all servers of a hub under prefixed names ([`aggregate`]), `/servers/NAME/mcp` one server under its own.
+//! Clients and servers of either era meet here, and only here are eras translated ([`translate`]). Calls pass as raw JSON:
+//! an envelope and a name are looked at, the rest is bytes.
+
+mod aggregate;
+mod body;
+mod client;
+mod guard;
+mod metrics;
+mod names;
+mod serve;
+mod session;
+mod translate;
+mod upstream;
+mod uris;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use mcp_hub_dataplane_api::gateway::{GatewayConfig, GatewayStatus, UpstreamStatus};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, broadcast, watch as changes};
+
+use crate::aggregate::Lists;
+use crate::metrics::Metrics;
+use crate::session::SessionKeys;
+use crate::upstream::{HttpClient, Upstream};
+
+/// A gateway; cheap to clone, all clones are one.
+#[derive(Debug, Clone)]
+pub struct Gateway(Arc<Inner>);
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    served: ArcSwap<Served>,
+    sessions: SessionKeys,
+    http: HttpClient,
+    pub(crate) metrics: Metrics,
+    /// Methods of `list_changed` notifications of the merged lists.
+    outdated: broadcast::Sender<&'static str>,
+    status: changes::Sender<u64>,
+}
+
+/// One configuration with what belongs to it; replaced as a whole.
+#[derive(Debug)]
+pub(crate) struct Served {
+    pub(crate) config: GatewayConfig,
+    pub(crate) upstreams: BTreeMap<String, Arc<Upstream>>,
+    pub(crate) lists: Lists,
+    pub(crate) calls: Semaphore,
+}
+
+/// A gateway that cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    #[error("no TLS for upstream connections: {0}")]
+    Tls(String),
+}
+
+impl Gateway {
+    /// `sealing_key` seals session ids: with the same key the sessions of an earlier gateway go on. Needs a tokio runtime.
+    pub fn new(sealing_key: [u8; 32], config: GatewayConfig) -> Result<Self, GatewayError> {
+        let calls = Semaphore::new(config.limits.concurrent_calls as usize);
+        let empty = GatewayConfig { upstreams: Vec::new(), ..config.clone() };
+        let gateway = Self(Arc::new(Inner {
+            served: ArcSwap::from_pointee(Served {
+                config: empty,
+                upstreams: BTreeMap::new(),
+                lists: Lists::default(),
+                calls,
+            }),
+            sessions: SessionKeys::new(sealing_key),
+            http: upstream::http_client()?,
+            metrics: Metrics::default(),
+            outdated: broadcast::Sender::new(64),
+            status: changes::Sender::new(0),
+        }));
+        gateway.apply(config);
+        Ok(gateway)
+    }
+
+    /// Serves this configuration from now on. What was learned of upstreams that stay the same is kept; requests under
+    /// way end with the configuration that they began with.
+    pub fn apply(&self, config: GatewayConfig) {
+        let before = self.0.served.load_full();
+        if before.config == config {
+            return;
+        }
+        let upstreams: BTreeMap<String, Arc<Upstream>> = config
+            .upstreams
+            .iter()
+            .map(|wanted| {
+                let kept = before.upstreams.get(&wanted.name).filter(|old| old.config == *wanted).cloned();
+                let upstream = kept.unwrap_or_else(|| {
+                    let predecessor = before.upstreams.get(&wanted.name).filter(|old| old.config.uid == wanted.uid);
+                    Upstream::start(wanted.clone(), &self.0, predecessor.map(AsRef::as_ref))
+                });
+                (wanted.name.clone(), upstream)
+            })
+            .collect();
+        let calls = Semaphore::new(config.limits.concurrent_calls as usize);
+        self.0.served.store(Arc::new(Served { config, upstreams, lists: Lists::default(), calls }));
+        self.0.all_outdated();
+        self.0.status_changed();
+    }
+
+    /// What the gateway found of its upstreams.
+    pub fn status(&self) -> GatewayStatus {
+        let served = self.0.served.load();
+        let upstreams = served.upstreams.iter().map(|(name, upstream)| (name.clone(), upstream.status())).collect();
+        GatewayStatus { version: served.config.version.clone(), upstreams, collisions: served.lists.collisions() }
+    }
+
+    /// Status of the upstream with this uid.
+    pub fn upstream(&self, uid: &str) -> Option<UpstreamStatus> {
+        let served = self.0.served.load();
+        served.upstreams.values().find(|upstream| upstream.config.uid == uid).map(|upstream| upstream.status())
+    }
+
+    /// Told whenever [`status`](Self::status) may have changed.
+    pub fn status_changes(&self) -> changes::Receiver<u64> {
+        self.0.status.subscribe()
+    }
+
+    /// Serves until `shutdown` resolves; then no connection is taken, and what is under way gets ten seconds.
+    pub async fn serve(&self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> io::Result<()> {
+        serve::run(listener, self.0.clone(), shutdown).await
+    }
+}
+
+impl Inner {
+    pub(crate) fn served(&self) -> Arc<Served> {
+        self.served.load_full()
+    }
+
+    /// A list of an upstream changed: merged lists are made anew, and clients are told.
+    pub(crate) fn outdated(&self, notification: &'static str) {
+        self.served.load().lists.forget();
+        // Without listeners nobody has to be told.
+        self.outdated.send(notification).ok();
+    }
+
+    fn all_outdated(&self) {
+        use mcp_hub_mcp::methods::{PROMPTS_CHANGED, RESOURCES_CHANGED, TOOLS_CHANGED};
+        for notification in [TOOLS_CHANGED, PROMPTS_CHANGED, RESOURCES_CHANGED] {
+            self.outdated(notification);
+        }
+    }
+
+    pub(crate) fn status_changed(&self) {
+        self.status.send_modify(|count| *count = count.wrapping_add(1));
+    }
+}

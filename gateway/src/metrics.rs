@@ -1,0 +1,62 @@
+//! Counters in the Prometheus text format. Labels are bounded: the era, the outcome, never a name that a client chose.
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+#[derive(Debug, Default)]
+pub(crate) struct Metrics {
+    pub(crate) requests_legacy: AtomicU64,
+    pub(crate) requests_modern: AtomicU64,
+    pub(crate) calls: AtomicU64,
+    pub(crate) calls_unavailable: AtomicU64,
+    pub(crate) unauthorized: AtomicU64,
+    pub(crate) refused_origins: AtomicU64,
+    pub(crate) upstream_sessions: AtomicU64,
+}
+
+pub(crate) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+impl Metrics {
+    pub(crate) fn render(&self, upstreams: usize, ready: usize) -> String {
+        let mut out = String::new();
+        let mut family = |name: &str, kind: &str, help: &str, samples: &[(&str, u64)]| {
+            // Writing to a String cannot fail.
+            writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}").unwrap_or_default();
+            for (labels, value) in samples {
+                writeln!(out, "{name}{labels} {value}").unwrap_or_default();
+            }
+        };
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        family(
+            "mcp_hub_gateway_requests_total",
+            "counter",
+            "JSON-RPC requests by the client's era",
+            &[("{era=\"legacy\"}", get(&self.requests_legacy)), ("{era=\"modern\"}", get(&self.requests_modern))],
+        );
+        family("mcp_hub_gateway_calls_total", "counter", "Requests passed on to servers", &[("", get(&self.calls))]);
+        family(
+            "mcp_hub_gateway_calls_unavailable_total",
+            "counter",
+            "Requests answered for a server that could not be reached",
+            &[("", get(&self.calls_unavailable))],
+        );
+        family(
+            "mcp_hub_gateway_refused_total",
+            "counter",
+            "Requests refused before they were looked into",
+            &[("{reason=\"token\"}", get(&self.unauthorized)), ("{reason=\"origin\"}", get(&self.refused_origins))],
+        );
+        family(
+            "mcp_hub_gateway_upstream_sessions_total",
+            "counter",
+            "Sessions opened with servers",
+            &[("", get(&self.upstream_sessions))],
+        );
+        let (upstreams, ready) = (upstreams as u64, ready as u64);
+        family("mcp_hub_gateway_servers", "gauge", "Servers of the hub", &[("", upstreams)]);
+        family("mcp_hub_gateway_servers_ready", "gauge", "Servers that shook hands", &[("", ready)]);
+        out
+    }
+}

@@ -1,0 +1,110 @@
+//! Session ids towards legacy clients: sealed tokens, so that a session costs no memory, survives a restart of the
+//! gateway, and is of no use to anybody else.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::{Mutex, PoisonError};
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use chacha20poly1305::aead::{Aead, KeyInit, Payload};
+use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+
+use crate::guard::Principal;
+
+/// Closed sessions remembered; a client that uses an older one after closing it is let in again, which harms nobody but
+/// itself.
+const CLOSED_MAX: usize = 10_000;
+const NONCE: usize = 24;
+
+#[derive(Debug)]
+pub(crate) struct SessionKeys {
+    key: Sealing,
+    closed: Mutex<(HashSet<[u8; NONCE]>, VecDeque<[u8; NONCE]>)>,
+}
+
+struct Sealing(XChaCha20Poly1305);
+
+impl std::fmt::Debug for Sealing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// A session that was verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Session {
+    nonce: [u8; NONCE],
+    /// Negotiated protocol version.
+    pub(crate) version: String,
+}
+
+impl SessionKeys {
+    pub(crate) fn new(key: [u8; 32]) -> Self {
+        Self { key: Sealing(XChaCha20Poly1305::new(&key.into())), closed: Mutex::default() }
+    }
+
+    /// A new session of this principal at this endpoint (`scope`), or `None` if there are no random numbers.
+    pub(crate) fn open(&self, principal: Principal, scope: &str, version: &str) -> Option<String> {
+        let mut nonce = [0; NONCE];
+        getrandom::fill(&mut nonce).ok()?;
+        let payload = Payload { msg: version.as_bytes(), aad: &bound_to(principal, scope) };
+        let sealed = self.key.0.encrypt(XNonce::from_slice(&nonce), payload).ok()?;
+        Some(URL_SAFE_NO_PAD.encode([&nonce[..], &sealed].concat()))
+    }
+
+    /// The session behind an id, if it was made for this principal and endpoint and has not been closed.
+    pub(crate) fn verify(&self, principal: Principal, scope: &str, id: &str) -> Option<Session> {
+        let bytes = URL_SAFE_NO_PAD.decode(id).ok()?;
+        let (nonce, sealed) = bytes.split_at_checked(NONCE)?;
+        let payload = Payload { msg: sealed, aad: &bound_to(principal, scope) };
+        let version = self.key.0.decrypt(XNonce::from_slice(nonce), payload).ok()?;
+        let nonce: [u8; NONCE] = nonce.try_into().ok()?;
+        let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner).0.contains(&nonce);
+        (!closed).then_some(Session { nonce, version: String::from_utf8(version).ok()? })
+    }
+
+    pub(crate) fn close(&self, session: &Session) {
+        let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        if closed.0.insert(session.nonce) {
+            closed.1.push_back(session.nonce);
+        }
+        if closed.1.len() > CLOSED_MAX
+            && let Some(oldest) = closed.1.pop_front()
+        {
+            closed.0.remove(&oldest);
+        }
+    }
+}
+
+fn bound_to(principal: Principal, scope: &str) -> Vec<u8> {
+    [b"mcp-hub session\0", &principal.0[..], scope.as_bytes()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALICE: Principal = Principal([1; 32]);
+    const BOB: Principal = Principal([2; 32]);
+
+    #[test]
+    fn a_session_outlives_the_gateway_that_opened_it() {
+        let id = SessionKeys::new([7; 32]).open(ALICE, "/mcp", "2025-11-25").unwrap();
+        let session = SessionKeys::new([7; 32]).verify(ALICE, "/mcp", &id).unwrap();
+        assert_eq!(session.version, "2025-11-25");
+    }
+
+    #[test]
+    fn a_session_is_of_no_use_to_others_elsewhere_or_after_its_end() {
+        let keys = SessionKeys::new([7; 32]);
+        let id = keys.open(ALICE, "/mcp", "2025-11-25").unwrap();
+        assert_eq!(keys.verify(BOB, "/mcp", &id), None);
+        assert_eq!(keys.verify(ALICE, "/servers/a/mcp", &id), None);
+        assert_eq!(SessionKeys::new([8; 32]).verify(ALICE, "/mcp", &id), None);
+        for broken in ["", "x", "AAAA", &id[1..], &id.replace(&id[40..41], if &id[40..41] == "A" { "B" } else { "A" })] {
+            assert_eq!(keys.verify(ALICE, "/mcp", broken), None, "{broken}");
+        }
+        keys.close(&keys.verify(ALICE, "/mcp", &id).unwrap());
+        assert_eq!(keys.verify(ALICE, "/mcp", &id), None);
+    }
+}
