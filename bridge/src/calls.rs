@@ -28,6 +28,9 @@ use crate::upstream::Upstream;
 /// A client that has not sent its whole message by then keeps room that others need.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Servers that may end one after the other before one takes a request.
+const TRIES: usize = 3;
+
 /// The whole message of a request.
 pub async fn message_of(body: Incoming, server: &Server) -> Result<Bytes, Response<Body>> {
     let too_large = || {
@@ -157,48 +160,60 @@ async fn request_of(
     if is_call {
         server.called();
     }
-    let link = match (&session, is_own_process(server, known.era)) {
-        (Session::Own(client), _) => {
-            // Not dropped half way when the caller is gone: a process that starts is not to be lost.
-            let (client, server) = (client.clone(), server.clone());
-            let started = tokio::spawn(async move { client.link(&server).await }).await;
-            started.unwrap_or_else(|error| Err(Unavailable::Down(error.to_string())))
+    if is_call && !matches!(session, Session::Own(_)) && is_own_process(server, known.era) {
+        let text = "each client has a process of its own here: initialize a session first";
+        return json(StatusCode::BAD_REQUEST, write_error(Some(id), error::INVALID_REQUEST, text));
+    }
+    let deadline = Instant::now() + Duration::from_millis(server.spec.timeouts.call_ms);
+    for _ in 0..TRIES {
+        let link = match link_for(&session, server).await {
+            Ok(link) => link,
+            Err(problem) => return unavailable(id, &problem),
+        };
+        if let Some(answer) = call(&link, message, envelope, &session, is_legacy, deadline, server).await {
+            return answer;
         }
-        (_, true) if is_call => {
-            let text = "each client has a process of its own here: initialize a session first";
-            return json(StatusCode::BAD_REQUEST, write_error(Some(id), error::INVALID_REQUEST, text));
-        }
-        _ => server.awake().await.and_then(|running| match running.upstream {
-            Upstream::Messages(link) => Ok(link),
-            Upstream::Http(_) => Err(Unavailable::Down("it speaks HTTP itself".to_owned())),
-        }),
-    };
-    match link {
-        Ok(link) => call(&link, message, envelope, &session, is_legacy, server).await,
-        Err(problem) => unavailable(id, &problem),
+        // It ended before it saw the request, which its successor gets.
+        link.closed().await;
+    }
+    unavailable(id, &Unavailable::Down("it ended again and again before it took the request".to_owned()))
+}
+
+/// The link to the session's server, which is woken, started or waited for.
+async fn link_for(session: &Session, server: &Arc<Server>) -> Result<Link, Unavailable> {
+    if let Session::Own(client) = session {
+        // Not dropped half way when the caller is gone: a process that starts is not to be lost.
+        let (client, server) = (client.clone(), server.clone());
+        let started = tokio::spawn(async move { client.link(&server).await }).await;
+        return started.unwrap_or_else(|error| Err(Unavailable::Down(error.to_string())));
+    }
+    match server.awake().await?.upstream {
+        Upstream::Messages(link) => Ok(link),
+        Upstream::Http(_) => Err(Unavailable::Down("it speaks HTTP itself".to_owned())),
     }
 }
 
+/// `None` if the server ended before it saw the request.
 async fn call(
     link: &Link,
     message: &Bytes,
     envelope: &Envelope<'_>,
     session: &Session,
     is_legacy: bool,
+    deadline: Instant,
     server: &Arc<Server>,
-) -> Response<Body> {
+) -> Option<Response<Body>> {
     let id = envelope.id.map_or("null", |id| id.get());
     let on_disconnect = if is_legacy { OnDisconnect::Forget } else { OnDisconnect::Cancel };
-    let deadline = Instant::now() + Duration::from_millis(server.spec.timeouts.call_ms);
     let sent = link.request(message, envelope, session.id(), Purpose::Call(on_disconnect));
-    let overloaded = |text: &str| json(StatusCode::OK, write_error(Some(id), error::OVERLOADED, text));
+    let overloaded = |text: &str| Some(json(StatusCode::OK, write_error(Some(id), error::OVERLOADED, text)));
     match tokio::time::timeout_at(deadline, sent).await {
         Ok(Ok(exchange)) => {
             let is_call = methods::is_call(&envelope.method());
             respond(exchange, id.to_owned(), deadline, is_call, server.clone()).await
         }
         Ok(Err(LinkError::Full)) => overloaded("too many requests wait for the server"),
-        Ok(Err(LinkError::Closed)) => json(StatusCode::OK, gone(id)),
+        Ok(Err(LinkError::Closed)) => None,
         Err(_) => overloaded("the server does not take requests"),
     }
 }
@@ -277,26 +292,31 @@ pub fn late(id: &str, server: &Server) -> Vec<u8> {
     write_error(Some(id), error::CALL_TIMEOUT, &text)
 }
 
-/// JSON if the answer comes first, else a stream of what comes before it.
+/// JSON if the answer comes first, else a stream of what comes before it. `None` if the server ended before it saw the
+/// request.
 async fn respond(
     mut exchange: Exchange,
     id: String,
     deadline: Instant,
     is_call: bool,
     server: Arc<Server>,
-) -> Response<Body> {
+) -> Option<Response<Body>> {
     let ended = move |server: &Server| if is_call { server.call_ended() } else { server.answered() };
     let first = tokio::select! {
         biased;
         Some(message) = exchange.messages.recv() => message,
         answer = &mut exchange.answer => {
-            let answer = answer.unwrap_or_else(|_| gone(&id).into());
+            let answer = match answer {
+                Ok(answer) => answer,
+                Err(_) if !exchange.was_delivered() => return None,
+                Err(_) => gone(&id).into(),
+            };
             ended(&server);
-            return json(StatusCode::OK, answer);
+            return Some(json(StatusCode::OK, answer));
         }
         () = tokio::time::sleep_until(deadline) => {
             exchange.give_up();
-            return json(StatusCode::OK, late(&id, &server));
+            return Some(json(StatusCode::OK, late(&id, &server)));
         }
     };
     let (sender, response) = streamed("text/event-stream");
@@ -330,5 +350,5 @@ async fn respond(
             }
         }
     });
-    response
+    Some(response)
 }

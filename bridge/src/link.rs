@@ -4,6 +4,7 @@
 //! it, by splicing bytes. Nothing else of a message is touched.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -47,13 +48,15 @@ struct Inner {
 /// A message on its way to the server, with its share of the buffers.
 #[derive(Debug)]
 pub struct Queued {
-    message: Vec<u8>,
-    share: Share,
+    pub message: Vec<u8>,
+    delivered: Arc<AtomicBool>,
+    _share: Share,
 }
 
 impl Queued {
-    pub fn into_parts(self) -> (Vec<u8>, Share) {
-        (self.message, self.share)
+    /// The server has got the message, or may have.
+    pub fn delivered(self) {
+        self.delivered.store(true, Ordering::Relaxed);
     }
 }
 
@@ -117,11 +120,17 @@ pub struct Exchange {
     pub messages: mpsc::Receiver<Bytes>,
     /// The response; an error means that the server ended first.
     pub answer: oneshot::Receiver<Bytes>,
+    delivered: Arc<AtomicBool>,
     /// Acts when dropped.
     guard: Guard,
 }
 
 impl Exchange {
+    /// Whether the server may have seen the request. If it ended without, another one may be asked.
+    pub fn was_delivered(&self) -> bool {
+        self.delivered.load(Ordering::Relaxed)
+    }
+
     /// Nobody waits any more, and the server is told.
     pub fn give_up(mut self) {
         self.guard.cancel = true;
@@ -241,12 +250,13 @@ impl Link {
         let ours = number.to_string();
         let mut replacements = vec![(id, ours.as_bytes())];
         replacements.extend(meta.progress_token.map(|token| (token, ours.as_bytes())));
-        self.send(splice(message, &mut replacements)).await?;
+        let delivered = Arc::new(AtomicBool::new(false));
+        self.queue(splice(message, &mut replacements), delivered.clone()).await?;
         guard.cancel = match purpose {
             Purpose::Call(OnDisconnect::Cancel) | Purpose::Subscription => true,
             Purpose::Call(OnDisconnect::Forget) | Purpose::Own => false,
         };
-        Ok(Exchange { messages, answer, guard })
+        Ok(Exchange { messages, answer, delivered, guard })
     }
 
     /// Sends a notification of a client. A cancellation is readdressed.
@@ -280,9 +290,13 @@ impl Link {
     }
 
     async fn send(&self, message: Vec<u8>) -> Result<(), LinkError> {
+        self.queue(message, Arc::default()).await
+    }
+
+    async fn queue(&self, message: Vec<u8>, delivered: Arc<AtomicBool>) -> Result<(), LinkError> {
         let queued = async {
             let share = self.0.buffers.requests.take(message.len()).await.ok_or(LinkError::Closed)?;
-            self.0.outgoing.send(Queued { message, share }).await.map_err(|_| LinkError::Closed)
+            self.0.outgoing.send(Queued { message, delivered, _share: share }).await.map_err(|_| LinkError::Closed)
         };
         tokio::select! {
             biased;
@@ -295,7 +309,7 @@ impl Link {
     fn try_send(&self, message: Vec<u8>) {
         if let Some(share) = self.0.buffers.requests.try_take(message.len()) {
             // A full queue loses it, which is what this is for.
-            self.0.outgoing.try_send(Queued { message, share }).ok();
+            self.0.outgoing.try_send(Queued { message, delivered: Arc::default(), _share: share }).ok();
         }
     }
 

@@ -14,18 +14,19 @@ pub fn attach(link: &Link, outgoing: Outgoing, stdin: ChildStdin, stdout: ChildS
 
 async fn write(link: Link, mut stdin: ChildStdin, mut outgoing: Outgoing) {
     let pump = async {
-        while let Some(queued) = outgoing.recv().await {
-            let (mut message, share) = queued.into_parts();
+        while let Some(mut queued) = outgoing.recv().await {
+            let message = &mut queued.message;
             // A line break inside a message is legal JSON and would cut the line: it can only stand between tokens, where
             // a space means the same.
             for byte in message.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')) {
                 *byte = b' ';
             }
             message.push(b'\n');
-            if stdin.write_all(&message).await.is_err() || stdin.flush().await.is_err() {
+            // Without its end a line is no message: what fails here was not seen by anybody.
+            if stdin.write_all(message).await.is_err() || stdin.flush().await.is_err() {
                 break;
             }
-            drop(share);
+            queued.delivered();
         }
     };
     tokio::select! {

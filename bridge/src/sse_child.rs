@@ -84,15 +84,20 @@ async fn connect(http: &Http, address: &str) -> Response<Incoming> {
 /// Posts one message after the other, so that they arrive in order.
 async fn send(http: Http, link: Link, mut outgoing: Outgoing, address: String) {
     let pump = async {
-        while let Some(queued) = outgoing.recv().await {
-            let (message, _share) = queued.into_parts();
+        while let Some(mut queued) = outgoing.recv().await {
+            let message = std::mem::take(&mut queued.message);
             let request = Request::builder()
                 .method(Method::POST)
                 .uri(&address)
                 .header(CONTENT_TYPE, "application/json")
                 .body(Full::from(message));
             let Ok(request) = request else { return };
-            if http.request(request).await.is_err() {
+            let response = http.request(request).await;
+            let is_lost = response.as_ref().is_err_and(|error| error.is_connect());
+            if !is_lost {
+                queued.delivered();
+            }
+            if response.is_err() {
                 return;
             }
         }

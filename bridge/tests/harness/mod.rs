@@ -1,6 +1,6 @@
 //! A real bridge in a run folder of its own, in front of the fixture server, and a client for it.
 
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
