@@ -190,7 +190,7 @@ impl Server {
                     Phase::WaitingForSecrets { .. } => {
                         return Err(Unavailable::Down("it waits for its secrets".to_owned()));
                     }
-                    Phase::Asleep => drop(self.wake.send_replace(())),
+                    Phase::Asleep => self.wake.send_replace(()),
                     Phase::Starting | Phase::Ready | Phase::Backoff { .. } => {}
                 }
                 tokio::select! {

@@ -96,10 +96,18 @@ pub(super) fn lower(workload: &Workload, host: &Host, run_dir: &Path) -> Result<
     }
     // The schema says so too; a runtime does not rely on it.
     if *roots == Roots::Forward && sessions.mode != SessionMode::PerClient {
-        return Err(no("spec.roots", "a server that clients share cannot be given one client's roots", Some("set sessions.mode to perClient")));
+        return Err(no(
+            "spec.roots",
+            "a server that clients share cannot be given one client's roots",
+            Some("set sessions.mode to perClient"),
+        ));
     }
     if *roots == Roots::Forward && *transport != ChildTransport::Stdio {
-        return Err(no("spec.roots", "roots are forwarded to stdio servers only; one on HTTP asks its clients itself", None));
+        return Err(no(
+            "spec.roots",
+            "roots are forwarded to stdio servers only; one on HTTP asks its clients itself",
+            None,
+        ));
     }
     if let Some(run_as) = run_as {
         let other = |wanted: Option<i64>, own: u32| wanted.is_some_and(|wanted| wanted != i64::from(own));
