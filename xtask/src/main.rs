@@ -1,6 +1,7 @@
 //! Commands of this repository, run as `cargo xtask COMMAND`.
 
 mod bench;
+mod clients;
 mod generate;
 mod mcpctl;
 mod needs;

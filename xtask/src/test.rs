@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use crate::needs::{MUSL, Need};
 use crate::shell::{self, Error};
-use crate::{generate, quickstart};
+use crate::{clients, generate, quickstart};
 
 struct Level {
     name: &'static str,
@@ -111,5 +111,6 @@ const LOADER: &[u8] = b"/lib64/ld-linux";
 /// Whole-product tests: mcpctl, real servers, real clients, faults.
 fn e2e() -> Result<(), Error> {
     shell::run(&mut shell::cargo(&["build", "--locked", "--workspace", "--bins"]))?;
-    shell::run(&mut shell::cargo(&["test", "--locked", "--package", "mcp-hub-e2e"]))
+    let clients = clients::install()?;
+    shell::run(shell::cargo(&["test", "--locked", "--package", "mcp-hub-e2e"]).env("MCP_HUB_CLIENTS", clients))
 }
