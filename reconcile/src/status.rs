@@ -1,5 +1,7 @@
 //! Status as a pure function of what a pass found.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt;
 use mcp_hub_crds::hub::{GatewayState, NamingMode, ServerCount};
@@ -15,6 +17,10 @@ use crate::lower::{Degraded, LOWER_REVISION};
 use crate::observed::{Failure, Observed, PrepareState};
 use crate::ports::HubState;
 use crate::workload::STOPPED_ANNOTATION;
+
+/// Annotation by which a store says that an object's manifest cannot be read any more, so that this is its last good
+/// version.
+pub const MANIFEST_PROBLEM_ANNOTATION: &str = "mcphub.io/manifest-problem";
 
 /// Reasons of conditions: constant, so that programs may rely on them.
 pub mod reason {
@@ -42,6 +48,7 @@ pub mod reason {
     pub const NOT_SELECTED: &str = "NotSelected";
     pub const SYNCED: &str = "Synced";
     pub const OUT_OF_SYNC: &str = "OutOfSync";
+    pub const MANIFEST_INVALID: &str = "ManifestInvalid";
     pub const NAME_COLLISIONS: &str = "NameCollisions";
 }
 
@@ -80,6 +87,7 @@ pub fn server(server: &MCPServer, findings: &Findings, failure: Option<&Error>, 
     if remote {
         conditions.push(authorization(findings.upstream.as_ref()));
     }
+    conditions.extend(manifest_problem(server.annotations()));
     let handshake = match (bridge, &findings.upstream) {
         (Some(bridge), _) => bridge.handshake.as_ref(),
         (None, Some(UpstreamStatus::Ready { handshake })) => Some(handshake),
@@ -291,6 +299,12 @@ fn authorization(upstream: Option<&UpstreamStatus>) -> Draft {
     }
 }
 
+fn manifest_problem(annotations: &BTreeMap<String, String>) -> Option<Draft> {
+    let problem = annotations.get(MANIFEST_PROBLEM_ANNOTATION)?;
+    let message = format!("the last good version is in force: {problem}");
+    Some(Draft::new(condition::MANIFEST_SYNCED, false, reason::MANIFEST_INVALID, message))
+}
+
 fn prepare_state(findings: &Findings) -> Option<&PrepareState> {
     findings.observed.prepare.as_ref().filter(|_| findings.unresolved).map(|prepare| &prepare.state)
 }
@@ -383,7 +397,8 @@ pub fn hub(hub: &MCPHub, findings: &HubFindings, failure: Option<&Error>, now: &
             Draft::new(condition::CONFIG_SYNCED, false, reason::OUT_OF_SYNC, "a gateway serves an older configuration")
         }
     };
-    let conditions = vec![accepted, ready, config_synced];
+    let mut conditions = vec![accepted, ready, config_synced];
+    conditions.extend(manifest_problem(hub.annotations()));
     MCPHubStatus {
         observed_generation: hub.metadata.generation,
         conditions: Some(finish(

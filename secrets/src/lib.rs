@@ -1,10 +1,15 @@
 //! Where the values behind `secretRef {name, key}` live on one machine.
 
+mod chain;
+mod encrypted_file;
 mod environment;
 
 use std::fmt;
+use std::path::PathBuf;
 
 use async_trait::async_trait;
+pub use chain::Chain;
+pub use encrypted_file::{EncryptedFile, FileKey};
 pub use environment::Environment;
 
 /// A value; `Debug` hides it.
@@ -53,4 +58,29 @@ pub trait SecretBackend: fmt::Debug + Send + Sync {
 pub enum SecretError {
     #[error("secrets from {place} cannot be changed here")]
     ReadOnly { place: &'static str },
+    #[error("could not {action} {}", .path.display())]
+    File {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{} cannot be decrypted: the passphrase is another, or the file is damaged", .path.display())]
+    Undecryptable { path: PathBuf },
+    #[error("the keyring of this machine does not give the key: {0}")]
+    Keyring(String),
+}
+
+impl SecretError {
+    /// What the user does next.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::ReadOnly { .. } => Some("set the variable where the daemon is started".to_owned()),
+            Self::File { .. } => None,
+            Self::Undecryptable { .. } => {
+                Some("give the passphrase it was made with in MCPHUB_SECRETS_PASSPHRASE".to_owned())
+            }
+            Self::Keyring(_) => Some("set MCPHUB_SECRETS_PASSPHRASE, for the daemon too".to_owned()),
+        }
+    }
 }
