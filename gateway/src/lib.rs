@@ -7,6 +7,7 @@
 mod aggregate;
 mod body;
 mod client;
+mod forward;
 mod guard;
 mod metrics;
 mod names;
@@ -20,6 +21,7 @@ mod watch;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use mcp_hub_dataplane_api::gateway::{GatewayConfig, GatewayStatus, UpstreamStatus};
@@ -27,9 +29,10 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, broadcast, watch as changes};
 
 use crate::aggregate::Lists;
+use crate::forward::InFlight;
 use crate::metrics::Metrics;
 use crate::session::SessionKeys;
-use crate::upstream::{HttpClient, Upstream};
+use crate::upstream::{HttpClient, Watched};
 
 /// A gateway; cheap to clone, all clones are one.
 #[derive(Debug, Clone)]
@@ -44,13 +47,17 @@ pub(crate) struct Inner {
     /// Methods of `list_changed` notifications of the merged lists.
     outdated: broadcast::Sender<&'static str>,
     status: changes::Sender<u64>,
+    /// Requests that clients may cancel.
+    pub(crate) in_flight: InFlight,
+    /// Set when the gateway ends.
+    pub(crate) ending: changes::Sender<bool>,
 }
 
 /// One configuration with what belongs to it; replaced as a whole.
 #[derive(Debug)]
 pub(crate) struct Served {
     pub(crate) config: GatewayConfig,
-    pub(crate) upstreams: BTreeMap<String, Arc<Upstream>>,
+    pub(crate) upstreams: BTreeMap<String, Arc<Watched>>,
     pub(crate) lists: Lists,
     pub(crate) calls: Semaphore,
 }
@@ -79,6 +86,8 @@ impl Gateway {
             metrics: Metrics::default(),
             outdated: broadcast::Sender::new(64),
             status: changes::Sender::new(0),
+            in_flight: InFlight::default(),
+            ending: changes::Sender::new(false),
         }));
         gateway.apply(config);
         Ok(gateway)
@@ -91,14 +100,16 @@ impl Gateway {
         if before.config == config {
             return;
         }
-        let upstreams: BTreeMap<String, Arc<Upstream>> = config
+        let stale_for = Duration::from_millis(config.limits.stale_for_ms);
+        let upstreams: BTreeMap<String, Arc<Watched>> = config
             .upstreams
             .iter()
             .map(|wanted| {
-                let kept = before.upstreams.get(&wanted.name).filter(|old| old.config == *wanted).cloned();
+                let old = before.upstreams.get(&wanted.name);
+                let kept = old.filter(|old| old.upstream.config == *wanted).cloned();
                 let upstream = kept.unwrap_or_else(|| {
-                    let predecessor = before.upstreams.get(&wanted.name).filter(|old| old.config.uid == wanted.uid);
-                    Upstream::start(wanted.clone(), &self.0, predecessor.map(AsRef::as_ref))
+                    let predecessor = old.map(|old| &*old.upstream).filter(|old| old.config.uid == wanted.uid);
+                    Watched::start(wanted.clone(), stale_for, &self.0, predecessor)
                 });
                 (wanted.name.clone(), upstream)
             })
@@ -112,14 +123,21 @@ impl Gateway {
     /// What the gateway found of its upstreams.
     pub fn status(&self) -> GatewayStatus {
         let served = self.0.served.load();
-        let upstreams = served.upstreams.iter().map(|(name, upstream)| (name.clone(), upstream.status())).collect();
+        let upstreams =
+            served.upstreams.iter().map(|(name, upstream)| (name.clone(), upstream.upstream.status())).collect();
         GatewayStatus { version: served.config.version.clone(), upstreams, collisions: served.lists.collisions() }
     }
 
     /// Status of the upstream with this uid.
     pub fn upstream(&self, uid: &str) -> Option<UpstreamStatus> {
         let served = self.0.served.load();
-        served.upstreams.values().find(|upstream| upstream.config.uid == uid).map(|upstream| upstream.status())
+        let found = served.upstreams.values().find(|watched| watched.upstream.config.uid == uid);
+        found.map(|watched| watched.upstream.status())
+    }
+
+    /// Uid of the upstream with this name.
+    pub fn uid_of(&self, name: &str) -> Option<String> {
+        self.0.served.load().upstreams.get(name).map(|watched| watched.upstream.config.uid.clone())
     }
 
     /// Told whenever [`status`](Self::status) may have changed.

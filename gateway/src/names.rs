@@ -82,8 +82,14 @@ mod tests {
     #[test]
     fn globs_match_whole_names() {
         for (pattern, text, fits) in [
-            ("get_*", "get_issue", true), ("get_*", "forget_it", false), ("*", "", true), ("a?c", "abc", true),
-            ("a?c", "ac", false), ("*b*c", "abbxc", true), ("", "a", false), ("**", "x", true),
+            ("get_*", "get_issue", true),
+            ("get_*", "forget_it", false),
+            ("*", "", true),
+            ("a?c", "abc", true),
+            ("a?c", "ac", false),
+            ("*b*c", "abbxc", true),
+            ("", "a", false),
+            ("**", "x", true),
         ] {
             assert_eq!(glob(pattern, text), fits, "{pattern} {text}");
         }

@@ -33,7 +33,8 @@ impl std::fmt::Debug for Sealing {
 /// A session that was verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Session {
-    nonce: [u8; NONCE],
+    /// Tells it from every other.
+    pub(crate) nonce: [u8; NONCE],
     /// Negotiated protocol version.
     pub(crate) version: String,
 }
@@ -44,12 +45,13 @@ impl SessionKeys {
     }
 
     /// A new session of this principal at this endpoint (`scope`), or `None` if there are no random numbers.
-    pub(crate) fn open(&self, principal: Principal, scope: &str, version: &str) -> Option<String> {
+    pub(crate) fn open(&self, principal: Principal, scope: &str, version: &str) -> Option<(String, Session)> {
         let mut nonce = [0; NONCE];
         getrandom::fill(&mut nonce).ok()?;
         let payload = Payload { msg: version.as_bytes(), aad: &bound_to(principal, scope) };
         let sealed = self.key.0.encrypt(XNonce::from_slice(&nonce), payload).ok()?;
-        Some(URL_SAFE_NO_PAD.encode([&nonce[..], &sealed].concat()))
+        let id = URL_SAFE_NO_PAD.encode([&nonce[..], &sealed].concat());
+        Some((id, Session { nonce, version: version.to_owned() }))
     }
 
     /// The session behind an id, if it was made for this principal and endpoint and has not been closed.
@@ -89,7 +91,7 @@ mod tests {
 
     #[test]
     fn a_session_outlives_the_gateway_that_opened_it() {
-        let id = SessionKeys::new([7; 32]).open(ALICE, "/mcp", "2025-11-25").unwrap();
+        let id = SessionKeys::new([7; 32]).open(ALICE, "/mcp", "2025-11-25").unwrap().0;
         let session = SessionKeys::new([7; 32]).verify(ALICE, "/mcp", &id).unwrap();
         assert_eq!(session.version, "2025-11-25");
     }
@@ -97,11 +99,12 @@ mod tests {
     #[test]
     fn a_session_is_of_no_use_to_others_elsewhere_or_after_its_end() {
         let keys = SessionKeys::new([7; 32]);
-        let id = keys.open(ALICE, "/mcp", "2025-11-25").unwrap();
+        let id = keys.open(ALICE, "/mcp", "2025-11-25").unwrap().0;
         assert_eq!(keys.verify(BOB, "/mcp", &id), None);
         assert_eq!(keys.verify(ALICE, "/servers/a/mcp", &id), None);
         assert_eq!(SessionKeys::new([8; 32]).verify(ALICE, "/mcp", &id), None);
-        for broken in ["", "x", "AAAA", &id[1..], &id.replace(&id[40..41], if &id[40..41] == "A" { "B" } else { "A" })] {
+        for broken in ["", "x", "AAAA", &id[1..], &id.replace(&id[40..41], if &id[40..41] == "A" { "B" } else { "A" })]
+        {
             assert_eq!(keys.verify(ALICE, "/mcp", broken), None, "{broken}");
         }
         keys.close(&keys.verify(ALICE, "/mcp", &id).unwrap());

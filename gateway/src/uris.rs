@@ -18,7 +18,9 @@ pub(crate) fn outward(server: &str, uri: &str) -> String {
 pub(crate) fn inward(uri: &str) -> Option<(&str, String)> {
     match uri.strip_prefix(UI) {
         Some(rest) => rest.split_once('+').map(|(server, rest)| (server, format!("{UI}{rest}"))),
-        None => uri.split_once('+').filter(|(_, rest)| has_scheme(rest)).map(|(server, rest)| (server, rest.to_owned())),
+        None => {
+            uri.split_once('+').filter(|(_, rest)| has_scheme(rest)).map(|(server, rest)| (server, rest.to_owned()))
+        }
     }
 }
 
@@ -40,7 +42,9 @@ pub(crate) fn rewrite(server: &str, value: &mut Value) {
                     Value::String(text) if matches!(key.as_str(), "uri" | "uriTemplate" | "resourceUri") => {
                         *text = outward(server, text);
                     }
-                    Value::Object(_) | Value::Array(_) if key != "structuredContent" && key != "inputSchema" && key != "outputSchema" => {
+                    Value::Object(_) | Value::Array(_)
+                        if key != "structuredContent" && key != "inputSchema" && key != "outputSchema" =>
+                    {
                         rewrite(server, member);
                     }
                     _ => {}
@@ -78,9 +82,12 @@ mod tests {
             "structuredContent": {"uri": "a:4"},
         });
         rewrite("s", &mut result);
-        assert_eq!(result, json!({
-            "content": [{"type": "resource_link", "uri": "s+a:1", "name": "uri"}, {"type": "resource", "resource": {"uri": "s+a:2", "text": "uri: a:3"}}],
-            "structuredContent": {"uri": "a:4"},
-        }));
+        assert_eq!(
+            result,
+            json!({
+                "content": [{"type": "resource_link", "uri": "s+a:1", "name": "uri"}, {"type": "resource", "resource": {"uri": "s+a:2", "text": "uri: a:3"}}],
+                "structuredContent": {"uri": "a:4"},
+            })
+        );
     }
 }
