@@ -105,6 +105,7 @@ async fn serve(places: &Places, port: u16) -> Result<(), Error> {
 fn log_to_file(places: &Places) -> Result<tracing_appender::non_blocking::WorkerGuard, Error> {
     places.create()?;
     let folder = places.state().join("logs");
+    std::fs::create_dir_all(&folder).map_err(Error::file("create", &folder))?;
     let appender = tracing_appender::rolling::Builder::new()
         .rotation(tracing_appender::rolling::Rotation::DAILY)
         .filename_prefix("daemon")

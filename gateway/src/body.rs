@@ -1,5 +1,6 @@
-//! Response bodies: a buffer, a stream fed by a task, or an upstream's own body passed through.
+//! Response bodies: a buffer, or a stream fed by a task.
 
+use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -7,25 +8,22 @@ use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Response, StatusCode};
 use http_body::Frame;
-use hyper::body::Incoming;
 use tokio::sync::mpsc;
 
 #[derive(Debug)]
 pub(crate) enum Body {
     Full(Option<Bytes>),
     Stream(mpsc::Receiver<Bytes>),
-    Upstream(Incoming),
 }
 
 impl http_body::Body for Body {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Infallible;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         match self.get_mut() {
             Self::Full(bytes) => Poll::Ready(bytes.take().filter(|b| !b.is_empty()).map(|b| Ok(Frame::data(b)))),
             Self::Stream(receiver) => receiver.poll_recv(cx).map(|bytes| bytes.map(|b| Ok(Frame::data(b)))),
-            Self::Upstream(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
@@ -33,7 +31,6 @@ impl http_body::Body for Body {
         match self {
             Self::Full(bytes) => bytes.is_none(),
             Self::Stream(_) => false,
-            Self::Upstream(body) => body.is_end_stream(),
         }
     }
 
@@ -41,7 +38,6 @@ impl http_body::Body for Body {
         match self {
             Self::Full(bytes) => http_body::SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
             Self::Stream(_) => http_body::SizeHint::default(),
-            Self::Upstream(body) => body.size_hint(),
         }
     }
 }

@@ -122,7 +122,6 @@ async fn answer(request: Request<Incoming>, inner: &Arc<Inner>) -> Response<Body
     }
 }
 
-#[expect(clippy::result_large_err, reason = "the response is the error")]
 async fn read(body: Incoming, limit: usize) -> Result<Bytes, Response<Body>> {
     match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, limit).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),

@@ -19,8 +19,11 @@ const NONCE: usize = 24;
 #[derive(Debug)]
 pub(crate) struct SessionKeys {
     key: Sealing,
-    closed: Mutex<(HashSet<[u8; NONCE]>, VecDeque<[u8; NONCE]>)>,
+    closed: Mutex<Closed>,
 }
+
+/// Nonces of closed sessions, and the order in which they were closed.
+type Closed = (HashSet<[u8; NONCE]>, VecDeque<[u8; NONCE]>);
 
 struct Sealing(XChaCha20Poly1305);
 

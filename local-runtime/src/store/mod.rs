@@ -151,13 +151,11 @@ impl LocalStore {
         inner.servers.apply_watcher_event(&watcher::Event::InitDone);
         inner.hubs.apply_watcher_event(&watcher::Event::InitDone);
         drop(inner);
-        store.change("make the implicit hub", |database, touched| implicit_hub(database, touched)).map_err(
-            |error| match error {
-                SyncError::Io { source, .. } => failed(source),
-                // Nothing is claimed by a hub that yields to every other.
-                SyncError::Claimed { .. } => failed(rusqlite::Error::InvalidQuery),
-            },
-        )?;
+        store.change("make the implicit hub", implicit_hub).map_err(|error| match error {
+            SyncError::Io { source, .. } => failed(source),
+            // Nothing is claimed by a hub that yields to every other.
+            SyncError::Claimed { .. } => failed(rusqlite::Error::InvalidQuery),
+        })?;
         Ok(store)
     }
 
