@@ -1,6 +1,5 @@
-//! Response bodies: a buffer, or a stream fed by a task.
+//! Response bodies: a buffer, a stream fed by a task, or an upstream's own body passed through.
 
-use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -8,22 +7,26 @@ use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Response, StatusCode};
 use http_body::Frame;
-use tokio::sync::mpsc;
+use hyper::body::Incoming;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 #[derive(Debug)]
 pub(crate) enum Body {
     Full(Option<Bytes>),
     Stream(mpsc::Receiver<Bytes>),
+    /// With the place among the calls in flight that it holds until it ends.
+    Upstream(Incoming, #[expect(dead_code, reason = "held, not read")] Option<OwnedSemaphorePermit>),
 }
 
 impl http_body::Body for Body {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = hyper::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
             Self::Full(bytes) => Poll::Ready(bytes.take().filter(|b| !b.is_empty()).map(|b| Ok(Frame::data(b)))),
             Self::Stream(receiver) => receiver.poll_recv(cx).map(|bytes| bytes.map(|b| Ok(Frame::data(b)))),
+            Self::Upstream(body, _) => Pin::new(body).poll_frame(cx),
         }
     }
 
@@ -31,6 +34,7 @@ impl http_body::Body for Body {
         match self {
             Self::Full(bytes) => bytes.is_none(),
             Self::Stream(_) => false,
+            Self::Upstream(body, _) => body.is_end_stream(),
         }
     }
 
@@ -38,6 +42,7 @@ impl http_body::Body for Body {
         match self {
             Self::Full(bytes) => http_body::SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
             Self::Stream(_) => http_body::SizeHint::default(),
+            Self::Upstream(body, _) => body.size_hint(),
         }
     }
 }

@@ -7,10 +7,12 @@
 mod aggregate;
 mod body;
 mod client;
-mod forward;
+mod exchange;
+mod flights;
 mod guard;
 mod metrics;
 mod names;
+mod relay;
 mod serve;
 mod session;
 mod translate;
@@ -29,7 +31,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, broadcast, watch as changes};
 
 use crate::aggregate::Lists;
-use crate::forward::InFlight;
+use crate::flights::Flights;
 use crate::metrics::Metrics;
 use crate::session::SessionKeys;
 use crate::upstream::{HttpClient, Watched};
@@ -43,14 +45,11 @@ pub(crate) struct Inner {
     served: ArcSwap<Served>,
     sessions: SessionKeys,
     http: HttpClient,
+    flights: Flights,
     pub(crate) metrics: Metrics,
     /// Methods of `list_changed` notifications of the merged lists.
     outdated: broadcast::Sender<&'static str>,
     status: changes::Sender<u64>,
-    /// Requests that clients may cancel.
-    pub(crate) in_flight: InFlight,
-    /// Set when the gateway ends.
-    pub(crate) ending: changes::Sender<bool>,
 }
 
 /// One configuration with what belongs to it; replaced as a whole.
@@ -59,7 +58,7 @@ pub(crate) struct Served {
     pub(crate) config: GatewayConfig,
     pub(crate) upstreams: BTreeMap<String, Arc<Watched>>,
     pub(crate) lists: Lists,
-    pub(crate) calls: Semaphore,
+    pub(crate) calls: Arc<Semaphore>,
 }
 
 /// A gateway that cannot be made.
@@ -72,7 +71,7 @@ pub enum GatewayError {
 impl Gateway {
     /// `sealing_key` seals session ids: with the same key the sessions of an earlier gateway go on. Needs a tokio runtime.
     pub fn new(sealing_key: [u8; 32], config: GatewayConfig) -> Result<Self, GatewayError> {
-        let calls = Semaphore::new(config.limits.concurrent_calls as usize);
+        let calls = Arc::new(Semaphore::new(config.limits.concurrent_calls as usize));
         let empty = GatewayConfig { upstreams: Vec::new(), ..config.clone() };
         let gateway = Self(Arc::new(Inner {
             served: ArcSwap::from_pointee(Served {
@@ -83,11 +82,10 @@ impl Gateway {
             }),
             sessions: SessionKeys::new(sealing_key),
             http: upstream::http_client()?,
+            flights: Flights::default(),
             metrics: Metrics::default(),
             outdated: broadcast::Sender::new(64),
             status: changes::Sender::new(0),
-            in_flight: InFlight::default(),
-            ending: changes::Sender::new(false),
         }));
         gateway.apply(config);
         Ok(gateway)
@@ -100,21 +98,22 @@ impl Gateway {
         if before.config == config {
             return;
         }
-        let stale_for = Duration::from_millis(config.limits.stale_for_ms);
         let upstreams: BTreeMap<String, Arc<Watched>> = config
             .upstreams
             .iter()
             .map(|wanted| {
+                let same_limits = before.config.limits.stale_for_ms == config.limits.stale_for_ms;
                 let old = before.upstreams.get(&wanted.name);
-                let kept = old.filter(|old| old.upstream.config == *wanted).cloned();
+                let kept = old.filter(|old| old.upstream.config == *wanted && same_limits).cloned();
                 let upstream = kept.unwrap_or_else(|| {
-                    let predecessor = old.map(|old| &*old.upstream).filter(|old| old.config.uid == wanted.uid);
-                    Watched::start(wanted.clone(), stale_for, &self.0, predecessor)
+                    let predecessor = old.filter(|old| old.upstream.config.uid == wanted.uid);
+                    let stale_for = Duration::from_millis(config.limits.stale_for_ms);
+                    Watched::start(wanted.clone(), stale_for, &self.0, predecessor.map(|old| old.upstream.as_ref()))
                 });
                 (wanted.name.clone(), upstream)
             })
             .collect();
-        let calls = Semaphore::new(config.limits.concurrent_calls as usize);
+        let calls = Arc::new(Semaphore::new(config.limits.concurrent_calls as usize));
         self.0.served.store(Arc::new(Served { config, upstreams, lists: Lists::default(), calls }));
         self.0.all_outdated();
         self.0.status_changed();
@@ -125,14 +124,15 @@ impl Gateway {
         let served = self.0.served.load();
         let upstreams =
             served.upstreams.iter().map(|(name, upstream)| (name.clone(), upstream.upstream.status())).collect();
-        GatewayStatus { version: served.config.version.clone(), upstreams, collisions: served.lists.collisions() }
+        let collisions = served.merged(0).collisions.clone();
+        GatewayStatus { version: served.config.version.clone(), upstreams, collisions }
     }
 
     /// Status of the upstream with this uid.
     pub fn upstream(&self, uid: &str) -> Option<UpstreamStatus> {
         let served = self.0.served.load();
-        let found = served.upstreams.values().find(|watched| watched.upstream.config.uid == uid);
-        found.map(|watched| watched.upstream.status())
+        let mut upstreams = served.upstreams.values().map(|watched| &watched.upstream);
+        upstreams.find(|upstream| upstream.config.uid == uid).map(|upstream| upstream.status())
     }
 
     /// Uid of the upstream with this name.

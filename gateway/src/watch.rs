@@ -21,6 +21,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 const BACKOFF_AUTH: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(600));
 /// Lists are looked at this often even if nothing says that they changed: not every server says so.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// The same where a look costs a process of the server's.
+const LOOK_AGAIN_DEARLY: Duration = Duration::from_secs(600);
 /// Changes come in bursts; one look serves those that arrive within this.
 const BURST: Duration = Duration::from_millis(20);
 
@@ -143,6 +145,7 @@ fn tell(upstream: &Upstream, inner: &Weak<Inner>, changed: &[usize]) {
 /// Listens for changes and looks again from time to time, until the server is away.
 async fn follow(upstream: &Upstream, inner: &Weak<Inner>, introduction: &Introduction) -> Failure {
     let mut stream = listen(upstream, introduction).await;
+    let pause = if upstream.is_shared() { LOOK_AGAIN } else { LOOK_AGAIN_DEARLY };
     loop {
         let event = async {
             match &mut stream {
@@ -175,7 +178,7 @@ async fn follow(upstream: &Upstream, inner: &Weak<Inner>, introduction: &Introdu
                 if let Err(failure) = look_again(upstream, inner, introduction, None).await { return failure }
                 if stream.is_none() { stream = listen(upstream, introduction).await }
             }
-            () = tokio::time::sleep(LOOK_AGAIN) => {
+            () = tokio::time::sleep(pause) => {
                 if let Err(failure) = look_again(upstream, inner, introduction, None).await { return failure }
                 if stream.is_none() { stream = listen(upstream, introduction).await }
             }

@@ -19,13 +19,9 @@ pub const LISTEN: &str = "subscriptions/listen";
 pub const CANCELLED: &str = "notifications/cancelled";
 pub const PROGRESS: &str = "notifications/progress";
 pub const MESSAGE: &str = "notifications/message";
-pub const ACKNOWLEDGED: &str = "notifications/subscriptions/acknowledged";
 pub const TOOLS_CHANGED: &str = "notifications/tools/list_changed";
 pub const PROMPTS_CHANGED: &str = "notifications/prompts/list_changed";
 pub const RESOURCES_CHANGED: &str = "notifications/resources/list_changed";
-
-/// Longest merged `instructions`, in bytes: a client puts them into each prompt.
-pub const INSTRUCTIONS_MAX: usize = 16 << 10;
 
 /// The four lists, each with the member of its result that holds the items.
 pub const LISTS: [(&str, &str); 4] = [

@@ -1,269 +1,213 @@
-//! Clients of 2025-11-25 and before: `initialize`, sessions, the GET stream.
+//! Clients of the legacy era: `initialize`, sessions, notifications, batches.
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode};
+use http_body_util::BodyExt;
 use mcp_hub_dataplane_api::{Era, LEGACY_VERSIONS};
-use mcp_hub_mcp::envelope::{Envelope, Kind, Params, write_request, write_result};
-use mcp_hub_mcp::{error as code, headers, methods, sse};
+use mcp_hub_mcp::envelope::{Envelope, Kind, Params, quoted, write_result};
+use mcp_hub_mcp::object::RawObject;
+use mcp_hub_mcp::{error, headers, methods};
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
-use tokio::sync::broadcast;
 
-use super::{Client, Scope, accepted, requests};
-use crate::aggregate::instructions;
-use crate::body::{self, Body, error, full};
-use crate::forward::{COMMENT_EVERY, forward};
+use super::{Ask, Scope, server_info};
+use crate::body::{self, Body, full, json};
+use crate::exchange::whole;
 use crate::metrics::count;
-use crate::session::Session;
 use crate::translate;
-use crate::upstream::{Owner, PATIENCE, Upstream};
+use crate::upstream::{Failure, Upstream};
 
-/// Methods that only make sense between parties of this era, on one server's endpoint.
-const OWN: [&str; 4] = [methods::SET_LEVEL, methods::RESOURCES_SUBSCRIBE, methods::RESOURCES_UNSUBSCRIBE, "tasks/list"];
+/// What the aggregate offers to every legacy client, whatever its servers offer now.
+const CAPABILITIES: &str = r#"{"tools":{"listChanged":true},"prompts":{"listChanged":true},"resources":{"listChanged":true},"completions":{}}"#;
+/// Client capabilities that are kept in a session id; a client with more is taken for one that can do nothing special.
+const CAPABILITIES_MAX: usize = 2048;
+/// Messages of one batch.
+const BATCH_MAX: usize = 100;
 
-pub(super) async fn post(client: &Client, message: &Bytes, envelope: &Envelope<'_>) -> Response<Body> {
-    if let Some(version) = client.header(headers::PROTOCOL_VERSION)
-        && !LEGACY_VERSIONS.contains(&version)
-    {
-        let text = format!("unknown protocol version `{version}`; spoken here: {}", LEGACY_VERSIONS.join(", "));
-        return error(StatusCode::BAD_REQUEST, envelope.id.map(RawValue::get), code::INVALID_REQUEST, &text);
+impl Ask {
+    /// Takes the session from the header, and checks the version that it goes with. Without a session is served too.
+    #[expect(clippy::result_large_err, reason = "the response is the error")]
+    pub(super) fn legacy_session(&mut self, id: Option<&str>) -> Result<(), Response<Body>> {
+        if let Some(version) = self.headers.get(headers::PROTOCOL_VERSION) {
+            let known = version.to_str().is_ok_and(|version| Era::of_version(version).is_some());
+            if !known {
+                let text =
+                    format!("unknown MCP-Protocol-Version; legacy versions here: {}", LEGACY_VERSIONS.join(", "));
+                return Err(body::error(StatusCode::BAD_REQUEST, id, error::INVALID_REQUEST, &text));
+            }
+        }
+        let Some(shown) = self.headers.get(headers::SESSION_ID) else { return Ok(()) };
+        let shown = shown.to_str().unwrap_or_default();
+        match self.inner.sessions.verify(self.client.principal, &self.scope.text(), shown) {
+            Some(session) => self.client.session = Some(session),
+            None => return Err(body::error(StatusCode::NOT_FOUND, id, error::INVALID_REQUEST, "no such session")),
+        }
+        Ok(())
     }
-    let method = envelope.method();
-    if method == methods::INITIALIZE && envelope.kind() == Kind::Request {
-        return initialize(client, envelope).await;
+
+    pub(super) async fn legacy(self, message: &Bytes, envelope: &Envelope<'_>, params: &Params<'_>) -> Response<Body> {
+        let Some(id) = envelope.id.map(RawValue::get) else { return self.notified(message, envelope, params).await };
+        if envelope.kind() == Kind::Response {
+            return self.notified(message, envelope, params).await;
+        }
+        count(&self.inner.metrics.requests_legacy);
+        let method = envelope.method();
+        match (&*method, &self.scope) {
+            (methods::INITIALIZE, _) => self.initialize(id, envelope).await,
+            (methods::PING, _) => json(write_result(id, "{}")),
+            (methods::DISCOVER | methods::LISTEN, _) => no_method(id, &method),
+            (method, Scope::Aggregate) if !translate::is_translatable(method) => no_method(id, method),
+            (_, Scope::Aggregate | Scope::Server(_)) => self.pass(message, envelope, params).await,
+        }
     }
-    let session = match session(client) {
-        Ok(session) => session,
-        Err(refusal) => return refusal,
-    };
-    // Some clients leave the session id out; their requests are as good without.
-    let owner = owner(client, session.as_ref());
-    match envelope.kind() {
-        Kind::Notification => {
-            if method == methods::CANCELLED {
-                if let Some(id) = Params::of(envelope.params).request_id {
-                    client.inner.in_flight.cancel(owner, id.get());
+
+    async fn initialize(self, id: &str, envelope: &Envelope<'_>) -> Response<Body> {
+        let params = envelope.params.and_then(|raw| RawObject::parse(raw.get())).unwrap_or_default();
+        let wanted: String =
+            params.get("protocolVersion").and_then(|raw| serde_json::from_str(raw).ok()).unwrap_or_default();
+        let version = LEGACY_VERSIONS.iter().find(|known| **known == wanted).unwrap_or(&LEGACY_VERSIONS[0]);
+        let mut result = RawObject::default();
+        result.set("protocolVersion", quoted(version));
+        match &self.scope {
+            Scope::Aggregate => {
+                self.served.settle().await;
+                result.set("capabilities", CAPABILITIES);
+                result.set("serverInfo", server_info());
+                if let Some(instructions) = self.served.instructions() {
+                    result.set("instructions", quoted(&instructions));
                 }
-            } else if method != methods::INITIALIZED {
-                pass_up(client, owner, message).await;
             }
-            accepted()
-        }
-        Kind::Response => {
-            pass_up(client, owner, message).await;
-            accepted()
-        }
-        Kind::Request => {
-            count(&client.inner.metrics.requests_legacy);
-            let id = envelope.id.map_or("null", RawValue::get);
-            if method == methods::PING {
-                return body::json(write_result(id, "{}"));
-            }
-            if let Some(answer) = requests::answer(client, Era::Legacy, owner, envelope).await {
-                return answer;
-            }
-            match &client.scope {
-                Scope::Server(server) if OWN.contains(&&*method) || method.starts_with("tasks/") => {
-                    forward(&client.inner, requests::passed_on(client, Era::Legacy, owner, envelope, server)).await
-                }
-                _ => error(
-                    StatusCode::OK,
-                    Some(id),
-                    code::METHOD_NOT_FOUND,
-                    &format!("there is no method {method} here"),
-                ),
-            }
-        }
-    }
-}
-
-fn owner(client: &Client, session: Option<&Session>) -> Owner {
-    session.map_or(Owner::Principal(client.principal.0), |session| Owner::Session(session.nonce))
-}
-
-/// The request's session; the refusal of one that is not ours or has been closed.
-#[expect(clippy::result_large_err, reason = "the response is the error")]
-fn session(client: &Client) -> Result<Option<Session>, Response<Body>> {
-    let Some(id) = client.header(headers::SESSION_ID) else { return Ok(None) };
-    match client.inner.sessions.verify(client.principal, &client.scope.path(), id) {
-        Some(session) => Ok(Some(session)),
-        None => Err(full(StatusCode::NOT_FOUND, "text/plain", "no such session")),
-    }
-}
-
-/// A client's answer or notification for a server that this client has a session of its own with.
-async fn pass_up(client: &Client, owner: Owner, message: &Bytes) {
-    let Scope::Server(server) = &client.scope else { return };
-    let served = client.inner.served();
-    let Some(watched) = served.upstreams.get(server).filter(|watched| !watched.upstream.is_shared()) else { return };
-    if let Some(session) = watched.upstream.open_session(owner) {
-        // A server that is gone by now has nothing to be told.
-        watched.upstream.post(session.headers(), message.clone()).await.ok();
-    }
-}
-
-async fn initialize(client: &Client, envelope: &Envelope<'_>) -> Response<Body> {
-    let id = envelope.id.map_or("null", RawValue::get);
-    let params: Value = envelope.params.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default();
-    let wanted = params["protocolVersion"].as_str().unwrap_or_default();
-    let version = LEGACY_VERSIONS.iter().find(|known| **known == wanted).copied().unwrap_or(LEGACY_VERSIONS[0]);
-    let opened = client.inner.sessions.open(client.principal, &client.scope.path(), version);
-    let Some((session, header)) = opened.and_then(|opened| Some((opened.1, HeaderValue::from_str(&opened.0).ok()?)))
-    else {
-        return error(StatusCode::OK, Some(id), code::INTERNAL_ERROR, "no random numbers for a session id");
-    };
-    let result = match &client.scope {
-        Scope::Aggregate => aggregate(client, version),
-        Scope::Server(server) => {
-            let served = client.inner.served();
-            let Some(watched) = served.upstreams.get(server) else {
-                return full(StatusCode::NOT_FOUND, "text/plain", "this hub has no such server");
-            };
-            let upstream = watched.upstream.clone();
-            let capabilities = params.get("capabilities").map(Value::to_string);
-            match of_server(&upstream, Owner::Session(session.nonce), capabilities.as_deref(), version).await {
-                Ok(result) => result,
+            Scope::Server(upstream) => match introduced(upstream, &mut result).await {
+                Ok(()) => {}
                 Err(failure) => {
-                    let text = format!("server `{server}` is not available: {failure}");
-                    return error(StatusCode::OK, Some(id), code::SERVER_UNAVAILABLE, &text);
+                    let text = format!("server `{}`: {failure}", upstream.config.name);
+                    return body::error(StatusCode::OK, Some(id), error::SERVER_UNAVAILABLE, &text);
                 }
+            },
+        }
+        let capabilities = match &self.scope {
+            Scope::Server(upstream) if !upstream.is_shared() => params.get("capabilities"),
+            Scope::Server(_) | Scope::Aggregate => None,
+        };
+        let capabilities = capabilities.filter(|raw| raw.len() <= CAPABILITIES_MAX);
+        let session = self.inner.sessions.open(self.client.principal, &self.scope.text(), version, capabilities);
+        let Some(Ok(session)) = session.map(|session| HeaderValue::from_str(&session)) else {
+            let text = "no random numbers for a session id";
+            return body::error(StatusCode::OK, Some(id), error::INTERNAL_ERROR, text);
+        };
+        let mut response = json(write_result(id, &result.to_string()));
+        response.headers_mut().insert(headers::SESSION_ID, session);
+        response
+    }
+
+    /// Ends the session, and a server's that was opened for it.
+    pub(super) async fn close(self) -> Response<Body> {
+        let Some(session) = &self.client.session else {
+            return full(StatusCode::BAD_REQUEST, "text/plain", "there is no session to end");
+        };
+        self.inner.sessions.close(session);
+        let owner = self.client.owner();
+        for watched in self.served.upstreams.values() {
+            if let Some(open) = watched.upstream.take_session(owner) {
+                watched.upstream.end(&open).await;
             }
         }
-    };
-    let mut response = body::json(write_result(id, &result.to_string()));
-    response.headers_mut().insert(headers::SESSION_ID, header);
-    response
-}
-
-/// Constant for the era, so that clients may keep it: what a hub offers comes and goes.
-fn aggregate(client: &Client, version: &str) -> Value {
-    let served = client.inner.served();
-    let mut result = json!({
-        "protocolVersion": version,
-        "capabilities": super::modern::AGGREGATE_CAPABILITIES.iter().map(|name| ((*name).to_owned(), json!({"listChanged": true}))).collect::<serde_json::Map<_, _>>(),
-        "serverInfo": super::modern::server_info(),
-    });
-    if let Some(text) = instructions(&served) {
-        result["instructions"] = text.into();
+        full(StatusCode::NO_CONTENT, "text/plain", Bytes::new())
     }
-    result
-}
 
-/// What the server itself says, in the client's version.
-async fn of_server(
-    upstream: &Upstream,
-    owner: Owner,
-    capabilities: Option<&str>,
-    version: &str,
-) -> Result<Value, crate::upstream::Failure> {
-    let era = upstream.era(PATIENCE).await?;
-    let mut result = if era == Era::Legacy && !upstream.is_shared() {
-        // A session of its own with the server, in the client's own name.
-        let result = upstream.initialize(owner, capabilities).await?;
-        serde_json::from_str(&result).unwrap_or_default()
-    } else {
-        let introduction = upstream.introduction(PATIENCE).await?;
-        let mut result = match introduction.era {
-            Era::Legacy => introduction.result.clone(),
-            Era::Modern => {
-                let mut result = json!({
-                    "capabilities": translate::capabilities(introduction.capabilities()),
-                    "serverInfo": introduction.info(),
-                });
-                if let Some(text) = introduction.instructions() {
-                    result["instructions"] = text.into();
-                }
-                result
+    /// Notifications, and answers to a server's requests: taken, and passed on where there is one who waits for them.
+    async fn notified(self, message: &Bytes, envelope: &Envelope<'_>, params: &Params<'_>) -> Response<Body> {
+        let method = envelope.method();
+        let owner = self.client.owner();
+        if method == methods::CANCELLED {
+            if let Some(request) = params.request_id {
+                self.inner.flights.cancel(&(owner, request.get().to_owned()));
+            }
+        } else if method != methods::INITIALIZED
+            && let Scope::Server(upstream) = &self.scope
+            && !upstream.is_shared()
+            && let Some(session) = upstream.open_session(owner)
+        {
+            // A server that is gone has nothing to be told.
+            upstream.post(session.headers(), message.clone()).await.ok();
+        }
+        full(StatusCode::ACCEPTED, "text/plain", Bytes::new())
+    }
+
+    /// Batches exist in 2025-03-26 only; their messages are answered one after the other.
+    pub(super) async fn batch(mut self, message: &Bytes) -> Response<Body> {
+        if let Err(refusal) = self.legacy_session(None) {
+            return refusal;
+        }
+        let shown = self.headers.get(headers::PROTOCOL_VERSION).and_then(|value| value.to_str().ok());
+        let version = self.client.session.as_ref().map(|session| session.version.as_str()).or(shown);
+        let messages: Vec<&RawValue> = match serde_json::from_slice(message) {
+            Ok(messages) => messages,
+            Err(problem) => {
+                return body::error(StatusCode::BAD_REQUEST, None, error::PARSE_ERROR, &problem.to_string());
             }
         };
-        for name in ["tools", "prompts", "resources"] {
-            // Changes are noticed here, whether the server says so or not.
-            if let Some(Value::Object(member)) = result["capabilities"].get_mut(name) {
-                member.insert("listChanged".to_owned(), Value::Bool(true));
-            }
+        if version != Some("2025-03-26") || messages.is_empty() || messages.len() > BATCH_MAX {
+            let text = format!("batches of 1 to {BATCH_MAX} messages are for clients of 2025-03-26");
+            return body::error(StatusCode::BAD_REQUEST, None, error::INVALID_REQUEST, &text);
         }
-        result
+        let mut answers: Vec<String> = Vec::new();
+        for raw in messages {
+            let single = Bytes::copy_from_slice(raw.get().as_bytes());
+            let Ok(envelope) = Envelope::parse(&single) else {
+                let problem = mcp_hub_mcp::envelope::write_error(None, error::INVALID_REQUEST, "no JSON-RPC message");
+                answers.extend(String::from_utf8(problem));
+                continue;
+            };
+            let mut ask = self.clone();
+            // The answers become one JSON text, so none of them may be a stream.
+            ask.client.takes_events = false;
+            let params = Params::of(envelope.params);
+            let response = Box::pin(ask.legacy(&single, &envelope, &params)).await;
+            if envelope.kind() != Kind::Request {
+                continue;
+            }
+            let events = response.headers().get(http::header::CONTENT_TYPE).is_some_and(|kind| kind == body::EVENTS);
+            let Ok(collected) = response.into_body().collect().await else { continue };
+            let answer = collected.to_bytes();
+            let answer = if events { last_event(&answer) } else { answer.to_vec() };
+            answers.extend(String::from_utf8(answer));
+        }
+        if answers.is_empty() {
+            return full(StatusCode::ACCEPTED, "text/plain", Bytes::new());
+        }
+        whole(StatusCode::OK, format!("[{}]", answers.join(",")))
+    }
+}
+
+/// The answer in a finished event stream.
+fn last_event(stream: &[u8]) -> Vec<u8> {
+    let mut last = Vec::new();
+    let mut decoder = mcp_hub_mcp::sse::Decoder::new(mcp_hub_mcp::framing::LINE_MAX);
+    // What cannot be decoded was no answer.
+    decoder.feed(stream, |event| last = event).ok();
+    last
+}
+
+fn no_method(id: &str, method: &str) -> Response<Body> {
+    body::error(StatusCode::OK, Some(id), error::METHOD_NOT_FOUND, &format!("{method} is not offered here"))
+}
+
+/// What one server says of itself, for a legacy client.
+async fn introduced(upstream: &Upstream, result: &mut RawObject) -> Result<(), Failure> {
+    let introduction = upstream.introduction(std::time::Duration::from_secs(10)).await?;
+    let capabilities = match introduction.era {
+        Era::Legacy => introduction.capabilities().clone(),
+        Era::Modern => translate::capabilities(introduction.capabilities()),
     };
-    result["protocolVersion"] = version.into();
-    Ok(result)
-}
-
-/// The stream of notifications that belong to no request.
-pub(super) fn stream(client: &Client) -> Response<Body> {
-    match session(client) {
-        Ok(Some(_)) => {}
-        Ok(None) => return full(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "a stream needs a session"),
-        Err(refusal) => return refusal,
-    }
-    let (sender, response) = body::events();
-    let mut ending = client.inner.ending.subscribe();
-    let mut messages = match &client.scope {
-        Scope::Aggregate => Messages::Merged(client.inner.outdated.subscribe()),
-        Scope::Server(server) => {
-            let served = client.inner.served();
-            let Some(watched) = served.upstreams.get(server) else {
-                return full(StatusCode::NOT_FOUND, "text/plain", "this hub has no such server");
-            };
-            Messages::Server(watched.upstream.notifications.subscribe())
-        }
+    result.set("capabilities", capabilities.to_string());
+    let info = match introduction.info() {
+        Value::Null => format!(r#"{{"name":{},"version":"unknown"}}"#, quoted(&upstream.config.name)),
+        info => info.to_string(),
     };
-    tokio::spawn(async move {
-        loop {
-            let event = tokio::select! {
-                message = messages.next() => match message {
-                    Some(message) => sse::event(&message),
-                    None => return,
-                },
-                () = tokio::time::sleep(COMMENT_EVERY) => Bytes::from_static(sse::COMMENT),
-                () = sender.closed() => return,
-                () = super::modern::ended(&mut ending) => return,
-            };
-            if sender.send(event).await.is_err() {
-                return;
-            }
-        }
-    });
-    response
-}
-
-enum Messages {
-    Merged(broadcast::Receiver<&'static str>),
-    Server(broadcast::Receiver<Bytes>),
-}
-
-impl Messages {
-    /// `None` when nothing will come any more. A slow client misses some; they only say that something changed.
-    async fn next(&mut self) -> Option<Bytes> {
-        loop {
-            let received = match self {
-                Self::Merged(receiver) => {
-                    receiver.recv().await.map(|method| Bytes::from(write_request(None, method, None)))
-                }
-                Self::Server(receiver) => receiver.recv().await,
-            };
-            match received {
-                Ok(message) => return Some(message),
-                Err(broadcast::error::RecvError::Lagged(_)) => {}
-                Err(broadcast::error::RecvError::Closed) => return None,
-            }
-        }
+    result.set("serverInfo", info);
+    if let Some(instructions) = introduction.instructions() {
+        result.set("instructions", quoted(instructions));
     }
-}
-
-pub(super) async fn close(client: &Client) -> Response<Body> {
-    match session(client) {
-        Ok(Some(session)) => {
-            client.inner.sessions.close(&session);
-            if let Scope::Server(server) = &client.scope
-                && let Some(watched) = client.inner.served().upstreams.get(server)
-                && !watched.upstream.is_shared()
-                && let Some(own) = watched.upstream.take_session(Owner::Session(session.nonce))
-            {
-                watched.upstream.end(&own).await;
-            }
-            full(StatusCode::NO_CONTENT, "text/plain", Bytes::new())
-        }
-        Ok(None) => full(StatusCode::BAD_REQUEST, "text/plain", "no session is named"),
-        Err(refusal) => refusal,
-    }
+    Ok(())
 }

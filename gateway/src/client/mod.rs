@@ -1,97 +1,241 @@
-//! Clients: what they are told, and where their requests go. Both eras meet here ([`legacy`], [`modern`]); what both ask
-//! for the same way, lists and calls, is in [`requests`].
+//! Clients of either era: which one a request is of, and where it goes.
 
 mod legacy;
 mod modern;
-mod requests;
+mod streams;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Response, StatusCode};
-use mcp_hub_dataplane_api::Era;
-use mcp_hub_mcp::envelope::{Envelope, Params, string};
-use mcp_hub_mcp::{error as code, headers, methods};
+use http::header::{ACCEPT, ALLOW};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use mcp_hub_dataplane_api::{Era, MODERN_VERSIONS};
+use mcp_hub_mcp::envelope::{Envelope, MalformedMessage, Params, string, write_result};
+use mcp_hub_mcp::object::RawObject;
+use mcp_hub_mcp::{error, headers, methods};
 
-use crate::Inner;
-use crate::body::{Body, error, full};
+use crate::aggregate;
+use crate::body::{self, Body, full, json};
+use crate::exchange::{Aim, Exchange};
 use crate::guard::Principal;
+use crate::names;
+use crate::session::Session;
+use crate::translate;
+use crate::upstream::{Owner, Upstream};
+use crate::{Inner, Served};
 
-/// What a client has connected to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A client that has not sent its message by then is not going to; 32 MiB in it are less than 5 Mbit/s.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// One of the gateway's MCP endpoints.
+#[derive(Debug, Clone)]
 pub(crate) enum Scope {
-    /// All servers, under prefixed names.
     Aggregate,
-    /// One server, under its own names.
-    Server(String),
+    Server(Arc<Upstream>),
 }
 
 impl Scope {
     /// What session ids are bound to.
-    fn path(&self) -> String {
+    fn text(&self) -> String {
         match self {
             Self::Aggregate => "/mcp".to_owned(),
-            Self::Server(name) => format!("/servers/{name}/mcp"),
+            Self::Server(upstream) => format!("/servers/{}/mcp", upstream.config.name),
         }
     }
 }
 
-/// One HTTP request's client.
-#[derive(Debug)]
+/// Who sends a request, and how it speaks.
+#[derive(Debug, Clone)]
 pub(crate) struct Client {
-    pub(crate) inner: Arc<Inner>,
+    pub(crate) era: Era,
     pub(crate) principal: Principal,
-    pub(crate) scope: Scope,
-    pub(crate) headers: HeaderMap,
+    pub(crate) session: Option<Session>,
+    pub(crate) takes_events: bool,
 }
 
 impl Client {
-    fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name)?.to_str().ok()
-    }
-}
-
-pub(crate) async fn post(client: Client, message: Bytes) -> Response<Body> {
-    let envelope = match Envelope::parse(&message) {
-        Ok(envelope) => envelope,
-        Err(problem) => {
-            let number = match &problem {
-                mcp_hub_mcp::envelope::MalformedMessage::Json(_) => code::PARSE_ERROR,
-                mcp_hub_mcp::envelope::MalformedMessage::Batch | mcp_hub_mcp::envelope::MalformedMessage::Shape => {
-                    code::INVALID_REQUEST
-                }
-            };
-            return error(StatusCode::BAD_REQUEST, None, number, &problem.to_string());
+    /// Whose session with a server the client's requests go into, where a server has one for each client.
+    pub(crate) fn owner(&self) -> Owner {
+        match &self.session {
+            Some(session) => Owner::Session(session.nonce),
+            None => Owner::Principal(self.principal.0),
         }
-    };
-    match era_of(&client, &envelope) {
-        Era::Modern => modern::post(&client, &envelope).await,
-        Era::Legacy => legacy::post(&client, &message, &envelope).await,
     }
 }
 
-/// A modern request says so in its header, in its `_meta`, or by its method.
-fn era_of(client: &Client, envelope: &Envelope<'_>) -> Era {
-    let in_header = client.header(headers::PROTOCOL_VERSION).map(is_modern);
-    let in_body =
-        Params::of(envelope.params).meta().protocol_version.and_then(string).map(|version| is_modern(&version));
-    let by_method = [methods::DISCOVER, methods::LISTEN].contains(&&*envelope.method());
-    if in_header == Some(true) || in_body.is_some() || by_method { Era::Modern } else { Era::Legacy }
+/// Everything that a request is answered from.
+#[derive(Debug, Clone)]
+pub(crate) struct Ask {
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) served: Arc<Served>,
+    pub(crate) scope: Scope,
+    pub(crate) client: Client,
+    pub(crate) headers: HeaderMap,
 }
 
-/// Whether a version is of the modern era, known or not: versions are dates, and the first modern one is known.
-fn is_modern(version: &str) -> bool {
-    version >= mcp_hub_dataplane_api::MODERN_VERSIONS[mcp_hub_dataplane_api::MODERN_VERSIONS.len() - 1]
+pub(crate) async fn answer(
+    request: Request<Incoming>,
+    inner: Arc<Inner>,
+    served: Arc<Served>,
+    scope: Scope,
+    principal: Principal,
+) -> Response<Body> {
+    let takes_events =
+        request.headers().get_all(ACCEPT).iter().any(|value| {
+            value.to_str().is_ok_and(|value| value.contains("text/event-stream") || value.contains("*/*"))
+        });
+    let client = Client { era: Era::Legacy, principal, session: None, takes_events };
+    let mut ask = Ask { inner, served, scope, client, headers: request.headers().clone() };
+    match *request.method() {
+        Method::POST => ask.post(request.into_body()).await,
+        Method::GET | Method::DELETE => {
+            if let Err(refusal) = ask.legacy_session(None) {
+                return refusal;
+            }
+            if request.method() == Method::GET { ask.stream().await } else { ask.close().await }
+        }
+        _ => {
+            let mut refusal = full(StatusCode::METHOD_NOT_ALLOWED, "text/plain", Bytes::new());
+            refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, POST, DELETE"));
+            refusal
+        }
+    }
 }
 
-pub(crate) fn get(client: &Client) -> Response<Body> {
-    legacy::stream(client)
+impl Ask {
+    async fn post(mut self, incoming: Incoming) -> Response<Body> {
+        let limit = usize::try_from(self.served.config.limits.message_bytes).unwrap_or(usize::MAX);
+        let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(incoming, limit).collect());
+        let Ok(body) = body.await else {
+            let text = format!("the message did not arrive within {} s", BODY_TIMEOUT.as_secs());
+            return body::error(StatusCode::REQUEST_TIMEOUT, None, error::INVALID_REQUEST, &text);
+        };
+        let message = match body {
+            Ok(body) => body.to_bytes(),
+            Err(problem) if problem.downcast_ref::<http_body_util::LengthLimitError>().is_some() => {
+                let text = format!("the message is over {limit} bytes; spec.limits.messageBytes of the hub says so");
+                return body::error(StatusCode::PAYLOAD_TOO_LARGE, None, error::MESSAGE_TOO_LARGE, &text);
+            }
+            Err(problem) => {
+                let text = format!("the message could not be read: {problem}");
+                return body::error(StatusCode::BAD_REQUEST, None, error::PARSE_ERROR, &text);
+            }
+        };
+        let envelope = match Envelope::parse(&message) {
+            Ok(envelope) => envelope,
+            Err(MalformedMessage::Batch) => return self.batch(&message).await,
+            Err(problem @ MalformedMessage::Json(_)) => {
+                return body::error(StatusCode::BAD_REQUEST, None, error::PARSE_ERROR, &problem.to_string());
+            }
+            Err(problem @ MalformedMessage::Shape) => {
+                return body::error(StatusCode::BAD_REQUEST, None, error::INVALID_REQUEST, &problem.to_string());
+            }
+        };
+        let params = Params::of(envelope.params);
+        self.client.era = self.era_of(&envelope, &params);
+        match self.client.era {
+            Era::Modern => self.modern(&message, &envelope, &params).await,
+            Era::Legacy => {
+                let initializes = envelope.method() == methods::INITIALIZE;
+                if !initializes && let Err(refusal) = self.legacy_session(envelope.id.map(|id| id.get())) {
+                    return refusal;
+                }
+                self.legacy(&message, &envelope, &params).await
+            }
+        }
+    }
+
+    /// Modern requests say so in a header and in themselves; whichever says so is held to both.
+    fn era_of(&self, envelope: &Envelope<'_>, params: &Params<'_>) -> Era {
+        let shown = self.headers.get(headers::PROTOCOL_VERSION).and_then(|value| value.to_str().ok());
+        let modern = shown.is_some_and(|version| MODERN_VERSIONS.contains(&version))
+            || (params.meta.is_some() && params.meta().protocol_version.is_some())
+            || envelope.method() == methods::DISCOVER;
+        if modern { Era::Modern } else { Era::Legacy }
+    }
+
+    /// A request that goes to a server, or is answered from what is known of several.
+    async fn pass(self, message: &Bytes, envelope: &Envelope<'_>, params: &Params<'_>) -> Response<Body> {
+        let id = envelope.id.map_or("null", |id| id.get());
+        let method = envelope.method().into_owned();
+        let (upstream, aim, aggregate) = match &self.scope {
+            Scope::Server(upstream) => {
+                let aim = if method == methods::TOOLS_CALL && !names::are_open(&upstream.config.tools) {
+                    let name = params.name.and_then(string).unwrap_or_default();
+                    let Some(own) = names::own(&upstream.config.tools, &name) else { return self.unknown(id, &method) };
+                    (own != name).then(|| Aim::Name(own.to_owned()))
+                } else {
+                    None
+                };
+                if !self.translates(upstream, &method).await {
+                    let text = format!("{method} cannot be translated between the eras of client and server");
+                    return body::error(StatusCode::OK, Some(id), error::NOT_TRANSLATABLE, &text);
+                }
+                (upstream.clone(), aim, false)
+            }
+            Scope::Aggregate => {
+                if let Some(place) = methods::LISTS.iter().position(|(list, _)| *list == method) {
+                    self.served.settle().await;
+                    let mut result = RawObject::default();
+                    result.set(methods::LISTS[place].1, self.served.merged(place).items.clone());
+                    if self.client.era == Era::Modern {
+                        translate::complete(&method, &mut result);
+                    }
+                    return json(write_result(id, &result.to_string()));
+                }
+                match self.served.route(&method, params).await {
+                    Some(route) => (route.upstream, Some(route.aim), true),
+                    None => return self.unknown(id, &method),
+                }
+            }
+        };
+        let shown = |name: &HeaderName| name.as_str().starts_with("mcp-param-");
+        let param_headers = if self.client.era == Era::Modern {
+            self.headers
+                .iter()
+                .filter(|(name, _)| shown(name))
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect()
+        } else {
+            HeaderMap::new()
+        };
+        let exchange = Exchange {
+            inner: self.inner,
+            upstream,
+            client: self.client,
+            id: id.to_owned(),
+            method,
+            message: message.clone(),
+            aim,
+            aggregate,
+            param_headers,
+        };
+        exchange.run().await
+    }
+
+    async fn translates(&self, upstream: &Upstream, method: &str) -> bool {
+        if translate::is_translatable(method) {
+            return true;
+        }
+        // A server whose era is not known is away: the request fails by itself, and says why.
+        let era = upstream.era(Duration::from_secs(10)).await;
+        era.is_err() || era.is_ok_and(|era| era == self.client.era)
+    }
+
+    fn unknown(&self, id: &str, method: &str) -> Response<Body> {
+        let problem = aggregate::unknown(method);
+        let code = match (self.client.era, method) {
+            (Era::Legacy, methods::RESOURCES_READ) => error::RESOURCE_NOT_FOUND_LEGACY,
+            _ => error::INVALID_PARAMS,
+        };
+        body::error(StatusCode::OK, Some(id), code, problem)
+    }
 }
 
-pub(crate) async fn delete(client: &Client) -> Response<Body> {
-    legacy::close(client).await
-}
-
-fn accepted() -> Response<Body> {
-    full(StatusCode::ACCEPTED, "text/plain", Bytes::new())
+/// Our own name towards clients of the aggregate.
+fn server_info() -> String {
+    format!(r#"{{"name":"mcp-hub","version":{}}}"#, mcp_hub_mcp::envelope::quoted(env!("CARGO_PKG_VERSION")))
 }

@@ -1,188 +1,134 @@
-//! Clients of 2026-07-28: no sessions, everything in the request itself.
+//! Clients of the modern era: stateless requests whose headers say what their bodies say.
 
 use bytes::Bytes;
-use http::{Response, StatusCode};
-use mcp_hub_dataplane_api::{Era, MODERN_VERSIONS};
-use mcp_hub_mcp::envelope::{Envelope, Kind, Params, string, write_error_with, write_request, write_result};
+use http::{HeaderValue, Response, StatusCode};
+use mcp_hub_dataplane_api::{Era, LEGACY_VERSIONS, MODERN_VERSIONS};
+use mcp_hub_mcp::envelope::{Envelope, Kind, Params, quoted, string, write_error_with, write_result};
 use mcp_hub_mcp::object::RawObject;
-use mcp_hub_mcp::{error as code, headers, methods, sse};
-use serde_json::value::RawValue;
+use mcp_hub_mcp::{error, headers, methods};
 use serde_json::{Value, json};
 
-use super::{Client, Scope, accepted, requests};
-use crate::aggregate::instructions;
-use crate::body::{self, Body, JSON, error, full};
-use crate::forward::COMMENT_EVERY;
+use super::{Ask, Scope, server_info};
+use crate::body::{self, Body, full};
+use crate::exchange::whole;
 use crate::metrics::count;
 use crate::translate;
-use crate::upstream::{Owner, PATIENCE};
+use crate::upstream::{Failure, Upstream};
 
-/// What the aggregate offers in both eras.
-pub(super) const AGGREGATE_CAPABILITIES: [&str; 3] = ["prompts", "resources", "tools"];
-const SERVER_INFO: &str = "io.modelcontextprotocol/serverInfo";
+/// What the aggregate offers to every modern client, whatever its servers offer now.
+const CAPABILITIES: &str = r#"{"tools":{"listChanged":true},"prompts":{"listChanged":true},"resources":{"listChanged":true},"completions":{}}"#;
 
-pub(super) fn server_info() -> Value {
-    json!({"name": "mcp-hub", "title": "MCP Hub", "version": env!("CARGO_PKG_VERSION")})
-}
-
-pub(super) async fn post(client: &Client, envelope: &Envelope<'_>) -> Response<Body> {
-    if envelope.kind() != Kind::Request {
-        // The era has no notifications of clients on HTTP: closing a stream is the cancellation.
-        return accepted();
-    }
-    count(&client.inner.metrics.requests_modern);
-    let id = envelope.id.map_or("null", RawValue::get);
-    if let Err(refusal) = check(client, envelope, id) {
-        return refusal;
-    }
-    let method = envelope.method();
-    let owner = Owner::Principal(client.principal.0);
-    match &*method {
-        methods::DISCOVER => discover(client, id).await,
-        methods::LISTEN => listen(client, envelope, id),
-        _ => match requests::answer(client, Era::Modern, owner, envelope).await {
-            Some(answer) => answer,
-            None => {
-                let text = format!("there is no method {method} here");
-                error(StatusCode::NOT_FOUND, Some(id), code::METHOD_NOT_FOUND, &text)
+impl Ask {
+    pub(super) async fn modern(self, message: &Bytes, envelope: &Envelope<'_>, params: &Params<'_>) -> Response<Body> {
+        if envelope.kind() != Kind::Request {
+            // Clients of this era cancel by closing the stream, and are asked nothing.
+            return full(StatusCode::ACCEPTED, "text/plain", Bytes::new());
+        }
+        count(&self.inner.metrics.requests_modern);
+        let id = envelope.id.map_or("null", |id| id.get());
+        let method = envelope.method();
+        if let Err(refusal) = self.check(id, &method, params) {
+            return refusal;
+        }
+        match (&*method, &self.scope) {
+            (methods::DISCOVER, _) => self.discover(id).await,
+            (methods::LISTEN, _) => self.listen(message, envelope, params).await,
+            (methods::INITIALIZE | methods::PING | methods::SET_LEVEL, _)
+            | (methods::RESOURCES_SUBSCRIBE | methods::RESOURCES_UNSUBSCRIBE, _) => no_method(id, &method),
+            (method, Scope::Aggregate) if !translate::is_translatable(method) => no_method(id, method),
+            (method, Scope::Server(upstream)) if !translate::is_translatable(method) => {
+                // Methods of extensions are the server's own matter, where it speaks the same era.
+                match upstream.era(std::time::Duration::from_secs(10)).await {
+                    Ok(Era::Legacy) => no_method(id, method),
+                    Ok(Era::Modern) | Err(_) => self.pass(message, envelope, params).await,
+                }
             }
-        },
+            (_, Scope::Aggregate | Scope::Server(_)) => self.pass(message, envelope, params).await,
+        }
+    }
+
+    /// Version and headers (2026-07-28, "Streamable HTTP: Standard request headers").
+    #[expect(clippy::result_large_err, reason = "the response is the error")]
+    fn check(&self, id: &str, method: &str, params: &Params<'_>) -> Result<(), Response<Body>> {
+        let header = |name: &str| self.headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or("?"));
+        let mismatch = |text: &str| Err(body::error(StatusCode::BAD_REQUEST, Some(id), error::HEADER_MISMATCH, text));
+        let in_body = params.meta().protocol_version.and_then(string);
+        let version = header(headers::PROTOCOL_VERSION);
+        let asked = in_body.as_deref().or(version).unwrap_or_default();
+        if !MODERN_VERSIONS.contains(&asked) {
+            let supported: Vec<&str> = MODERN_VERSIONS.iter().chain(LEGACY_VERSIONS).copied().collect();
+            let data = json!({"supported": supported, "requested": asked}).to_string();
+            let text = format!("protocol version `{asked}` is not spoken here");
+            let refusal = write_error_with(Some(id), error::UNSUPPORTED_VERSION, &text, Some(&data));
+            return Err(whole(StatusCode::BAD_REQUEST, refusal));
+        }
+        let Some(in_body) = in_body else {
+            let text = "params._meta lacks io.modelcontextprotocol/protocolVersion";
+            return Err(body::error(StatusCode::BAD_REQUEST, Some(id), error::INVALID_PARAMS, text));
+        };
+        if version != Some(&*in_body) {
+            return mismatch("header MCP-Protocol-Version is missing or differs from params._meta");
+        }
+        if header(headers::METHOD) != Some(method) {
+            return mismatch("header Mcp-Method is missing or differs from method");
+        }
+        let named = match method {
+            methods::TOOLS_CALL | methods::PROMPTS_GET => params.name,
+            methods::RESOURCES_READ => params.uri,
+            _ => return Ok(()),
+        };
+        let shown = header(headers::NAME).and_then(headers::decode);
+        match named.and_then(string) {
+            None => Err(body::error(StatusCode::OK, Some(id), error::INVALID_PARAMS, "params lack name or uri")),
+            wanted if wanted != shown => mismatch("header Mcp-Name is missing or differs from params"),
+            Some(_) => Ok(()),
+        }
+    }
+
+    async fn discover(self, id: &str) -> Response<Body> {
+        let mut result = RawObject::default();
+        match &self.scope {
+            Scope::Aggregate => {
+                self.served.settle().await;
+                result.set("capabilities", CAPABILITIES);
+                result.set("_meta", format!(r#"{{"io.modelcontextprotocol/serverInfo":{}}}"#, server_info()));
+                if let Some(instructions) = self.served.instructions() {
+                    result.set("instructions", quoted(&instructions));
+                }
+            }
+            Scope::Server(upstream) => {
+                if let Err(failure) = introduced(upstream, &mut result).await {
+                    let text = format!("server `{}`: {failure}", upstream.config.name);
+                    return body::error(StatusCode::OK, Some(id), error::SERVER_UNAVAILABLE, &text);
+                }
+            }
+        }
+        let versions: Vec<&str> = MODERN_VERSIONS.iter().chain(LEGACY_VERSIONS).copied().collect();
+        result.set("supportedVersions", json!(versions).to_string());
+        translate::complete(methods::DISCOVER, &mut result);
+        whole(StatusCode::OK, write_result(id, &result.to_string()))
     }
 }
 
-/// The headers repeat what the body says, so that proxies need not read it; whoever reads both must compare them.
-#[expect(clippy::result_large_err, reason = "the response is the error")]
-fn check(client: &Client, envelope: &Envelope<'_>, id: &str) -> Result<(), Response<Body>> {
-    let params = Params::of(envelope.params);
-    let refuse = |message: String| error(StatusCode::BAD_REQUEST, Some(id), code::HEADER_MISMATCH, &message);
-    let in_body = params.meta().protocol_version.and_then(string);
-    let in_header = client.header(headers::PROTOCOL_VERSION);
-    let (Some(version), Some(header)) = (in_body, in_header) else {
-        return Err(refuse(format!(
-            "a protocol version is needed in _meta and in the header {}",
-            headers::PROTOCOL_VERSION
-        )));
+fn no_method(id: &str, method: &str) -> Response<Body> {
+    body::error(StatusCode::NOT_FOUND, Some(id), error::METHOD_NOT_FOUND, &format!("{method} is not offered here"))
+}
+
+/// What one server says of itself, for a modern client.
+async fn introduced(upstream: &Upstream, result: &mut RawObject) -> Result<(), Failure> {
+    let introduction = upstream.introduction(std::time::Duration::from_secs(10)).await?;
+    let capabilities = match introduction.era {
+        Era::Modern => introduction.capabilities().clone(),
+        Era::Legacy => translate::capabilities(introduction.capabilities()),
     };
-    if version != header {
-        return Err(refuse(format!("the header says version {header}, the message {version}")));
-    }
-    if !MODERN_VERSIONS.contains(&&*version) {
-        let data = json!({"supported": MODERN_VERSIONS, "requested": version}).to_string();
-        let text = format!("protocol version {version} is not spoken here");
-        let refusal = write_error_with(Some(id), code::UNSUPPORTED_VERSION, &text, Some(&data));
-        return Err(full(StatusCode::BAD_REQUEST, JSON, refusal));
-    }
-    let method = envelope.method();
-    if client.header(headers::METHOD) != Some(&*method) {
-        return Err(refuse(format!("the header {} does not say {method}", headers::METHOD)));
-    }
-    let named = match &*method {
-        methods::TOOLS_CALL | methods::PROMPTS_GET => params.name.and_then(string),
-        methods::RESOURCES_READ => params.uri.and_then(string),
-        _ => return Ok(()),
+    result.set("capabilities", capabilities.to_string());
+    let info = match introduction.info() {
+        Value::Null => json!({"name": upstream.config.name, "version": "unknown"}),
+        info => info.clone(),
     };
-    let header = client.header(headers::NAME).and_then(headers::decode);
-    if named.is_some() && named != header {
-        return Err(refuse(format!("the header {} does not say what the message asks for", headers::NAME)));
+    result.set("_meta", json!({"io.modelcontextprotocol/serverInfo": info}).to_string());
+    if let Some(instructions) = introduction.instructions() {
+        result.set("instructions", quoted(instructions));
     }
     Ok(())
-}
-
-async fn discover(client: &Client, id: &str) -> Response<Body> {
-    let served = client.inner.served();
-    let (capabilities, info, text) = match &client.scope {
-        Scope::Aggregate => {
-            let names = AGGREGATE_CAPABILITIES.iter();
-            let capabilities = names.map(|name| ((*name).to_owned(), json!({"listChanged": true}))).collect();
-            (Value::Object(capabilities), server_info(), instructions(&served))
-        }
-        Scope::Server(server) => {
-            let Some(watched) = served.upstreams.get(server) else {
-                return full(StatusCode::NOT_FOUND, "text/plain", "this hub has no such server");
-            };
-            let introduction = match watched.upstream.introduction(PATIENCE).await {
-                Ok(introduction) => introduction,
-                Err(failure) => {
-                    let text = format!("server `{server}` is not available: {failure}");
-                    return error(StatusCode::OK, Some(id), code::SERVER_UNAVAILABLE, &text);
-                }
-            };
-            // Of a modern server everything holds but what is done here: changes are told by this hub.
-            let capabilities = match introduction.era {
-                Era::Legacy => translate::capabilities(introduction.capabilities()),
-                Era::Modern => introduction.capabilities().clone(),
-            };
-            (capabilities, introduction.info().clone(), introduction.instructions().map(str::to_owned))
-        }
-    };
-    let mut result = json!({
-        "supportedVersions": MODERN_VERSIONS,
-        "capabilities": capabilities,
-        "serverInfo": info,
-        "_meta": {SERVER_INFO: info},
-    });
-    if let Some(text) = text {
-        result["instructions"] = text.into();
-    }
-    let mut result = RawObject::parse(&result.to_string()).unwrap_or_default();
-    translate::complete(methods::DISCOVER, &mut result);
-    body::json(write_result(id, &result.to_string()))
-}
-
-/// Resolves when the gateway ends.
-pub(super) async fn ended(ending: &mut tokio::sync::watch::Receiver<bool>) {
-    // The sender is gone with the gateway, which is an end too.
-    ending.wait_for(|ending| *ending).await.ok();
-}
-
-/// One long stream: an acknowledgement first, then what changes, each message tagged with the request's id.
-fn listen(client: &Client, envelope: &Envelope<'_>, id: &str) -> Response<Body> {
-    let params: Value = envelope.params.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default();
-    let offered = [
-        ("toolsListChanged", methods::TOOLS_CHANGED),
-        ("promptsListChanged", methods::PROMPTS_CHANGED),
-        ("resourcesListChanged", methods::RESOURCES_CHANGED),
-    ];
-    let wanted: Vec<(&str, &'static str)> =
-        offered.into_iter().filter(|(name, _)| params["notifications"][name] == Value::Bool(true)).collect();
-    let tag = format!(r#"{{"io.modelcontextprotocol/subscriptionId":{id}}}"#);
-    let granted: serde_json::Map<String, Value> =
-        wanted.iter().map(|(name, _)| ((*name).to_owned(), Value::Bool(true))).collect();
-    let acknowledgement = write_request(
-        None,
-        methods::ACKNOWLEDGED,
-        Some(&format!(r#"{{"notifications":{},"_meta":{tag}}}"#, Value::Object(granted))),
-    );
-    let (sender, response) = body::events();
-    let mut outdated = client.inner.outdated.subscribe();
-    let mut ending = client.inner.ending.subscribe();
-    let end = write_result(id, &format!(r#"{{"resultType":"complete","_meta":{tag}}}"#));
-    tokio::spawn(async move {
-        let mut next = sse::event(&acknowledgement);
-        loop {
-            if sender.send(next).await.is_err() {
-                return;
-            }
-            next = loop {
-                tokio::select! {
-                    received = outdated.recv() => match received {
-                        Ok(method) if wanted.iter().any(|(_, wanted)| *wanted == method) => {
-                            break sse::event(&write_request(None, method, Some(&format!(r#"{{"_meta":{tag}}}"#))));
-                        }
-                        // Not asked for, or missed: the next change says the same.
-                        Ok(_) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
-                        Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
-                    },
-                    () = tokio::time::sleep(COMMENT_EVERY) => break Bytes::from_static(sse::COMMENT),
-                    () = sender.closed() => return,
-                    () = ended(&mut ending) => {
-                        // A client that is gone misses it.
-                        sender.send(sse::event(&end)).await.ok();
-                        return;
-                    }
-                }
-            };
-        }
-    });
-    response
 }

@@ -23,7 +23,7 @@ use tokio::sync::{Notify, broadcast, watch};
 use tokio::task::JoinHandle;
 
 pub(crate) use self::handshake::{
-    Introduction, Item, ItemLists, PATIENCE, introduce, list, modern_meta, summary, tools_summary,
+    Introduction, Item, ItemLists, PATIENCE, introduce, item, list, modern_meta, summary, tools_summary,
 };
 pub(crate) use self::http::{Endpoint, Events, HttpClient, collect, http_client, is_type};
 pub(crate) use self::sessions::{LegacySession, Owner, Sessions};
@@ -56,6 +56,8 @@ pub(crate) enum Failure {
     Refused { code: i64, message: String },
     #[error("the server did not answer within {} s", .0.as_secs_f64())]
     Timeout(Duration),
+    #[error("the client cancelled the request")]
+    Cancelled,
 }
 
 /// What is known of a server; kept while it is away.
@@ -166,12 +168,19 @@ impl Upstream {
         self.catalog.store(Arc::new(catalog));
     }
 
+    pub(crate) fn learn_tools(&self, tools: Vec<Item>) {
+        let before = self.catalog();
+        let mut lists = before.lists.clone();
+        lists[0] = Some(tools);
+        self.learn(Catalog { introduction: before.introduction.clone(), handshake: before.handshake.clone(), lists });
+    }
+
     pub(crate) fn health(&self) -> Health {
         self.health.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(crate) fn is_ready(&self) -> bool {
-        matches!(self.health(), Health::Ready)
+        matches!(*self.health.lock().unwrap_or_else(PoisonError::into_inner), Health::Ready)
     }
 
     /// Notes how the server is; whether that is news.
@@ -248,6 +257,19 @@ impl Upstream {
             UpstreamEra::Known(era) => Ok(era),
             UpstreamEra::Probe => Ok(self.introduction(patience).await?.era),
         }
+    }
+
+    /// The era as far as it is known now.
+    pub(crate) fn known_era(&self) -> Option<Era> {
+        match self.config.era {
+            UpstreamEra::Known(era) => Some(era),
+            UpstreamEra::Probe => self.catalog.load().introduction.as_ref().map(|introduction| introduction.era),
+        }
+    }
+
+    /// Whether the server has been away so long that a request need not wait for it.
+    pub(crate) fn is_long_away(&self) -> bool {
+        matches!(self.health(), Health::Away { since, .. } if since.elapsed() > SETTLE)
     }
 
     /// Whether requests of several clients share one session, so that their ids have to be made different.
