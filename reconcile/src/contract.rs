@@ -284,7 +284,7 @@ pub async fn a_dropped_execute_is_finished_by_the_next_plan(harness: &dyn Harnes
     converge(&*runtime, owner, &lower(&*runtime, &workload)?).await?;
     harness.settled(owner).await;
     let whole = harness.remains(owner).await;
-    let versions = [harness.changed(&workload), workload.clone()];
+    let versions = [workload.clone(), harness.changed(&workload)];
     for polls in 1..=POLLS {
         let lowered = lower(&*runtime, &versions[polls % 2])?;
         for step in plan(&lowered, &observe(&*runtime, owner).await?) {

@@ -16,7 +16,7 @@ use mcp_hub_dataplane_api::secret::SecretString;
 
 use crate::installation::{Installation, token_sha256};
 use crate::status::reason;
-use crate::workload::{call_timeout_ms, session_mode};
+use crate::workload::{call_timeout_ms, is_stopped, session_mode};
 
 const DEFAULT_SEPARATOR: &str = "_";
 /// Claude Code puts `mcp__hub__` before a name and some clients refuse names over 60 characters.
@@ -146,9 +146,7 @@ fn upstream(
                     message: format!("no value for header {}", missing.join(", ")),
                     hint: None,
                 }
-            } else if server.spec.paused.unwrap_or(false)
-                || server.annotations().contains_key(crate::workload::STOPPED_ANNOTATION)
-            {
+            } else if is_stopped(server) {
                 Target::Unavailable {
                     reason: reason::PAUSED.to_owned(),
                     message: "the server is paused".to_owned(),

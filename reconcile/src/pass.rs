@@ -19,7 +19,7 @@ use crate::owner::OwnerKey;
 use crate::plan::plan;
 use crate::ports::{Event, EventKind, Ports, Progress, Step};
 use crate::status::{self, Findings, HubFindings};
-use crate::workload::{ServerWorkload, Workload};
+use crate::workload::{ServerWorkload, Workload, is_stopped, resolution};
 
 /// Brings one server closer to its spec, and its status up to date.
 ///
@@ -31,7 +31,11 @@ pub async fn server(server: &MCPServer, ports: &Ports) -> Result<(), Error> {
         return delete(&owner, ports).await;
     }
     let mut findings = Findings { runtime: ports.runtime.info().name.clone(), ..Findings::default() };
-    let result = converge(server, &owner, ports, &mut findings).await;
+    let mut result = converge(server, &owner, ports, &mut findings).await;
+    // What is to stop stops, whatever else is wrong with its spec.
+    if is_stopped(server) && (result.is_err() || !findings.unimplemented.is_empty()) {
+        result = result.and(halt(&owner, ports, &mut findings).await);
+    }
 
     // Reported once and also on failure: a stuck object must explain itself.
     let now = Time(Timestamp::now());
@@ -70,7 +74,17 @@ pub async fn delete(owner: &OwnerKey, ports: &Ports) -> Result<(), Error> {
     Ok(())
 }
 
+async fn halt(owner: &OwnerKey, ports: &Ports, findings: &mut Findings) -> Result<(), Error> {
+    for step in plan(&Lowered::default(), &ports.runtime.observe(owner).await?) {
+        ports.runtime.execute(owner, &step).await?;
+    }
+    findings.observed = ports.runtime.observe(owner).await?;
+    Ok(())
+}
+
 async fn converge(server: &MCPServer, owner: &OwnerKey, ports: &Ports, findings: &mut Findings) -> Result<(), Error> {
+    // First, so that a pass that ends early does not make status forget which version was found.
+    findings.resolved = resolution(server);
     findings.observed = ports.runtime.observe(owner).await?;
     findings.upstream = ports.sink.upstream(&owner.uid);
     findings.unimplemented = accept::unimplemented_in_server(&server.spec);
@@ -89,8 +103,8 @@ async fn converge(server: &MCPServer, owner: &OwnerKey, ports: &Ports, findings:
         findings.unresolved = lowered.objects.iter().any(|object| object.stage == crate::lower::Stage::Prepare);
         findings.degraded = lowered.degraded;
         // Without its secrets a new server cannot start, and a running one is better left alone than restarted without.
-        let held_back = |step: &&Step| findings.missing_secrets.is_empty() || matches!(step, Step::Prepare(_));
-        for step in steps.iter().filter(held_back) {
+        let goes_on = findings.missing_secrets.is_empty() || is_stopped(server);
+        for step in steps.iter().filter(|step| goes_on || matches!(step, Step::Prepare(_))) {
             tracing::debug!(owner = %owner, step = crate::plan::render(std::slice::from_ref(step)).trim_end(), "execute");
             ports.runtime.execute(owner, step).await?;
         }

@@ -83,11 +83,18 @@ struct Inner {
     info: RuntimeInfo,
     place: Arc<Mutex<Place>>,
     /// Dies with the value, as a background task does.
-    preparations: Mutex<HashMap<OwnerKey, Prepare>>,
+    preparations: Mutex<HashMap<OwnerKey, Preparation>>,
     events: broadcast::Sender<RuntimeEvent>,
     writes: Writes,
     fault: Option<Fault>,
     silence: SilentConsole,
+}
+
+#[derive(Debug)]
+struct Preparation {
+    digest: String,
+    source_digest: String,
+    state: PrepareState,
 }
 
 /// What outlives a daemon.
@@ -172,27 +179,25 @@ impl FakeRuntime {
 
     /// Ends the running preparation of the server of this name well, with this version.
     pub fn finish_prepare(&self, server: &str, version: &str) {
-        self.end_prepare(server, |digest, source| PrepareState::Done(resolved(&digest, source, version)));
+        self.end_prepare(server, |source_digest| PrepareState::Done(resolved(source_digest, server, version)));
     }
 
     pub fn fail_prepare(&self, server: &str, failure: Failure) {
-        self.end_prepare(server, |_, _| PrepareState::Failed(failure));
+        self.end_prepare(server, |_| PrepareState::Failed(failure));
     }
 
     /// The time has come to try a failed preparation again.
     pub fn let_prepare_retry(&self, server: &str) {
         self.preparations()
-            .retain(|owner, prepare| owner.name != server || !matches!(prepare.state, PrepareState::Failed(_)));
-        self.tell_of(server);
+            .retain(|owner, preparation| owner.name != server || !matches!(preparation.state, PrepareState::Failed(_)));
+        self.tell(RuntimeEvent::Resync);
     }
 
-    fn end_prepare(&self, server: &str, state: impl FnOnce(String, &str) -> PrepareState) {
-        if let Some((_, prepare)) = self.preparations().iter_mut().find(|(owner, _)| owner.name == server) {
-            let source = match &prepare.state {
-                PrepareState::Running { progress } => progress.rsplit(' ').next().unwrap_or_default().to_owned(),
-                PrepareState::Done(_) | PrepareState::Failed(_) => return,
-            };
-            prepare.state = state(source, server);
+    fn end_prepare(&self, server: &str, state: impl FnOnce(&str) -> PrepareState) {
+        if let Some((_, preparation)) = self.preparations().iter_mut().find(|(owner, _)| owner.name == server)
+            && matches!(preparation.state, PrepareState::Running { .. })
+        {
+            preparation.state = state(&preparation.source_digest);
         }
         self.tell_of(server);
     }
@@ -289,7 +294,7 @@ impl FakeRuntime {
         self.0.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn preparations(&self) -> MutexGuard<'_, HashMap<OwnerKey, Prepare>> {
+    fn preparations(&self) -> MutexGuard<'_, HashMap<OwnerKey, Preparation>> {
         self.0.preparations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -326,9 +331,10 @@ impl FakeRuntime {
         let source = object.body["sourceDigest"].as_str().unwrap_or_default();
         let state = match self.place().preparing {
             Preparing::AtOnce => PrepareState::Done(resolved(source, &owner.name, "1.0.0")),
-            Preparing::ByHand => PrepareState::Running { progress: format!("fetching {source}") },
+            Preparing::ByHand => PrepareState::Running { progress: format!("fetching {}", owner.name) },
         };
-        self.preparations().insert(owner.clone(), Prepare { digest: object.digest.clone(), state });
+        let preparation = Preparation { digest: object.digest.clone(), source_digest: source.to_owned(), state };
+        self.preparations().insert(owner.clone(), preparation);
     }
 
     fn make(&self, owner: &OwnerKey, object: &Object) {
@@ -590,7 +596,9 @@ impl Runtime for FakeRuntime {
                 observed.objects.push(ObservedObject { id, stage: Stage::Workload, digest: None, body });
             }
         }
-        observed.prepare = self.preparations().get(owner).cloned();
+        let preparations = self.preparations();
+        let found = preparations.get(owner);
+        observed.prepare = found.map(|found| Prepare { digest: found.digest.clone(), state: found.state.clone() });
         Ok(observed)
     }
 
