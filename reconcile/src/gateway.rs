@@ -14,6 +14,7 @@ use mcp_hub_dataplane_api::gateway::{
 };
 use mcp_hub_dataplane_api::secret::SecretString;
 
+use crate::accept;
 use crate::installation::{Installation, token_sha256};
 use crate::status::reason;
 use crate::workload::{call_timeout_ms, is_stopped, session_mode};
@@ -140,7 +141,15 @@ fn upstream(
                     None => missing.push(header.name.as_str()),
                 }
             }
-            let target = if !missing.is_empty() {
+            let unimplemented = accept::unimplemented_in_server(&server.spec);
+            let target = if !unimplemented.is_empty() {
+                // What the spec asks for in vain may be what keeps the server safe to call.
+                Target::Unavailable {
+                    reason: reason::NOT_IMPLEMENTED.to_owned(),
+                    message: format!("not implemented yet: {}", unimplemented.join(", ")),
+                    hint: None,
+                }
+            } else if !missing.is_empty() {
                 Target::Unavailable {
                     reason: reason::SECRET_MISSING.to_owned(),
                     message: format!("no value for header {}", missing.join(", ")),

@@ -56,9 +56,19 @@ pub async fn dry_run(server: &MCPServer, ports: &Ports) -> Result<Vec<Step>, Err
     if server.metadata.deletion_timestamp.is_some() {
         return Ok(plan(&Lowered::default(), &observed));
     }
+    if !accept::unimplemented_in_server(&server.spec).is_empty() {
+        return Ok(if is_stopped(server) { plan(&Lowered::default(), &observed) } else { Vec::new() });
+    }
     let secrets = read_secrets(server, ports).await?;
     let workload = ServerWorkload::of(server, &ports.installation, &secrets.fingerprints)?;
-    Ok(plan(&ports.runtime.lower(&Workload::Server(Box::new(workload)))?, &observed))
+    let lowered = ports.runtime.lower(&Workload::Server(Box::new(workload)))?;
+    Ok(due(server, plan(&lowered, &observed), &secrets.missing))
+}
+
+/// Without its secrets a new server cannot start, and a running one is better left alone than restarted without.
+fn due(server: &MCPServer, steps: Vec<Step>, missing_secrets: &[String]) -> Vec<Step> {
+    let held_back = !missing_secrets.is_empty() && !is_stopped(server);
+    steps.into_iter().filter(|step| !held_back || matches!(step, Step::Prepare(_))).collect()
 }
 
 /// Removes everything of an owner whose object is gone, or about to go.
@@ -99,12 +109,10 @@ async fn converge(server: &MCPServer, owner: &OwnerKey, ports: &Ports, findings:
     for _ in 0..2 {
         findings.resolved = workload.resolved.clone();
         let lowered = ports.runtime.lower(&Workload::Server(Box::new(workload.clone())))?;
-        let steps = plan(&lowered, &findings.observed);
+        let steps = due(server, plan(&lowered, &findings.observed), &findings.missing_secrets);
         findings.unresolved = lowered.objects.iter().any(|object| object.stage == crate::lower::Stage::Prepare);
         findings.degraded = lowered.degraded;
-        // Without its secrets a new server cannot start, and a running one is better left alone than restarted without.
-        let goes_on = findings.missing_secrets.is_empty() || is_stopped(server);
-        for step in steps.iter().filter(|step| goes_on || matches!(step, Step::Prepare(_))) {
+        for step in &steps {
             tracing::debug!(owner = %owner, step = crate::plan::render(std::slice::from_ref(step)).trim_end(), "execute");
             ports.runtime.execute(owner, step).await?;
         }

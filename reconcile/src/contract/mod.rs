@@ -3,6 +3,8 @@
 //! The fake passes it, and a fake that breaks a guarantee fails at that guarantee; so a runtime that passes is as good as
 //! the fake that all tests of passes stand on.
 
+pub mod effect;
+
 use std::sync::Arc;
 use std::time::Duration;
 
