@@ -77,7 +77,8 @@ impl Writes {
         log.dead = false;
     }
 
-    pub(super) fn write<T>(&self, what: impl Into<String>, act: impl FnOnce() -> T) -> Result<T, Interrupted> {
+    /// Does `act` as a write of this name, unless it is cut off.
+    pub fn write<T>(&self, what: impl Into<String>, act: impl FnOnce() -> T) -> Result<T, Interrupted> {
         let what = what.into();
         let cut = {
             let mut log = self.log();
