@@ -206,7 +206,7 @@ async fn deliver(hub: &MCPHub, owner: &OwnerKey, ports: &Ports, findings: &mut H
 fn transition(owner: &OwnerKey, before: Option<&MCPServerStatus>, after: &MCPServerStatus) -> Option<Event> {
     let ready = |status: &MCPServerStatus| {
         let conditions = status.conditions.iter().flatten();
-        conditions.cloned().find(|c| c.type_ == condition::READY)
+        conditions.into_iter().find(|c| c.type_ == condition::READY).cloned()
     };
     let new = ready(after)?;
     let old = before.and_then(ready);

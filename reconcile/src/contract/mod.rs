@@ -154,7 +154,9 @@ pub async fn execute_is_idempotent(harness: &dyn Harness) -> Result<(), String> 
             execute(&*runtime, owner, std::slice::from_ref(&step)).await?;
             harness.settled(owner).await;
             let again = harness.remains(owner).await;
-            check(again == once, || format!("{} again left {again:?} instead of {once:?}", render(&[step.clone()])))?;
+            check(again == once, || {
+                format!("{} again left {again:?} instead of {once:?}", render(std::slice::from_ref(&step)))
+            })?;
             let seen = observe(&*runtime, owner).await?;
             check(seen.objects == observed.objects, || format!("objects became {:?}", seen.objects))?;
         }
