@@ -46,7 +46,7 @@ async fn a_new_daemon_adopts_what_runs_and_hears_of_it() {
 
     let second = place.runtime();
     let events = second.events();
-    assert_eq!(second.owners().await.unwrap(), [workload.owner.clone()]);
+    assert_eq!(second.owners().await.unwrap().as_slice(), std::slice::from_ref(&workload.owner));
     let after = until_ready(&*second, &workload.owner).await;
     assert_eq!((before.endpoint, before.activity.child_pid), (after.endpoint, after.activity.child_pid));
 
