@@ -386,6 +386,25 @@ async fn a_rotated_log_is_read_over_all_its_files() {
 }
 
 #[tokio::test]
+async fn a_log_is_followed_over_its_rotation_without_a_gap() {
+    let place = Place::new();
+    let runtime = place.runtime();
+    let count = 400_000;
+    let workload = place.resolved(&place.server("followed", &["say", &count.to_string()]));
+    place.apply(&*runtime, &workload).await;
+    let query = LogQuery { tail: 100_000, follow: true };
+    let mut lines = runtime.console().logs(&workload.owner, query).await.unwrap();
+    let mut expected = None;
+    while expected != Some(count) {
+        let line = tokio::time::timeout(PATIENCE, lines.next()).await.expect("a line in time").expect("a line");
+        let number: usize = line.rsplit(' ').next().unwrap().parse().unwrap();
+        assert_eq!(number, expected.unwrap_or(number), "{line}");
+        expected = Some(number + 1);
+    }
+    assert!(place.folder_of(&workload.owner).unwrap().join("server.log.1").is_file(), "it was rotated");
+}
+
+#[tokio::test]
 async fn an_unknown_server_has_no_logs_and_no_commands_run_in_it() {
     let place = Place::new();
     let runtime = place.runtime();
