@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::lower::{Degraded, LOWER_REVISION};
 use crate::observed::{Failure, Observed, PrepareState};
 use crate::ports::HubState;
-use crate::workload::STOPPED_ANNOTATION;
+use crate::workload::is_stopped;
 
 /// Annotation by which a store says that an object's manifest cannot be read any more, so that this is its last good
 /// version.
@@ -74,12 +74,12 @@ pub struct Findings {
 pub fn server(server: &MCPServer, findings: &Findings, failure: Option<&Error>, now: &Time) -> MCPServerStatus {
     let previous = server.status.as_ref();
     let bridge = findings.observed.bridge.as_ref();
-    let remote = matches!(server.spec.source, Source::Remote(_));
+    let remote = is_remote(server);
     let verdict = verdict(server, findings, failure);
 
     let mut conditions = vec![
         accepted(findings, failure),
-        resolved(findings),
+        resolved(server, findings),
         available(server, findings, failure),
         Verdict::to_condition(&verdict),
         supported(findings),
@@ -149,7 +149,7 @@ impl Verdict {
 }
 
 fn verdict(server: &MCPServer, findings: &Findings, failure: Option<&Error>) -> Verdict {
-    let stopped = server.spec.paused.unwrap_or(false) || server.annotations().contains_key(STOPPED_ANNOTATION);
+    let stopped = is_stopped(server);
     let bridge = findings.observed.bridge.as_ref();
     // A running server that answers is ready, whatever stands in the way of its next version.
     if let Some(bridge) = bridge
@@ -241,11 +241,14 @@ fn accepted(findings: &Findings, failure: Option<&Error>) -> Draft {
             reason::UNSUPPORTED,
             with_hint(&error.to_string(), error.hint().as_deref()),
         ),
+        _ if !findings.degraded.is_empty() => {
+            Draft::new(condition::ACCEPTED, true, reason::ACCEPTED, "every field is honoured, some only in part")
+        }
         _ => Draft::new(condition::ACCEPTED, true, reason::ACCEPTED, "every field is honoured"),
     }
 }
 
-fn resolved(findings: &Findings) -> Draft {
+fn resolved(server: &MCPServer, findings: &Findings) -> Draft {
     if !findings.missing_secrets.is_empty() {
         return Draft::new(condition::RESOLVED, false, reason::SECRET_MISSING, missing(findings));
     }
@@ -259,6 +262,10 @@ fn resolved(findings: &Findings) -> Draft {
         _ if findings.unresolved => {
             Draft::new(condition::RESOLVED, false, reason::PREPARING, "the source is being resolved")
         }
+        // A pass that ended early, or a server that never was to run.
+        Some(PrepareState::Done(_)) | None if findings.resolved.is_none() && !is_remote(server) => {
+            Draft::new(condition::RESOLVED, false, reason::PENDING, "the source was not looked at yet")
+        }
         Some(PrepareState::Done(_)) | None => {
             Draft::new(condition::RESOLVED, true, reason::RESOLVED, "the source and its secrets are there")
         }
@@ -267,7 +274,7 @@ fn resolved(findings: &Findings) -> Draft {
 
 fn available(server: &MCPServer, findings: &Findings, failure: Option<&Error>) -> Draft {
     let no = |reason, message: String| Draft::new(condition::AVAILABLE, false, reason, message);
-    if matches!(server.spec.source, Source::Remote(_)) {
+    if is_remote(server) {
         return Draft::new(condition::AVAILABLE, true, reason::REMOTE, "the server runs elsewhere");
     }
     match (&findings.observed.failure, &findings.observed.bridge, failure) {
@@ -303,6 +310,10 @@ fn manifest_problem(annotations: &BTreeMap<String, String>) -> Option<Draft> {
     let problem = annotations.get(MANIFEST_PROBLEM_ANNOTATION)?;
     let message = format!("the last good version is in force: {problem}");
     Some(Draft::new(condition::MANIFEST_SYNCED, false, reason::MANIFEST_INVALID, message))
+}
+
+fn is_remote(server: &MCPServer) -> bool {
+    matches!(server.spec.source, Source::Remote(_))
 }
 
 fn prepare_state(findings: &Findings) -> Option<&PrepareState> {
