@@ -103,4 +103,6 @@ pub mod condition {
     pub const AUTH_REQUIRED: &str = "AuthRequired";
     /// The gateway serves the newest configuration (hubs only).
     pub const CONFIG_SYNCED: &str = "ConfigSynced";
+    /// False while the manifest cannot be read and its last good version stands (one machine only); absent otherwise.
+    pub const MANIFEST_SYNCED: &str = "ManifestSynced";
 }

@@ -16,6 +16,9 @@ use crate::observed::{Failure, Observed, PrepareState};
 use crate::ports::HubState;
 use crate::workload::STOPPED_ANNOTATION;
 
+/// Annotation with which a store tells that the manifest of an object cannot be read: `REASON: MESSAGE`.
+pub const MANIFEST_PROBLEM_ANNOTATION: &str = "mcphub.io/manifest-problem";
+
 /// Reasons of conditions: constant, so that programs may rely on them.
 pub mod reason {
     pub const ACCEPTED: &str = "Accepted";
@@ -43,6 +46,8 @@ pub mod reason {
     pub const SYNCED: &str = "Synced";
     pub const OUT_OF_SYNC: &str = "OutOfSync";
     pub const NAME_COLLISIONS: &str = "NameCollisions";
+    pub const MANIFEST_INVALID: &str = "ManifestInvalid";
+    pub const MANIFEST_MISSING: &str = "ManifestMissing";
 }
 
 /// What a pass over a server found.
@@ -80,6 +85,7 @@ pub fn server(server: &MCPServer, findings: &Findings, failure: Option<&Error>, 
     if remote {
         conditions.push(authorization(findings.upstream.as_ref()));
     }
+    conditions.extend(manifest_problem(server));
     let handshake = match (bridge, &findings.upstream) {
         (Some(bridge), _) => bridge.handshake.as_ref(),
         (None, Some(UpstreamStatus::Ready { handshake })) => Some(handshake),
@@ -291,6 +297,14 @@ fn authorization(upstream: Option<&UpstreamStatus>) -> Draft {
     }
 }
 
+/// There only while something is wrong: in a cluster no object has a manifest that could be.
+fn manifest_problem(object: &impl ResourceExt) -> Option<Draft> {
+    let text = object.annotations().get(MANIFEST_PROBLEM_ANNOTATION)?;
+    let (reason, message) = text.split_once(": ").unwrap_or((reason::MANIFEST_INVALID, text));
+    let known = if reason == reason::MANIFEST_MISSING { reason::MANIFEST_MISSING } else { reason::MANIFEST_INVALID };
+    Some(Draft::new(condition::MANIFEST_SYNCED, false, known, format!("{message}; the last good version stands")))
+}
+
 fn prepare_state(findings: &Findings) -> Option<&PrepareState> {
     findings.observed.prepare.as_ref().filter(|_| findings.unresolved).map(|prepare| &prepare.state)
 }
@@ -383,7 +397,8 @@ pub fn hub(hub: &MCPHub, findings: &HubFindings, failure: Option<&Error>, now: &
             Draft::new(condition::CONFIG_SYNCED, false, reason::OUT_OF_SYNC, "a gateway serves an older configuration")
         }
     };
-    let conditions = vec![accepted, ready, config_synced];
+    let mut conditions = vec![accepted, ready, config_synced];
+    conditions.extend(manifest_problem(hub));
     MCPHubStatus {
         observed_generation: hub.metadata.generation,
         conditions: Some(finish(
