@@ -54,3 +54,11 @@ pub enum SecretError {
     #[error("secrets from {place} cannot be changed here")]
     ReadOnly { place: &'static str },
 }
+
+impl SecretError {
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::ReadOnly { .. } => Some("keep secrets in the encrypted file instead".to_owned()),
+        }
+    }
+}
