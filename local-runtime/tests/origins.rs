@@ -1,6 +1,6 @@
 //! Origins are followed as people save files: by renaming, in halves, in bursts, and not at all for a while.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -30,7 +30,12 @@ fn server(name: &str, program: &str) -> String {
 /// Servers that are wanted, as `NAME=PROGRAM`.
 fn servers(store: &LocalStore) -> Vec<String> {
     let living = store.servers().state().into_iter().filter(|server| server.metadata.deletion_timestamp.is_none());
-    let program = |spec: &_| serde_json::to_value::<&mcp_hub_crds::MCPServerSpec>(spec).unwrap()["source"]["command"]["path"].as_str().unwrap().to_owned();
+    let program = |spec: &_| {
+        serde_json::to_value::<&mcp_hub_crds::MCPServerSpec>(spec).unwrap()["source"]["command"]["path"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
     let mut found: Vec<String> = living.map(|s| format!("{}={}", s.name_any(), program(&s.spec))).collect();
     found.sort();
     found

@@ -190,12 +190,7 @@ async fn the_implicit_hub_gets_an_endpoint_by_a_pass_over_it() {
         )
         .unwrap(),
     ));
-    let ports = Ports {
-        installation: store.installation(),
-        store: store.clone(),
-        runtime,
-        sink: sink.clone(),
-    };
+    let ports = Ports { installation: store.installation(), store: store.clone(), runtime, sink: sink.clone() };
     let hub = || store.hubs().state().into_iter().find(|hub| hub.name_any() == "default").unwrap();
     pass::hub(&hub(), &ports).await.unwrap();
     let endpoint = hub().status.clone().unwrap().endpoint.unwrap();
