@@ -4,10 +4,14 @@ use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 
 use super::error::OpenError;
+
+/// A child that a dead daemon was just starting shares its files until it runs its own program, a few milliseconds later.
+const FORKED: Duration = Duration::from_millis(300);
 
 /// Makes the folder, for its user only.
 pub(super) fn make_folder(state_dir: &Path) -> Result<(), OpenError> {
@@ -20,7 +24,14 @@ pub(super) fn take(state_dir: &Path) -> Result<File, OpenError> {
     let path = state_dir.join("daemon.lock");
     let failed = |error: io::Error| OpenError::of_io("lock", &path, error);
     let mut file = private().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+    let began = Instant::now();
+    let mut locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+    while locked == Err(rustix::io::Errno::WOULDBLOCK) && began.elapsed() < FORKED {
+        // The lock's end gives no event.
+        std::thread::sleep(Duration::from_millis(10));
+        locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+    }
+    match locked {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
             let mut text = String::new();
