@@ -52,7 +52,7 @@ pub(crate) async fn run(
 ) -> Result<(), Error> {
     places.create()?;
     let secrets = secret_backends::open(&places);
-    let store = LocalStore::open(places.state(), secrets.clone()).map_err(|error| open_failed(&error))?;
+    let store = LocalStore::open(places.state(), secrets.clone(), default_port).map_err(|error| open_failed(&error))?;
     let installation = store.installation();
     let config = ProcessConfig {
         run_dir: places.run(),
@@ -63,7 +63,7 @@ pub(crate) async fn run(
     };
     let process = ProcessRuntime::new(config, Arc::new(Backends(secrets)))
         .map_err(|error| Error::DaemonStart(mcp_hub_reconcile::error::RuntimeError::from(error).to_string()))?;
-    let sink = LocalSink::new(installation.clone(), default_port);
+    let sink = LocalSink::new(installation.clone());
     let ports =
         Ports { store: store.clone(), runtime: Arc::new(RuntimeSet::new(process)), sink: sink.clone(), installation };
     let daemon = Arc::new(Daemon {

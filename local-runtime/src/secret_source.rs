@@ -1,4 +1,4 @@
-//! Values of secrets for the process runtime, from the machine's backends.
+//! Secrets for the process runtime, out of the daemon's backends.
 
 use std::sync::Arc;
 
@@ -9,15 +9,20 @@ use mcp_hub_secrets::{SecretBackend, SecretKey};
 
 use crate::process::SecretSource;
 
-/// One user's secrets: namespaces do not divide them.
-#[derive(Debug)]
+/// The backends of one machine, which know no namespaces.
+#[derive(Debug, Clone)]
 pub struct Backends(pub Arc<dyn SecretBackend>);
 
 #[async_trait]
 impl SecretSource for Backends {
-    async fn value(&self, _: &str, key: &SecretKeyRef) -> Result<Option<SecretString>, String> {
+    async fn value(&self, _namespace: &str, key: &SecretKeyRef) -> Result<Option<SecretString>, String> {
         let wanted = SecretKey { name: key.name.clone(), key: key.key.clone() };
-        let value = self.0.get(&wanted).await.map_err(|error| error.to_string())?;
-        Ok(value.map(|value| SecretString::new(value.expose_secret())))
+        match self.0.get(&wanted).await {
+            Ok(value) => Ok(value.map(|value| SecretString::new(value.expose_secret()))),
+            Err(error) => Err(match error.hint() {
+                Some(hint) => format!("{error} (hint: {hint})"),
+                None => error.to_string(),
+            }),
+        }
     }
 }

@@ -1,7 +1,5 @@
 //! Status as a pure function of what a pass found.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt;
 use mcp_hub_crds::hub::{GatewayState, NamingMode, ServerCount};
@@ -18,8 +16,7 @@ use crate::observed::{Failure, Observed, PrepareState};
 use crate::ports::HubState;
 use crate::workload::is_stopped;
 
-/// Annotation by which a store says that an object's manifest cannot be read any more, so that this is its last good
-/// version.
+/// Annotation with which a store tells that the manifest of an object cannot be read: `REASON: MESSAGE`.
 pub const MANIFEST_PROBLEM_ANNOTATION: &str = "mcphub.io/manifest-problem";
 
 /// Reasons of conditions: constant, so that programs may rely on them.
@@ -49,6 +46,7 @@ pub mod reason {
     pub const SYNCED: &str = "Synced";
     pub const OUT_OF_SYNC: &str = "OutOfSync";
     pub const MANIFEST_INVALID: &str = "ManifestInvalid";
+    pub const MANIFEST_MISSING: &str = "ManifestMissing";
     pub const NAME_COLLISIONS: &str = "NameCollisions";
 }
 
@@ -87,7 +85,7 @@ pub fn server(server: &MCPServer, findings: &Findings, failure: Option<&Error>, 
     if remote {
         conditions.push(authorization(findings.upstream.as_ref()));
     }
-    conditions.extend(manifest_problem(server.annotations()));
+    conditions.extend(manifest_problem(server));
     let handshake = match (bridge, &findings.upstream) {
         (Some(bridge), _) => bridge.handshake.as_ref(),
         (None, Some(UpstreamStatus::Ready { handshake })) => Some(handshake),
@@ -306,10 +304,12 @@ fn authorization(upstream: Option<&UpstreamStatus>) -> Draft {
     }
 }
 
-fn manifest_problem(annotations: &BTreeMap<String, String>) -> Option<Draft> {
-    let problem = annotations.get(MANIFEST_PROBLEM_ANNOTATION)?;
-    let message = format!("the last good version is in force: {problem}");
-    Some(Draft::new(condition::MANIFEST_SYNCED, false, reason::MANIFEST_INVALID, message))
+/// There only while something is wrong: in a cluster no object has a manifest that could be.
+fn manifest_problem(object: &impl ResourceExt) -> Option<Draft> {
+    let text = object.annotations().get(MANIFEST_PROBLEM_ANNOTATION)?;
+    let (reason, message) = text.split_once(": ").unwrap_or((reason::MANIFEST_INVALID, text));
+    let known = if reason == reason::MANIFEST_MISSING { reason::MANIFEST_MISSING } else { reason::MANIFEST_INVALID };
+    Some(Draft::new(condition::MANIFEST_SYNCED, false, known, format!("{message}; the last good version stands")))
 }
 
 fn is_remote(server: &MCPServer) -> bool {
@@ -409,7 +409,7 @@ pub fn hub(hub: &MCPHub, findings: &HubFindings, failure: Option<&Error>, now: &
         }
     };
     let mut conditions = vec![accepted, ready, config_synced];
-    conditions.extend(manifest_problem(hub.annotations()));
+    conditions.extend(manifest_problem(hub));
     MCPHubStatus {
         observed_generation: hub.metadata.generation,
         conditions: Some(finish(

@@ -1,67 +1,67 @@
-//! Objects of one machine: specs from origins, statuses, events, in SQLite; and the same in memory for the queue.
+//! Objects, statuses and events of one machine, in SQLite, with the origins that objects come from.
 //!
-//! A directory or file is an *origin*. What vanishes from it is deleted; what it cannot say keeps its last good version.
-//! One process at a time has the store, which a lock beside it makes sure of.
+//! An *origin* is a manifest file or a folder of them. [`LocalStore::sync`] makes the stored objects those of the origin,
+//! in one transaction; what others see ([`live`]) follows the transaction and never comes before it. Deleted objects stay
+//! until what ran for them is gone ([`ResourceStore::release`]).
 
-mod database;
-mod identity;
-mod object;
+mod error;
+mod events;
+mod live;
+mod lock;
+mod merge;
+mod table;
 
-use std::collections::VecDeque;
+use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use futures::stream::{BoxStream, StreamExt};
+use futures::stream::BoxStream;
 use kube::ResourceExt;
-use kube_runtime::reflector::store::Writer;
-use kube_runtime::reflector::{self, ObjectRef, Store};
-use kube_runtime::watcher;
+use kube_runtime::reflector::Store;
 use mcp_hub_crds::manifest::Document;
 use mcp_hub_crds::source::SecretKeyRef;
-use mcp_hub_crds::{MCPHub, MCPHubStatus, MCPServer, MCPServerStatus, Resource, ResourceKey, ResourceKind};
+use mcp_hub_crds::{MCPHub, MCPHubStatus, MCPServer, MCPServerStatus, ResourceKey, ResourceKind};
 use mcp_hub_dataplane_api::secret::SecretString;
 use mcp_hub_reconcile::error::StoreError;
 use mcp_hub_reconcile::installation::Installation;
-use mcp_hub_reconcile::owner::{OwnerKey, OwnerKind};
+use mcp_hub_reconcile::owner::OwnerKey;
 use mcp_hub_reconcile::ports::{Change, Event, ResourceStore};
+use mcp_hub_reconcile::status::reason;
 use mcp_hub_secrets::{SecretBackend, SecretKey};
-use tokio::sync::{broadcast, watch};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+use serde_json::Value;
+use tokio::sync::watch;
 
-use database::Database;
-pub use database::RecordedEvent;
-pub use identity::OpenError;
-use object::Row;
+pub use error::{OpenError, SyncError};
+pub use events::RecordedEvent;
+use live::{Live, Writers};
+use merge::Touched;
 
-/// Changes that a slow listener may lag behind before it is told of everything again.
-const CHANGES: usize = 4096;
-/// Name of the hub that is there while no origin defines one.
-const IMPLICIT_HUB: &str = "default";
+/// Annotation by which the store tells the sink the port of hubs whose spec names none.
+pub const DEFAULT_PORT_ANNOTATION: &str = "mcphub.io/default-port";
 
-/// The store of one machine.
-#[derive(Debug)]
+/// The store of one state folder. Only one daemon has it at a time.
 pub struct LocalStore {
-    inner: Mutex<Inner>,
-    servers: Store<MCPServer>,
-    hubs: Store<MCPHub>,
-    changes: broadcast::Sender<Change>,
-    /// Counts changes of objects and statuses.
-    revision: watch::Sender<u64>,
-    secrets: Arc<dyn SecretBackend>,
-    installation: Installation,
-    /// Held as long as this lives.
+    path: PathBuf,
+    /// Held as long as the store lives.
     _lock: File,
+    installation: Installation,
+    secrets: Arc<dyn SecretBackend>,
+    default_port: u16,
+    /// A transaction appends to a file in the page cache and waits for no disk, so passes may hold this lock.
+    written: Mutex<Written>,
+    live: Live,
+    version: watch::Sender<u64>,
 }
 
-#[derive(Debug)]
-struct Inner {
-    database: Database,
-    servers: Writer<MCPServer>,
-    hubs: Writer<MCPHub>,
+struct Written {
+    connection: Connection,
+    writers: Writers,
 }
 
-/// What taking an origin over did.
+/// What a sync did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Synced {
     pub added: Vec<ResourceKey>,
@@ -69,12 +69,13 @@ pub struct Synced {
     pub removed: Vec<ResourceKey>,
 }
 
-/// A file or folder that objects come from.
+/// An origin that is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
     pub path: PathBuf,
-    /// Why it could not be taken over as it is now.
+    /// Why its last good version stands, or what of it could not be taken.
     pub problem: Option<String>,
+    /// Objects that come from it.
     pub objects: usize,
 }
 
@@ -82,442 +83,317 @@ pub struct Origin {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OriginProblem {
     Missing,
-    /// With every error of its manifests.
+    /// With what is wrong.
     Invalid(String),
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum SyncError {
-    #[error("{key} already comes from {}", .origin.display())]
-    Claimed { key: ResourceKey, origin: PathBuf },
-    #[error("could not {action} in the store")]
-    Io {
-        action: &'static str,
-        #[source]
-        source: rusqlite::Error,
-    },
-}
-
-impl SyncError {
-    /// What the user does next.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Claimed { key, .. } => Some(format!("rename `{}`, or take it out of one of the two", key.name)),
-            Self::Io { source, .. } => identity::database_hint(source),
-        }
-    }
-
-    fn io(action: &'static str) -> impl FnOnce(rusqlite::Error) -> Self {
-        move |source| Self::Io { action, source }
+impl fmt::Debug for LocalStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalStore").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
 impl LocalStore {
-    /// Opens or creates `STATE/hub.db`, for this user only, and takes `STATE/daemon.lock`.
-    ///
-    /// # Errors
-    /// [`OpenError::Held`] with the holder's process id if another daemon has the store.
-    pub fn open(state_dir: &Path, secrets: Arc<dyn SecretBackend>) -> Result<Arc<Self>, OpenError> {
-        let lock = identity::lock(state_dir)?;
+    /// Opens or creates the store of a state folder, and takes the folder's lock. `default_port` is the port of hubs that
+    /// name none.
+    pub fn open(state_dir: &Path, secrets: Arc<dyn SecretBackend>, default_port: u16) -> Result<Arc<Self>, OpenError> {
+        lock::make_folder(state_dir)?;
+        let held = lock::take(state_dir)?;
         let path = state_dir.join("hub.db");
-        let database = Database::open(&path).map_err(|source| OpenError::Database { path: path.clone(), source })?;
-        let installation = identity::installation(state_dir, &database)?;
-        let (servers, server_writer) = reflector::store();
-        let (hubs, hub_writer) = reflector::store();
-        let store = Arc::new(Self {
-            inner: Mutex::new(Inner { database, servers: server_writer, hubs: hub_writer }),
-            servers,
-            hubs,
-            changes: broadcast::Sender::new(CHANGES),
-            revision: watch::Sender::new(0),
+        lock::make_private(&path)?;
+        let key = lock::key(state_dir)?;
+        let mut connection = table::open(&path)?;
+
+        let failed = |error| OpenError::of_sqlite("read", &path, error);
+        let mut begin = || {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let id = table::meta_or(&transaction, "installation", || {
+                // Twelve digits tell the installations of one machine apart and keep derived names short.
+                uuid::Uuid::new_v4().simple().to_string()[..12].to_owned()
+            })?;
+            merge::settle_default_hub(&transaction, default_port, &mut Touched::default())?;
+            let records = table::all(&transaction)?;
+            let objects: rusqlite::Result<Vec<_>> =
+                records.iter().map(|record| merge::present(&transaction, record, default_port)).collect();
+            let objects = objects?;
+            transaction.commit()?;
+            Ok((id, objects))
+        };
+        let (id, objects) = begin().map_err(failed)?;
+        let (writers, live) = live::begin(objects);
+        Ok(Arc::new(Self {
+            path,
+            _lock: held,
+            installation: Installation::new(id, key),
             secrets,
-            installation,
-            _lock: lock,
-        });
-        let failed = |source| OpenError::Database { path: path.clone(), source };
-        let mut inner = store.inner();
-        let rows = inner.database.objects().map_err(failed)?;
-        inner.servers.apply_watcher_event(&watcher::Event::Init);
-        inner.hubs.apply_watcher_event(&watcher::Event::Init);
-        for row in &rows {
-            match row.resource() {
-                Some(Resource::Server(server)) => {
-                    inner.servers.apply_watcher_event(&watcher::Event::InitApply(server));
-                }
-                Some(Resource::Hub(hub)) => inner.hubs.apply_watcher_event(&watcher::Event::InitApply(hub)),
-                None => tracing::warn!(object = %row.key, "an object of another release cannot be read"),
-            }
-        }
-        inner.servers.apply_watcher_event(&watcher::Event::InitDone);
-        inner.hubs.apply_watcher_event(&watcher::Event::InitDone);
-        drop(inner);
-        store.change("make the implicit hub", implicit_hub).map_err(|error| match error {
-            SyncError::Io { source, .. } => failed(source),
-            // Nothing is claimed by a hub that yields to every other.
-            SyncError::Claimed { .. } => failed(rusqlite::Error::InvalidQuery),
-        })?;
-        Ok(store)
+            default_port,
+            written: Mutex::new(Written { connection, writers }),
+            live,
+            version: watch::Sender::new(0),
+        }))
     }
 
-    /// Identity and key of this machine's installation.
     pub fn installation(&self) -> Installation {
         self.installation.clone()
     }
 
-    /// Takes over what an origin holds now, in one transaction: new objects, changed ones, and those it holds no more.
+    /// Makes the origin's objects those of the documents.
     ///
     /// # Errors
-    /// [`SyncError::Claimed`] if another origin has one of the objects; all others are taken over, and the origin keeps
-    /// the problem until it is solved.
+    /// [`SyncError::Claimed`] if another origin has one of the keys; all other documents were taken.
     pub fn sync(&self, origin: &Path, documents: &[Document]) -> Result<Synced, SyncError> {
-        let mut synced = Synced::default();
-        let mut claimed = None;
-        self.change("take an origin over", |database, touched| {
-            let held = database.objects_of(origin)?;
-            for document in documents {
-                let wanted = Row::new(&document.resource, origin, &document.file);
-                match database.object(&wanted.key)? {
-                    Some(current) if current.deleted_at.is_some() => {
-                        // It comes back as a new object when the old one's children are gone.
-                        database.put_successor(&wanted)?;
-                    }
-                    Some(current) if current.origin.as_deref().is_some_and(|other| other != origin) => {
-                        let other = current.origin.clone().unwrap_or_default();
-                        claimed.get_or_insert(SyncError::Claimed { key: wanted.key.clone(), origin: other });
-                    }
-                    Some(current) => {
-                        if let Some(row) = current.changed_to(&wanted) {
-                            database.put(&row)?;
-                            synced.changed.push(row.key.clone());
-                            touched.push(row.key);
-                        }
-                    }
-                    None => {
-                        database.put(&wanted)?;
-                        synced.added.push(wanted.key.clone());
-                        touched.push(wanted.key);
-                    }
-                }
-            }
-            let wanted: Vec<ResourceKey> = documents.iter().map(|document| document.resource.key()).collect();
-            for row in held.into_iter().filter(|row| !wanted.contains(&row.key)) {
-                if row.deleted_at.is_none() {
-                    database.mark_deleted(&row.key)?;
-                    synced.removed.push(row.key.clone());
-                    touched.push(row.key);
-                } else {
-                    database.drop_successor(&row.key)?;
-                }
-            }
-            // Objects show the problem of their origin, so they change when it goes.
-            let problem = claimed.as_ref().map(ToString::to_string);
-            if database.set_problem(origin, problem.as_deref())? {
-                touched.extend(database.objects_of(origin)?.into_iter().map(|row| row.key));
-            }
-            implicit_hub(database, touched)
+        let (synced, claims) = self.change("store the manifests", |transaction, touched| {
+            let wanted: Result<Vec<_>, _> = documents.iter().map(|document| merge::wanted(origin, document)).collect();
+            let result = merge::sync(transaction, origin, wanted.map_err(table::unreadable)?, touched)?;
+            merge::set_problem(transaction, origin, None, touched)?;
+            Ok(result)
         })?;
-        claimed.map_or(Ok(synced), Err)
+        match claims.into_iter().next() {
+            Some(claim) => Err(SyncError::Claimed { key: claim.key, origin: claim.origin }),
+            None => Ok(synced),
+        }
     }
 
-    /// The origin cannot be read: its last good version stays, and its objects say why.
+    /// Records that the origin cannot be read: its last good version stays, and its objects say so.
     pub fn origin_failed(&self, origin: &Path, problem: &OriginProblem) -> Result<(), SyncError> {
-        let text = match problem {
-            OriginProblem::Missing => format!("{} is not there", origin.display()),
-            OriginProblem::Invalid(errors) => errors.clone(),
-        };
-        self.change("note an origin's problem", |database, touched| {
-            if database.set_problem(origin, Some(&text))? {
-                touched.extend(database.objects_of(origin)?.into_iter().map(|row| row.key));
+        let missing;
+        let problem = match problem {
+            OriginProblem::Missing => {
+                missing = format!("{} does not exist", origin.display());
+                (reason::MANIFEST_MISSING, missing.as_str())
             }
-            Ok(())
+            OriginProblem::Invalid(message) => (reason::MANIFEST_INVALID, message.as_str()),
+        };
+        self.change("record a problem of a manifest", |transaction, touched| {
+            merge::set_problem(transaction, origin, Some(problem), touched)
         })
     }
 
-    /// Forgets the origin and deletes its objects.
+    /// Forgets the origin and asks for the deletion of its objects, whose keys are returned.
     pub fn remove_origin(&self, origin: &Path) -> Result<Vec<ResourceKey>, SyncError> {
-        let mut removed = Vec::new();
-        self.change("remove an origin", |database, touched| {
-            for row in database.objects_of(origin)? {
-                if row.deleted_at.is_none() {
-                    database.mark_deleted(&row.key)?;
-                }
-                database.drop_successor(&row.key)?;
-                removed.push(row.key.clone());
-                touched.push(row.key);
-            }
-            database.forget_origin(origin)?;
-            implicit_hub(database, touched)
-        })?;
-        Ok(removed)
+        self.change("remove an origin", |transaction, touched| {
+            let (synced, _) = merge::sync(transaction, origin, Vec::new(), touched)?;
+            transaction.execute("DELETE FROM origins WHERE path = ?1", [table::bytes(origin)])?;
+            Ok(synced.removed)
+        })
     }
 
     pub fn origins(&self) -> Result<Vec<Origin>, SyncError> {
-        self.inner().database.origins().map_err(SyncError::io("list origins"))
+        self.read("list the origins", |connection| {
+            let mut query = connection.prepare_cached("SELECT path FROM origins ORDER BY path")?;
+            let paths: Vec<Vec<u8>> = query.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+            let describe = |bytes: Vec<u8>| {
+                let path = table::path(&bytes);
+                let own = merge::problem_of(connection, &path)?.map(|(_, message)| message);
+                let claims = merge::claims_of(connection, &path)?;
+                let claims = claims.iter().map(|c| format!("{} is already defined by {}", c.key, c.origin.display()));
+                let problems: Vec<String> = own.into_iter().chain(claims).collect();
+                let objects = table::of_origin(connection, &path)?;
+                Ok(Origin {
+                    objects: objects.iter().filter(|record| record.deleted.is_none()).count(),
+                    problem: (!problems.is_empty()).then(|| problems.join("\n")),
+                    path,
+                })
+            };
+            paths.into_iter().map(describe).collect()
+        })
     }
 
-    /// `None` for the implicit hub, and for what is not there.
+    /// Where an object comes from; `None` for the implicit hub, and if there is no such object.
     pub fn origin_of(&self, key: &ResourceKey) -> Result<Option<PathBuf>, SyncError> {
-        let row = self.inner().database.object(key).map_err(SyncError::io("read an object"))?;
-        Ok(row.and_then(|row| row.origin))
+        self.read("read an object", |connection| {
+            Ok(table::get(connection, key)?.and_then(|record| record.wanted.origin))
+        })
     }
 
-    /// Keeps a server stopped, or lets it run again; `false` if there is no such server.
+    /// Stops a server until it is started again, over restarts; its manifest stays as it is. `false` if there is no such
+    /// server.
     pub fn set_stopped(&self, key: &ResourceKey, stopped: bool) -> Result<bool, SyncError> {
-        self.edit(key, |row| row.stopped = stopped)
-    }
-
-    /// Asks for a restart; `false` if there is no such server.
-    pub fn restart(&self, key: &ResourceKey) -> Result<bool, SyncError> {
-        self.edit(key, |row| row.restarted_at = Some(object::now()))
-    }
-
-    fn edit(&self, key: &ResourceKey, edit: impl FnOnce(&mut Row)) -> Result<bool, SyncError> {
-        let mut found = false;
-        self.change("change an object", |database, touched| {
-            if let Some(mut row) = database.object(key)?.filter(|row| row.deleted_at.is_none()) {
-                let before = row.clone();
-                edit(&mut row);
-                found = true;
-                if row != before {
-                    database.put(&row)?;
-                    touched.push(key.clone());
-                }
+        self.change("change a server", |transaction, touched| {
+            let Some(mut record) = server(transaction, key)? else { return Ok(false) };
+            if record.stopped != stopped {
+                record.stopped = stopped;
+                table::put(transaction, &record)?;
+                touched.add(key);
             }
-            Ok(())
-        })?;
-        Ok(found)
+            Ok(true)
+        })
     }
 
-    /// The newest events, oldest of them first.
+    /// `false` if there is no such server.
+    pub fn restart(&self, key: &ResourceKey) -> Result<bool, SyncError> {
+        self.change("change a server", |transaction, touched| {
+            let Some(mut record) = server(transaction, key)? else { return Ok(false) };
+            record.restarted_at = Some(jiff::Timestamp::now().to_string());
+            table::put(transaction, &record)?;
+            touched.add(key);
+            Ok(true)
+        })
+    }
+
+    /// Asks for an object's deletion. `false` if there is no such object, or if it is the implicit hub, which nobody wrote.
+    pub fn delete(&self, key: &ResourceKey) -> Result<bool, SyncError> {
+        self.change("delete an object", |transaction, touched| {
+            let Some(mut record) = table::get(transaction, key)? else { return Ok(false) };
+            if record.wanted.origin.is_none() {
+                return Ok(false);
+            }
+            if record.deleted.is_none() {
+                record.deleted = Some(table::now());
+                table::put(transaction, &record)?;
+                touched.add(key);
+            }
+            Ok(true)
+        })
+    }
+
+    /// The newest events, the oldest of them first.
     pub fn events(&self, limit: usize) -> Result<Vec<RecordedEvent>, SyncError> {
-        self.inner().database.events(limit).map_err(SyncError::io("list events"))
+        self.read("read the events", |connection| events::newest(connection, limit))
     }
 
-    /// A backend has another value for the secret now.
+    /// Tells that a secret got another value, so that its users are looked at.
     pub fn secret_changed(&self, namespace: &str, name: &str) {
-        self.tell(Change::Secret { namespace: namespace.to_owned(), name: name.to_owned() });
+        self.live.tell(Change::Secret { namespace: namespace.to_owned(), name: name.to_owned() });
     }
 
-    /// Told of every change of an object or a status.
+    /// Raised with every change of objects or statuses.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
-        self.revision.subscribe()
+        self.version.subscribe()
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn written(&self) -> MutexGuard<'_, Written> {
+        // What a panic left is a transaction that was rolled back.
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self, change: Change) {
-        // Nobody listening is no loss: who listens later begins with everything.
-        self.changes.send(change).ok();
-    }
-
-    /// Runs one transaction, then shows the touched objects in memory and tells of them.
-    fn change(
+    fn read<T>(
         &self,
         action: &'static str,
-        work: impl FnOnce(&Database, &mut Vec<ResourceKey>) -> rusqlite::Result<()>,
-    ) -> Result<(), SyncError> {
-        let mut touched = Vec::new();
-        let mut inner = self.inner();
-        inner.database.transaction(|database| work(database, &mut touched)).map_err(SyncError::io(action))?;
-        let before: Vec<_> = touched.iter().map(|key| self.shown(key)).collect();
-        for key in &touched {
-            let row = inner.database.object(key).map_err(SyncError::io(action))?;
-            inner.show(key, row, &before);
-        }
-        drop(inner);
-        for key in &touched {
-            self.tell(change_of(key));
-        }
-        if !touched.is_empty() {
-            self.revision.send_modify(|revision| *revision += 1);
-        }
-        Ok(())
+        read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, SyncError> {
+        read(&self.written().connection).map_err(|source| SyncError::Io { action, path: self.path.clone(), source })
     }
 
-    /// The object as it is in memory.
-    fn shown(&self, key: &ResourceKey) -> Option<Resource> {
-        match key.kind {
-            ResourceKind::MCPServer => {
-                let server = self.servers.get(&ObjectRef::new(&key.name).within(&key.namespace))?;
-                Some(Resource::Server(MCPServer::clone(&server)))
+    /// One transaction, and then what is seen of it.
+    fn change<T>(
+        &self,
+        action: &'static str,
+        work: impl FnOnce(&Transaction<'_>, &mut Touched) -> rusqlite::Result<T>,
+    ) -> Result<T, SyncError> {
+        let mut written = self.written();
+        let Written { connection, writers } = &mut *written;
+        let commit = || {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let mut touched = Touched::default();
+            let result = work(&transaction, &mut touched)?;
+            merge::settle_default_hub(&transaction, self.default_port, &mut touched)?;
+            let mut views = Vec::new();
+            for key in touched.shown {
+                let record = table::get(&transaction, &key)?;
+                let object = record.map(|record| merge::present(&transaction, &record, self.default_port));
+                views.push((key, object.transpose()?));
             }
-            ResourceKind::MCPHub => {
-                let hub = self.hubs.get(&ObjectRef::new(&key.name).within(&key.namespace))?;
-                Some(Resource::Hub(MCPHub::clone(&hub)))
+            transaction.commit()?;
+            Ok((result, views, touched.told))
+        };
+        let (result, views, told) =
+            commit().map_err(|source| SyncError::Io { action, path: self.path.clone(), source })?;
+        if views.is_empty() {
+            return Ok(result);
+        }
+        for (key, object) in views {
+            match object {
+                Some(object) => writers.show(object),
+                None => writers.hide(&key, &self.live),
             }
         }
+        for key in told {
+            self.live.tell(live::change_of(&key));
+        }
+        self.version.send_modify(|version| *version = version.wrapping_add(1));
+        Ok(result)
     }
 
-    fn write_status(&self, key: &ResourceKey, uid: Option<&str>, status: serde_json::Value) -> Result<(), StoreError> {
-        let mut conflict = false;
-        self.change("write a status", |database, touched| {
-            match database.object(key)? {
-                Some(mut row) if Some(row.uid.as_str()) == uid => {
-                    row.status = Some(status);
-                    database.put(&row)?;
-                    touched.push(key.clone());
-                }
-                Some(_) | None => conflict = true,
-            }
-            Ok(())
-        })
-        .map_err(|error| store_error("write the status of", key, error))?;
-        if conflict { Err(StoreError::Conflict { object: key.to_string() }) } else { Ok(()) }
-    }
-
-    /// Everything there is, as changes.
-    fn everything(&self) -> VecDeque<Change> {
-        let servers = self.servers.state();
-        let hubs = self.hubs.state();
-        let servers = servers.iter().map(|server| Change::Server(ObjectRef::from(&**server)));
-        servers.chain(hubs.iter().map(|hub| Change::Hub(ObjectRef::from(&**hub)))).collect()
-    }
-}
-
-impl Inner {
-    /// Brings the object in memory up to its row; without a row it goes.
-    fn show(&mut self, key: &ResourceKey, row: Option<Row>, before: &[Option<Resource>]) {
-        match row.and_then(|row| row.resource()) {
-            Some(Resource::Server(server)) => self.servers.apply_watcher_event(&watcher::Event::Apply(server)),
-            Some(Resource::Hub(hub)) => self.hubs.apply_watcher_event(&watcher::Event::Apply(hub)),
-            None => {
-                for old in before.iter().flatten().filter(|old| old.key() == *key) {
-                    match old.clone() {
-                        Resource::Server(server) => {
-                            self.servers.apply_watcher_event(&watcher::Event::Delete(server));
-                        }
-                        Resource::Hub(hub) => self.hubs.apply_watcher_event(&watcher::Event::Delete(hub)),
-                    }
+    /// Writes the status of the object of this key, if it still is the one with this uid.
+    fn write_status(&self, key: &ResourceKey, uid: Option<&str>, status: Value) -> Result<(), StoreError> {
+        let found = self.change("write a status", |transaction, touched| {
+            let record = table::get(transaction, key)?.filter(|record| Some(record.uid.as_str()) == uid);
+            let Some(mut record) = record else { return Ok(false) };
+            let status = Some(status);
+            if record.status != status {
+                record.status = status;
+                table::put(transaction, &record)?;
+                touched.shown.insert(key.clone());
+                if key.kind == ResourceKind::MCPServer {
+                    // Hubs offer a server by what its status says; nothing depends on the status of a hub.
+                    touched.told.insert(key.clone());
                 }
             }
-        }
+            Ok(true)
+        })?;
+        if found { Ok(()) } else { Err(StoreError::Conflict { object: key.to_string() }) }
     }
 }
 
-/// While no origin defines a hub there is the implicit one; its uid never changes, so that its token does not.
-fn implicit_hub(database: &Database, touched: &mut Vec<ResourceKey>) -> rusqlite::Result<()> {
-    let key = ResourceKey {
-        kind: ResourceKind::MCPHub,
-        namespace: mcp_hub_crds::resource::DEFAULT_NAMESPACE.to_owned(),
-        name: IMPLICIT_HUB.to_owned(),
-    };
-    let hubs: Vec<Row> = database
-        .objects()?
-        .into_iter()
-        .filter(|row| row.key.kind == ResourceKind::MCPHub && row.deleted_at.is_none())
-        .collect();
-    let implicit = hubs.iter().find(|row| row.origin.is_none());
-    let defined = hubs.iter().any(|row| row.origin.is_some());
-    match (implicit, defined) {
-        (None, false) if database.object(&key)?.is_none() => {
-            let mut hub = MCPHub::new(IMPLICIT_HUB, mcp_hub_crds::MCPHubSpec::default());
-            hub.metadata.namespace = Some(key.namespace.clone());
-            let mut row = Row::implicit(&Resource::Hub(hub));
-            row.uid = database.meta_or("implicit-hub-uid", || row.uid.clone())?;
-            database.put(&row)?;
-            touched.push(key);
-        }
-        (Some(_), true) => {
-            database.mark_deleted(&key)?;
-            touched.push(key);
-        }
-        (None, _) | (Some(_), false) => {}
-    }
-    Ok(())
+/// The server of this key, unless it is being deleted.
+fn server(connection: &Connection, key: &ResourceKey) -> rusqlite::Result<Option<table::Record>> {
+    let record = table::get(connection, key)?;
+    Ok(record.filter(|record| key.kind == ResourceKind::MCPServer && record.deleted.is_none()))
 }
 
-fn change_of(key: &ResourceKey) -> Change {
-    match key.kind {
-        ResourceKind::MCPServer => Change::Server(ObjectRef::new(&key.name).within(&key.namespace)),
-        ResourceKind::MCPHub => Change::Hub(ObjectRef::new(&key.name).within(&key.namespace)),
-    }
-}
-
-fn store_error(action: &'static str, key: &ResourceKey, error: SyncError) -> StoreError {
-    StoreError::Io { action, object: key.to_string(), source: Box::new(error) }
+fn unwritable(key: &ResourceKey, error: serde_json::Error) -> StoreError {
+    StoreError::Io { action: "write the status of", object: key.to_string(), source: error.into() }
 }
 
 #[async_trait]
 impl ResourceStore for LocalStore {
     fn servers(&self) -> Store<MCPServer> {
-        self.servers.clone()
+        self.live.servers.clone()
     }
 
     fn hubs(&self) -> Store<MCPHub> {
-        self.hubs.clone()
+        self.live.hubs.clone()
     }
 
     fn changes(&self) -> BoxStream<'static, Change> {
-        let receiver = self.changes.subscribe();
-        let start = (receiver, self.everything(), self.servers.clone(), self.hubs.clone());
-        futures::stream::unfold(start, |(mut receiver, mut backlog, servers, hubs)| async move {
-            loop {
-                if let Some(change) = backlog.pop_front() {
-                    return Some((change, (receiver, backlog, servers, hubs)));
-                }
-                match receiver.recv().await {
-                    Ok(change) => return Some((change, (receiver, backlog, servers, hubs))),
-                    Err(broadcast::error::RecvError::Lagged(_)) => {
-                        backlog.extend(servers.state().iter().map(|server| Change::Server(ObjectRef::from(&**server))));
-                        backlog.extend(hubs.state().iter().map(|hub| Change::Hub(ObjectRef::from(&**hub))));
-                    }
-                    Err(broadcast::error::RecvError::Closed) => return None,
-                }
-            }
-        })
-        .boxed()
+        self.live.changes()
     }
 
     async fn write_server_status(&self, server: &MCPServer, status: &MCPServerStatus) -> Result<(), StoreError> {
-        let key = Resource::Server(server.clone()).key();
-        self.write_status(&key, server.uid().as_deref(), serde_json::to_value(status).unwrap_or_default())
+        let (namespace, name) = (server.namespace().unwrap_or_default(), server.name_any());
+        let key = ResourceKey { kind: ResourceKind::MCPServer, namespace, name };
+        let status = serde_json::to_value(status).map_err(|error| unwritable(&key, error))?;
+        self.write_status(&key, server.metadata.uid.as_deref(), status)
     }
 
     async fn write_hub_status(&self, hub: &MCPHub, status: &MCPHubStatus) -> Result<(), StoreError> {
-        let key = Resource::Hub(hub.clone()).key();
-        self.write_status(&key, hub.uid().as_deref(), serde_json::to_value(status).unwrap_or_default())
+        let (namespace, name) = (hub.namespace().unwrap_or_default(), hub.name_any());
+        let key = ResourceKey { kind: ResourceKind::MCPHub, namespace, name };
+        let status = serde_json::to_value(status).map_err(|error| unwritable(&key, error))?;
+        self.write_status(&key, hub.metadata.uid.as_deref(), status)
     }
 
-    /// One user's secrets: namespaces do not divide them.
-    async fn secret(&self, _: &str, key: &SecretKeyRef) -> Result<Option<SecretString>, StoreError> {
+    async fn secret(&self, _namespace: &str, key: &SecretKeyRef) -> Result<Option<SecretString>, StoreError> {
+        // The backends of one machine know no namespaces.
         let wanted = SecretKey { name: key.name.clone(), key: key.key.clone() };
-        match self.secrets.get(&wanted).await {
-            Ok(value) => Ok(value.map(|value| SecretString::new(value.expose_secret()))),
-            Err(error) => Err(StoreError::Secret {
-                name: key.name.clone(),
-                key: key.key.clone(),
-                message: error.to_string(),
-                hint: error.hint(),
-            }),
-        }
+        let value = self.secrets.get(&wanted).await.map_err(|error| StoreError::Secret {
+            name: key.name.clone(),
+            key: key.key.clone(),
+            message: error.to_string(),
+            hint: error.hint(),
+        })?;
+        Ok(value.map(|value| SecretString::new(value.expose_secret())))
     }
 
     async fn release(&self, owner: &OwnerKey) -> Result<(), StoreError> {
-        let kind = match owner.kind {
-            OwnerKind::MCPServer => ResourceKind::MCPServer,
-            OwnerKind::MCPHub => ResourceKind::MCPHub,
-        };
-        let key = ResourceKey { kind, namespace: owner.namespace.clone(), name: owner.name.clone() };
-        self.change("release an object", |database, touched| {
-            let current = database.object(&key)?;
-            if current.is_some_and(|row| row.uid == owner.uid && row.deleted_at.is_some()) {
-                database.remove(&key)?;
-                touched.push(key.clone());
-                if let Some(successor) = database.take_successor(&key)? {
-                    database.put(&successor)?;
-                }
-                implicit_hub(database, touched)?;
-            }
-            Ok(())
-        })
-        .map_err(|error| store_error("release", &key, error))
+        Ok(self.change("let an object go", |transaction, touched| merge::release(transaction, &owner.uid, touched))?)
     }
 
     async fn publish(&self, event: Event) {
-        if let Err(error) = self.inner().database.record(&event) {
-            tracing::warn!(%error, owner = %event.owner, "event not recorded");
+        let recorded = self.change("record an event", |transaction, _| events::record(transaction, &event));
+        if let Err(error) = recorded {
+            tracing::warn!(owner = %event.owner, reason = event.reason, error = %error, "an event is not recorded");
         }
     }
 }
