@@ -42,6 +42,8 @@ pub(crate) struct Daemon {
     followed: Mutex<HashMap<PathBuf, Followed>>,
     /// Set once: what to end before the daemon does.
     ending: watch::Sender<Option<Vec<PathBuf>>>,
+    /// Set when everything has ended, for streams that have no end of their own.
+    ended: watch::Sender<bool>,
 }
 
 /// Runs the daemon until it is asked to stop, or `leave` resolves: then servers run on.
@@ -72,6 +74,7 @@ pub(crate) async fn run(
         ports: ports.clone(),
         followed: Mutex::default(),
         ending: watch::Sender::new(None),
+        ended: watch::Sender::new(false),
     });
     daemon.follow_known();
 
@@ -96,6 +99,7 @@ pub(crate) async fn run(
     sink.shutdown().await;
     // The socket goes first, so that nobody joins a daemon that is ending.
     std::fs::remove_file(daemon.places.admin_socket()).ok();
+    daemon.ended.send_replace(true);
     admin.abort();
     Ok(())
 }
@@ -121,6 +125,12 @@ impl Daemon {
         objects.servers.sort_by_key(|server| (server.namespace(), server.name_any()));
         objects.hubs.sort_by_key(|hub| (hub.namespace(), hub.name_any()));
         objects
+    }
+
+    /// Resolves when the daemon has ended.
+    pub(crate) async fn ended(&self) {
+        // The sender is gone with the daemon, which is its end too.
+        self.ended.subscribe().wait_for(|ended| *ended).await.ok();
     }
 
     pub(crate) fn origins(&self) -> Result<Vec<OriginState>, Error> {

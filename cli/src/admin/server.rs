@@ -94,8 +94,10 @@ async fn watch(State(daemon): Shared) -> Response {
     let start = (daemon, changes, true);
     let lines = futures::stream::unfold(start, |(daemon, mut changes, first)| async move {
         if !first {
-            // The sender ends with the daemon, and so does the stream.
-            changes.changed().await.ok()?;
+            tokio::select! {
+                changed = changes.changed() => changed.ok()?,
+                () = daemon.ended() => return None,
+            }
             tokio::time::sleep(QUIET).await;
         }
         changes.borrow_and_update();
