@@ -5,6 +5,7 @@ use kube::ResourceExt;
 use mcp_hub_crds::source::Source;
 use mcp_hub_crds::status::{Phase, condition};
 use mcp_hub_crds::{MCPHub, MCPServer};
+use mcp_hub_reconcile::workload::is_stopped;
 
 use crate::output::painted;
 
@@ -82,8 +83,11 @@ fn source(server: &MCPServer) -> String {
 
 pub(crate) fn settled(server: &MCPServer) -> Settled {
     // A status of an older spec says nothing of this one.
-    let current = server.status.as_ref().is_some_and(|status| status.observed_generation == server.metadata.generation);
     let row = row(server);
+    let generation = server.status.as_ref().and_then(|status| status.observed_generation);
+    // Nor does one from before `start`, which changes no spec.
+    let started = row.phase == Phase::Paused && !is_stopped(server);
+    let current = generation == server.metadata.generation && !started;
     match row.phase {
         _ if !current => Settled::Not,
         Phase::Ready | Phase::Asleep | Phase::Degraded if row.ready => Settled::Ready,

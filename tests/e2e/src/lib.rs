@@ -40,6 +40,7 @@ impl Hub {
         // Short, because the control sockets' paths lie below it.
         let home = tempfile::Builder::new().prefix("mcph").tempdir_in("/tmp").unwrap();
         std::fs::create_dir(home.path().join("manifests")).unwrap();
+        std::fs::create_dir(home.path().join("tmp")).unwrap();
         let hub = Self { home, daemon: None, env: Vec::new() };
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         hub.write(
@@ -104,6 +105,8 @@ impl Hub {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(binary("mcpctl"));
         command.args(args).env("MCPHUB_HOME", self.home.path()).env("NO_COLOR", "1");
+        // Handed on to servers, so that each process of this hub names its folder.
+        command.env("TMPDIR", self.home.path().join("tmp"));
         command.envs(self.env.iter().cloned());
         command
     }
@@ -179,7 +182,8 @@ impl Hub {
         Endpoint { url: json["url"].as_str().unwrap().to_owned(), token: json["token"].as_str().unwrap().to_owned() }
     }
 
-    /// Process ids of everything that runs for this hub: its servers carry an owner mark, its bridges its folder.
+    /// Process ids of everything that runs for this hub: servers name its folder in their environment, bridges
+    /// in their arguments.
     pub fn processes(&self) -> Vec<u32> {
         let home = self.home.path().as_os_str().as_encoded_bytes().to_vec();
         let mut found = Vec::new();
