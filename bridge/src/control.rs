@@ -12,8 +12,8 @@ use hyper_util::rt::TokioIo;
 use mcp_hub_dataplane_api::launch::control;
 use tokio::net::UnixListener;
 
-use crate::serve::{Body, full, streamed};
-use crate::supervise::Server;
+use crate::body::{Body, full, streamed};
+use crate::server::Server;
 
 /// Largest set of secrets.
 const BODY_MAX: usize = 4 << 20;
@@ -70,9 +70,10 @@ async fn answer(request: Request<Incoming>, server: Arc<Server>) -> Result<Respo
 /// The status document.
 pub fn json(server: &Server) -> Response<Body> {
     server.board.active(|activity| {
-        activity.sessions = u32::try_from(server.sessions.count()).unwrap_or(u32::MAX);
-        activity.calls_in_flight =
-            server.current().map_or(0, |running| u32::try_from(running.link.in_flight()).unwrap_or(u32::MAX));
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        activity.sessions = count(server.sessions.count() + server.clients.count());
+        let shared = server.current().map_or(0, |running| running.upstream.in_flight());
+        activity.calls_in_flight = count(shared + server.clients.in_flight());
     });
     match serde_json::to_vec(&*server.board.watch().borrow()) {
         Ok(json) => full(StatusCode::OK, "application/json", json),

@@ -5,17 +5,18 @@ use std::time::{Duration, Instant};
 use mcp_hub_dataplane_api::launch::EraChoice;
 use mcp_hub_dataplane_api::status::{Handshake, ToolsSummary};
 use mcp_hub_dataplane_api::{Era, LEGACY_VERSIONS, MODERN_VERSIONS};
-use mcp_hub_mcp::envelope::{Envelope, write_request};
 use mcp_hub_mcp::methods;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::link::{Link, OnDisconnect};
 use crate::status::now;
+use crate::upstream::Upstream;
 
 /// A server that does not answer `server/discover` within this is taken for a legacy one that ignores what it does not
 /// know.
 pub const PROBE_PATIENCE: Duration = Duration::from_secs(5);
+/// Pause before a server that answers, but not with MCP, is asked again.
+const NOT_MCP_PAUSE: Duration = Duration::from_millis(200);
 /// Pages followed of one list.
 const PAGES_MAX: usize = 100;
 
@@ -38,6 +39,10 @@ pub enum HandshakeError {
     Silent { method: &'static str, seconds: u64 },
     #[error("the server refused {method}: {message}")]
     Refused { method: &'static str, message: String },
+    #[error("nothing listened on the server's port within {seconds} s")]
+    NotListening { seconds: u64 },
+    #[error("the server answered with HTTP status {status} and no MCP message")]
+    NotMcp { status: u16 },
     /// To be tried again in a fresh process, straight into `initialize`.
     #[error("the server does not speak the modern era")]
     NotModern,
@@ -46,20 +51,42 @@ pub enum HandshakeError {
 /// Shakes hands in the era asked for. `Auto` tries `server/discover` first; where the server answers with an error, it
 /// goes on with `initialize` in the same process, where it ends or stays silent the caller starts it anew as `Legacy`.
 pub async fn shake(
-    link: &Link,
+    upstream: &Upstream,
     era: EraChoice,
-    initialize: Option<&str>,
     started: Instant,
     patience: Duration,
 ) -> Result<Introduction, HandshakeError> {
     let deadline = started + patience;
+    if let Upstream::Http(child) = upstream {
+        let listening = tokio::time::timeout_at(deadline.into(), child.listening()).await;
+        listening.map_err(|_| HandshakeError::NotListening { seconds: patience.as_secs() })?;
+    }
+    loop {
+        match in_era(upstream, era, started, deadline).await {
+            // A web framework may listen before its routes are there.
+            Err(HandshakeError::NotMcp { .. }) if Instant::now() + NOT_MCP_PAUSE < deadline => {
+                tokio::time::sleep(NOT_MCP_PAUSE).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+async fn in_era(
+    upstream: &Upstream,
+    era: EraChoice,
+    started: Instant,
+    deadline: Instant,
+) -> Result<Introduction, HandshakeError> {
     match era {
-        EraChoice::Legacy => legacy(link, initialize, started, deadline).await,
-        EraChoice::Modern => modern(link, started, deadline).await,
+        EraChoice::Legacy => legacy(upstream, started, deadline).await,
+        EraChoice::Modern => modern(upstream, started, deadline).await,
         EraChoice::Auto => {
             let probe = (Instant::now() + PROBE_PATIENCE).min(deadline);
-            match modern(link, started, probe).await {
-                Err(HandshakeError::Refused { .. }) => legacy(link, initialize, started, deadline).await,
+            match modern(upstream, started, probe).await {
+                Err(HandshakeError::Refused { .. } | HandshakeError::NotMcp { .. }) => {
+                    legacy(upstream, started, deadline).await
+                }
                 Err(HandshakeError::Ended | HandshakeError::Silent { .. }) => Err(HandshakeError::NotModern),
                 result => result,
             }
@@ -67,39 +94,30 @@ pub async fn shake(
     }
 }
 
-async fn legacy(
-    link: &Link,
-    initialize: Option<&str>,
-    started: Instant,
-    deadline: Instant,
-) -> Result<Introduction, HandshakeError> {
+async fn legacy(upstream: &Upstream, started: Instant, deadline: Instant) -> Result<Introduction, HandshakeError> {
     // No capabilities: clients share the server, so it may ask nobody for anything.
-    let ours = json!({
+    let params = json!({
         "protocolVersion": LEGACY_VERSIONS[0],
         "capabilities": {},
         "clientInfo": {"name": "mcp-hub", "version": crate::VERSION},
     });
-    let params = initialize.map_or_else(|| ours.to_string(), str::to_owned);
-    let result = ask(link, methods::INITIALIZE, &params, deadline).await?;
+    let result = upstream.ask(methods::INITIALIZE, &params.to_string(), deadline).await?;
     let parsed: Value = serde_json::from_str(&result).unwrap_or_default();
-    let ready = write_request(None, methods::INITIALIZED, None);
-    if let Ok(envelope) = Envelope::parse(&ready) {
-        link.notify(&ready, &envelope, None).await.map_err(|_| HandshakeError::Ended)?;
-    }
-    let lists = lists(link, &parsed["capabilities"], None, deadline).await?;
+    upstream.tell(methods::INITIALIZED).await?;
+    let lists = lists(upstream, &parsed["capabilities"], None, deadline).await?;
     let version = parsed["protocolVersion"].as_str().unwrap_or_default().to_owned();
     Ok(introduce(Era::Legacy, result, &parsed["serverInfo"], vec![version], lists, started))
 }
 
-async fn modern(link: &Link, started: Instant, deadline: Instant) -> Result<Introduction, HandshakeError> {
-    let result = ask(link, methods::DISCOVER, &json!({"_meta": modern_meta()}).to_string(), deadline).await?;
+async fn modern(upstream: &Upstream, started: Instant, deadline: Instant) -> Result<Introduction, HandshakeError> {
+    let result = upstream.ask(methods::DISCOVER, &json!({"_meta": modern_meta()}).to_string(), deadline).await?;
     let parsed: Value = serde_json::from_str(&result).unwrap_or_default();
     let offered = strings(&parsed["supportedVersions"]);
     if !offered.iter().any(|version| MODERN_VERSIONS.contains(&version.as_str())) {
         let message = format!("it offers {} only", offered.join(", "));
         return Err(HandshakeError::Refused { method: methods::DISCOVER, message });
     }
-    let lists = lists(link, &parsed["capabilities"], Some(modern_meta()), deadline).await?;
+    let lists = lists(upstream, &parsed["capabilities"], Some(modern_meta()), deadline).await?;
     let info = match &parsed["serverInfo"] {
         Value::Null => &parsed["_meta"]["io.modelcontextprotocol/serverInfo"],
         info => info,
@@ -116,35 +134,9 @@ pub fn modern_meta() -> Value {
     })
 }
 
-/// Sends a request and waits for its raw result.
-pub async fn ask(link: &Link, method: &'static str, params: &str, deadline: Instant) -> Result<String, HandshakeError> {
-    let seconds = deadline.saturating_duration_since(Instant::now()).as_secs_f64().ceil();
-    let exchange = async {
-        let message = write_request(Some("0"), method, Some(params));
-        let envelope = Envelope::parse(&message).map_err(|_| HandshakeError::Ended)?;
-        let exchange = link.request(&message, &envelope, None, OnDisconnect::Forget).await;
-        let exchange = exchange.map_err(|_| HandshakeError::Ended)?;
-        exchange.answer.await.map_err(|_| HandshakeError::Ended)
-    };
-    let answer = tokio::time::timeout_at(deadline.into(), exchange).await.map_err(|_| {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole seconds of a timeout")]
-        HandshakeError::Silent { method, seconds: seconds as u64 }
-    })??;
-    let refused = |message: String| HandshakeError::Refused { method, message };
-    let envelope = Envelope::parse(&answer).map_err(|error| refused(error.to_string()))?;
-    match (envelope.result, envelope.error) {
-        (Some(result), _) => Ok(result.get().to_owned()),
-        (None, error) => {
-            let error: Value = error.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default();
-            let message = error["message"].as_str().unwrap_or("no reason given");
-            Err(refused(message.chars().take(300).collect()))
-        }
-    }
-}
-
 /// Every page of every list that the server offers. A list that fails is left out: the server says so again when asked.
 async fn lists(
-    link: &Link,
+    upstream: &Upstream,
     capabilities: &Value,
     meta: Option<Value>,
     deadline: Instant,
@@ -160,9 +152,9 @@ async fn lists(
             let mut params = serde_json::Map::new();
             params.extend(meta.clone().map(|meta| ("_meta".to_owned(), meta)));
             params.extend(cursor.clone().map(|cursor| ("cursor".to_owned(), cursor)));
-            let result = match ask(link, method, &Value::Object(params).to_string(), deadline).await {
+            let result = match upstream.ask(method, &Value::Object(params).to_string(), deadline).await {
                 Ok(result) => result,
-                Err(HandshakeError::Refused { .. }) => break,
+                Err(HandshakeError::Refused { .. } | HandshakeError::NotMcp { .. }) => break,
                 Err(error) => return Err(error),
             };
             let parsed: Value = serde_json::from_str(&result).unwrap_or_default();
@@ -174,6 +166,23 @@ async fn lists(
         }
     }
     Ok(pages)
+}
+
+impl Introduction {
+    /// The same with its lists as they are now.
+    pub async fn renewed(&self, upstream: &Upstream, deadline: Instant) -> Result<Self, HandshakeError> {
+        let parsed: Value = serde_json::from_str(&self.result).unwrap_or_default();
+        let meta = (self.era == Era::Modern).then(modern_meta);
+        let lists = lists(upstream, &parsed["capabilities"], meta, deadline).await?;
+        let summary = Handshake { tools: tools_summary(&lists), ..self.summary.clone() };
+        Ok(Self { era: self.era, result: self.result.clone(), lists, summary })
+    }
+
+    /// Whether the server tells of changes of its lists.
+    pub fn tells_changes(&self) -> bool {
+        let parsed: Value = serde_json::from_str(&self.result).unwrap_or_default();
+        ["tools", "prompts", "resources"].iter().any(|list| parsed["capabilities"][list]["listChanged"] == true)
+    }
 }
 
 fn introduce(

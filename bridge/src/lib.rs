@@ -4,18 +4,33 @@
 //! Streamable HTTP in the server's own era ([`serve`]). Control ([`control`]) lies on a Unix socket of its run folder.
 //! It translates transport, never era.
 
+pub mod body;
+pub mod budget;
+pub mod calls;
+pub mod clients;
 pub mod control;
+pub mod follow;
 pub mod handshake;
+pub mod http_child;
 pub mod link;
 pub mod logs;
+pub mod mailbox;
+pub mod oom;
+pub mod pass;
+pub mod pipes;
+pub mod process;
 pub mod run_dir;
 pub mod serve;
+pub mod server;
 pub mod sessions;
 pub mod shim;
 pub mod spawn;
+pub mod sse_child;
 pub mod status;
+pub mod streams;
 pub mod supervise;
 pub mod tree;
+pub mod upstream;
 
 /// Version that the bridge reports.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

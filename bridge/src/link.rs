@@ -1,30 +1,34 @@
-//! One live connection to a server on stdio: requests of many callers multiplexed over one pipe.
+//! One live connection to a server: requests of many callers multiplexed over one channel.
 //!
 //! Every request gets an id of ours; the caller's id, progress token and subscription id are put back into what comes for
 //! it, by splicing bytes. Nothing else of a message is touched.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use mcp_hub_dataplane_api::launch::Roots;
 use mcp_hub_mcp::envelope::{Envelope, Kind, Params, splice, write_error, write_request, write_result};
-use mcp_hub_mcp::framing::{LINE_MAX, Line, Lines};
+use mcp_hub_mcp::framing::LINE_MAX;
 use mcp_hub_mcp::{error, methods};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::{ChildStdin, ChildStdout};
-use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
+use serde_json::value::RawValue;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
+use crate::budget::{Buffers, Share};
 use crate::logs::Log;
+use crate::mailbox::Mailbox;
 
-/// Bytes that may wait for the server to read its stdin, over all callers, in KiB.
-const OUTGOING_KIB: u32 = 64 << 10;
-/// Messages that may wait for it, and requests under way.
+/// Messages that may wait for the server, and requests under way.
 const OUTGOING_MESSAGES: usize = 1024;
 const PENDING_MAX: usize = 4096;
-/// Notifications of one request that its caller has not taken yet; further ones are dropped, the answer never is.
+/// Messages that belong to one request and that its caller has not taken yet; further notifications are dropped, the
+/// answer never is.
 const NOTIFICATIONS: usize = 256;
 /// Notifications for everybody that a slow listener may lag behind.
 const BROADCAST: usize = 256;
+/// What is kept of a line in the log that is no message.
+const NOISE_KEPT: usize = 400;
 
 /// A connection; cheap to clone.
 #[derive(Debug, Clone)]
@@ -32,19 +36,66 @@ pub struct Link(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    outgoing: mpsc::Sender<(Vec<u8>, u32)>,
-    budget: Arc<Semaphore>,
+    outgoing: mpsc::Sender<Queued>,
+    buffers: Buffers,
     routes: Mutex<Routes>,
     broadcast: broadcast::Sender<Bytes>,
-    /// Where the server's own requests go when it serves a single client; a shared server's are refused.
-    upward: Option<broadcast::Sender<Bytes>>,
+    upward: Upward,
+    closed: watch::Sender<bool>,
     log: Log,
+}
+
+/// A message on its way to the server, with its share of the buffers.
+#[derive(Debug)]
+pub struct Queued {
+    pub message: Vec<u8>,
+    delivered: Arc<AtomicBool>,
+    _share: Share,
+}
+
+impl Queued {
+    /// The server has got the message, or may have.
+    pub fn delivered(self) {
+        self.delivered.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The end from which the messages for the server are taken.
+pub type Outgoing = mpsc::Receiver<Queued>;
+
+/// Where the server's own requests go, and its notifications that belong to no call.
+#[derive(Debug, Clone)]
+pub enum Upward {
+    /// Clients share the server: requests are refused, notifications are for everybody.
+    Shared,
+    /// One client has the server for itself.
+    Client { mailbox: Arc<Mailbox>, roots: Roots },
+}
+
+/// What a request is to the bridge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Of a client.
+    Call(OnDisconnect),
+    /// A stream without an end: no call in the sense of activity.
+    Subscription,
+    /// Of the bridge itself: handshake, probe, list.
+    Own,
+}
+
+/// What becomes of a call when its caller goes away (design: legacy disconnect does not cancel, modern does).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnDisconnect {
+    Cancel,
+    Forget,
 }
 
 #[derive(Debug, Default)]
 struct Routes {
     next: u64,
     pending: HashMap<u64, Pending>,
+    /// Ids of the server's requests that the client has not answered yet, as raw JSON.
+    asked: HashSet<String>,
     closed: bool,
 }
 
@@ -53,24 +104,40 @@ struct Pending {
     /// The caller's id, as raw JSON.
     id: String,
     session: Option<String>,
+    purpose: Purpose,
     /// The caller's progress token, as raw JSON.
     progress: Option<String>,
-    notifications: mpsc::Sender<Bytes>,
+    /// The request asked for log messages (2026-07-28, "Logging").
+    wants_log: bool,
+    messages: mpsc::Sender<Bytes>,
     answer: oneshot::Sender<Bytes>,
 }
 
 /// A request under way.
 #[derive(Debug)]
 pub struct Exchange {
-    /// Notifications that belong to the request, in the caller's terms.
-    pub notifications: mpsc::Receiver<Bytes>,
+    /// What comes before the answer, in the caller's terms.
+    pub messages: mpsc::Receiver<Bytes>,
     /// The response; an error means that the server ended first.
     pub answer: oneshot::Receiver<Bytes>,
+    delivered: Arc<AtomicBool>,
     /// Acts when dropped.
-    _guard: Guard,
+    guard: Guard,
 }
 
-/// Forgets the request when its caller is gone, and tells the server where the era wants that.
+impl Exchange {
+    /// Whether the server may have seen the request. If it ended without, another one may be asked.
+    pub fn was_delivered(&self) -> bool {
+        self.delivered.load(Ordering::Relaxed)
+    }
+
+    /// Nobody waits any more, and the server is told.
+    pub fn give_up(mut self) {
+        self.guard.cancel = true;
+    }
+}
+
+/// Forgets the request when its caller is gone, and tells the server where that is wanted.
 #[derive(Debug)]
 struct Guard {
     link: Link,
@@ -98,28 +165,21 @@ pub enum LinkError {
     Full,
 }
 
-/// What becomes of the request when its caller goes away (design: legacy disconnect does not cancel, modern does).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnDisconnect {
-    Cancel,
-    Forget,
-}
-
 impl Link {
-    /// Takes over the server's pipes. The connection is closed when either ends.
-    pub fn new(stdin: ChildStdin, stdout: ChildStdout, log: Log, upward: Option<broadcast::Sender<Bytes>>) -> Self {
+    /// A connection whose channel is served by whoever has the other end: it feeds [`Self::on_message`], and calls
+    /// [`Self::close`] when the channel ends.
+    pub fn new(buffers: Buffers, log: Log, upward: Upward) -> (Self, Outgoing) {
         let (outgoing, queue) = mpsc::channel(OUTGOING_MESSAGES);
         let link = Self(Arc::new(Inner {
             outgoing,
-            budget: Arc::new(Semaphore::new(OUTGOING_KIB as usize)),
+            buffers,
             routes: Mutex::default(),
             broadcast: broadcast::Sender::new(BROADCAST),
             upward,
+            closed: watch::Sender::new(false),
             log,
         }));
-        tokio::spawn(write(link.clone(), stdin, queue));
-        tokio::spawn(read(link.clone(), stdout));
-        link
+        (link, queue)
     }
 
     fn routes(&self) -> std::sync::MutexGuard<'_, Routes> {
@@ -130,8 +190,15 @@ impl Link {
         self.routes().closed
     }
 
+    /// Resolves when the connection is closed.
+    pub async fn closed(&self) {
+        // The sender lives as long as we do.
+        self.0.closed.subscribe().wait_for(|closed| *closed).await.ok();
+    }
+
+    /// Calls of clients under way.
     pub fn in_flight(&self) -> usize {
-        self.routes().pending.len()
+        self.routes().pending.values().filter(|pending| matches!(pending.purpose, Purpose::Call(_))).count()
     }
 
     /// Notifications that belong to no request.
@@ -148,12 +215,11 @@ impl Link {
         message: &[u8],
         envelope: &Envelope<'_>,
         session: Option<&str>,
-        on_disconnect: OnDisconnect,
+        purpose: Purpose,
     ) -> Result<Exchange, LinkError> {
         let Some(id) = envelope.id else { return Err(LinkError::Closed) };
-        let params = Params::of(envelope.params);
-        let progress = params.meta().progress_token;
-        let (notify, notifications) = mpsc::channel(NOTIFICATIONS);
+        let meta = Params::of(envelope.params).meta();
+        let (notify, messages) = mpsc::channel(NOTIFICATIONS);
         let (respond, answer) = oneshot::channel();
         let number = {
             let mut routes = self.routes();
@@ -168,8 +234,12 @@ impl Link {
             let pending = Pending {
                 id: id.get().to_owned(),
                 session: session.map(str::to_owned),
-                progress: progress.map(|token| token.get().to_owned()),
-                notifications: notify,
+                purpose,
+                progress: meta.progress_token.map(|token| token.get().to_owned()),
+                wants_log: envelope.params.is_some_and(|params| {
+                    memchr::memmem::find(params.get().as_bytes(), b"io.modelcontextprotocol/logLevel").is_some()
+                }),
+                messages: notify,
                 answer: respond,
             };
             routes.pending.insert(number, pending);
@@ -179,13 +249,17 @@ impl Link {
         let mut guard = Guard { link: self.clone(), number, cancel: false };
         let ours = number.to_string();
         let mut replacements = vec![(id, ours.as_bytes())];
-        replacements.extend(progress.map(|token| (token, ours.as_bytes())));
-        self.send(splice(message, &mut replacements)).await?;
-        guard.cancel = on_disconnect == OnDisconnect::Cancel;
-        Ok(Exchange { notifications, answer, _guard: guard })
+        replacements.extend(meta.progress_token.map(|token| (token, ours.as_bytes())));
+        let delivered = Arc::new(AtomicBool::new(false));
+        self.queue(splice(message, &mut replacements), delivered.clone()).await?;
+        guard.cancel = match purpose {
+            Purpose::Call(OnDisconnect::Cancel) | Purpose::Subscription => true,
+            Purpose::Call(OnDisconnect::Forget) | Purpose::Own => false,
+        };
+        Ok(Exchange { messages, answer, delivered, guard })
     }
 
-    /// Sends a notification of a client, or its answer to a request of the server. A cancellation is readdressed.
+    /// Sends a notification of a client. A cancellation is readdressed.
     pub async fn notify(
         &self,
         message: &[u8],
@@ -209,98 +283,134 @@ impl Link {
         }
     }
 
+    /// Sends a client's answer to a request of the server; one that nobody asked for is dropped.
+    pub async fn answer(&self, message: &[u8], envelope: &Envelope<'_>) -> Result<(), LinkError> {
+        let was_asked = envelope.id.is_some_and(|id| self.routes().asked.remove(id.get()));
+        if was_asked { self.send(message.to_vec()).await } else { Ok(()) }
+    }
+
     async fn send(&self, message: Vec<u8>) -> Result<(), LinkError> {
-        let kib = weight(&message);
-        let permit = self.0.budget.acquire_many(kib).await.map_err(|_| LinkError::Closed)?;
-        self.0.outgoing.send((message, kib)).await.map_err(|_| LinkError::Closed)?;
-        // The writer gives them back when the bytes are in the pipe.
-        permit.forget();
-        Ok(())
+        self.queue(message, Arc::default()).await
+    }
+
+    async fn queue(&self, message: Vec<u8>, delivered: Arc<AtomicBool>) -> Result<(), LinkError> {
+        let queued = async {
+            let share = self.0.buffers.requests.take(message.len()).await.ok_or(LinkError::Closed)?;
+            self.0.outgoing.send(Queued { message, delivered, _share: share }).await.map_err(|_| LinkError::Closed)
+        };
+        tokio::select! {
+            biased;
+            result = queued => result,
+            () = self.closed() => Err(LinkError::Closed),
+        }
     }
 
     /// Sends what may be lost if the server does not read.
     fn try_send(&self, message: Vec<u8>) {
-        let kib = weight(&message);
-        if let Ok(permit) = self.0.budget.try_acquire_many(kib)
-            && self.0.outgoing.try_send((message, kib)).is_ok()
-        {
-            permit.forget();
+        if let Some(share) = self.0.buffers.requests.try_take(message.len()) {
+            // A full queue loses it, which is what this is for.
+            self.0.outgoing.try_send(Queued { message, delivered: Arc::default(), _share: share }).ok();
         }
     }
 
     /// Ends the connection: whoever waits for an answer is told.
     pub fn close(&self) {
-        self.0.budget.close();
-        let mut routes = self.routes();
-        routes.closed = true;
-        routes.pending.clear();
-    }
-
-    fn on_line(&self, line: Line) {
-        match line {
-            Line::Whole(bytes) => match Envelope::parse(&bytes) {
-                Ok(envelope) => self.on_message(&bytes, &envelope),
-                Err(_) => self.0.log.line(&[b"stdout: ", &bytes[..bytes.len().min(400)]].concat()),
-            },
-            Line::Oversize { head, tail, bytes } => {
-                self.0
-                    .log
-                    .line(format!("stdout: a message of {bytes} bytes is over the limit of {LINE_MAX}").as_bytes());
-                let number = id_in(&head).or_else(|| id_in(&tail));
-                if let Some(pending) = number.and_then(|number| self.routes().pending.remove(&number)) {
-                    let text = format!("the server's answer of {bytes} bytes is over the limit of {LINE_MAX}");
-                    let answer = write_error(Some(&pending.id), error::ANSWER_UNREADABLE, &text);
-                    // The caller may be gone.
-                    pending.answer.send(answer.into()).ok();
-                }
-            }
+        {
+            let mut routes = self.routes();
+            routes.closed = true;
+            routes.pending.clear();
+            routes.asked.clear();
         }
+        self.0.closed.send_replace(true);
     }
 
-    fn on_message(&self, message: &[u8], envelope: &Envelope<'_>) {
+    /// Takes a message of the server. Waits while clients have not taken what came before.
+    pub async fn on_message(&self, bytes: Vec<u8>) {
+        let Ok(envelope) = Envelope::parse(&bytes) else {
+            return self.0.log.line(&[b"stdout: ", &bytes[..bytes.len().min(NOISE_KEPT)]].concat());
+        };
         match envelope.kind() {
-            Kind::Response => {
-                let Some(id) = envelope.id else { return self.0.log.line(b"stdout: an error without an id") };
-                let number = id.get().parse::<u64>().ok();
-                match number.and_then(|number| self.routes().pending.remove(&number)) {
-                    Some(pending) => {
-                        let mut replacements = vec![(id, pending.id.as_bytes())];
-                        let subscription = subscription_in(envelope.result);
-                        replacements.extend(subscription.map(|raw| (raw, pending.id.as_bytes())));
-                        let answer = splice(message, &mut replacements);
-                        pending.answer.send(answer.into()).ok();
-                    }
-                    None => self.0.log.line(b"stdout: an answer that nobody waits for"),
-                }
-            }
-            Kind::Notification => self.on_notification(message, envelope),
-            Kind::Request => self.on_request(message, envelope),
+            Kind::Response => self.on_response(&bytes, &envelope).await,
+            Kind::Notification => self.on_notification(&bytes, &envelope),
+            Kind::Request => self.on_request(&bytes, &envelope),
         }
+    }
+
+    /// A message that was too long to be kept; its beginning and end are left.
+    pub fn on_oversize(&self, head: &[u8], tail: &[u8], bytes: u64) {
+        self.0.log.line(format!("stdout: a message of {bytes} bytes is over the limit of {LINE_MAX}").as_bytes());
+        // The id stands before the result or after it; what looks like one inside it is the server's own matter.
+        let number = id_before_result(head).or_else(|| last_id(tail));
+        if let Some(pending) = number.and_then(|number| self.routes().pending.remove(&number)) {
+            let text = format!("the server's answer of {bytes} bytes is over the limit of {LINE_MAX}");
+            let answer = write_error(Some(&pending.id), error::ANSWER_UNREADABLE, &text);
+            // The caller may be gone.
+            pending.answer.send(answer.into()).ok();
+        }
+    }
+
+    async fn on_response(&self, message: &[u8], envelope: &Envelope<'_>) {
+        let Some(id) = envelope.id else { return self.0.log.line(b"stdout: an error without an id") };
+        let number = id.get().parse::<u64>().ok();
+        let is_awaited = number.is_some_and(|number| self.routes().pending.contains_key(&number));
+        let (Some(number), true) = (number, is_awaited) else {
+            return self.0.log.line(b"stdout: an answer that nobody waits for");
+        };
+        let share = self.0.buffers.answers.take(message.len()).await;
+        // The caller may have gone while we waited.
+        let (Some(share), Some(pending)) = (share, self.routes().pending.remove(&number)) else { return };
+        let mut replacements = vec![(id, pending.id.as_bytes())];
+        replacements.extend(subscription_in(envelope.result).map(|raw| (raw, pending.id.as_bytes())));
+        let answer = share.hold(splice(message, &mut replacements));
+        pending.answer.send(answer).ok();
     }
 
     fn on_notification(&self, message: &[u8], envelope: &Envelope<'_>) {
         let params = Params::of(envelope.params);
-        let token = match &*envelope.method() {
+        let method = envelope.method();
+        let token = match &*method {
             methods::PROGRESS => params.progress_token,
             _ => params.meta().subscription_id,
         };
-        let Some(token) = token else {
-            // Nobody listening is no loss: notifications of this kind may be missed.
-            self.0.broadcast.send(Bytes::copy_from_slice(message)).ok();
-            return;
-        };
+        let Some(token) = token else { return self.on_loose_notification(message, &method) };
         let routes = self.routes();
         let Some(pending) = token.get().parse::<u64>().ok().and_then(|number| routes.pending.get(&number)) else {
             return;
         };
-        let theirs = match &*envelope.method() {
+        let theirs = match &*method {
             methods::PROGRESS => pending.progress.as_ref(),
             _ => Some(&pending.id),
         };
         if let Some(theirs) = theirs {
             let message = splice(message, &mut [(token, theirs.as_bytes())]);
             // A full queue drops progress; the answer has a way of its own.
-            pending.notifications.try_send(message.into()).ok();
+            pending.messages.try_send(message.into()).ok();
+        }
+    }
+
+    /// A notification that names no request: it belongs to a call only where there is no doubt about which.
+    fn on_loose_notification(&self, message: &[u8], method: &str) {
+        let message = Bytes::copy_from_slice(message);
+        let routes = self.routes();
+        let mut calls = routes.pending.values().filter(|pending| matches!(pending.purpose, Purpose::Call(_))).fuse();
+        let only_call = match &self.0.upward {
+            Upward::Client { .. } => calls.next().filter(|_| calls.next().is_none()),
+            // Log messages are sent for a request that asked for them, in the modern era.
+            Upward::Shared if method == methods::MESSAGE => {
+                let mut asking = calls.filter(|pending| pending.wants_log);
+                asking.next().filter(|_| asking.next().is_none())
+            }
+            Upward::Shared => None,
+        };
+        match (only_call, &self.0.upward) {
+            // Notifications may be missed.
+            (Some(call), _) => drop(call.messages.try_send(message)),
+            (None, Upward::Client { mailbox, .. }) => {
+                // The bridge itself listens too: lists change.
+                self.0.broadcast.send(message.clone()).ok();
+                mailbox.post(message);
+            }
+            (None, Upward::Shared) => drop(self.0.broadcast.send(message)),
         }
     }
 
@@ -310,56 +420,61 @@ impl Link {
         if method == methods::PING {
             return self.try_send(write_result(id.get(), "{}"));
         }
-        let delivered =
-            self.0.upward.as_ref().is_some_and(|upward| upward.send(Bytes::copy_from_slice(message)).is_ok());
-        if !delivered {
+        let refuse = |text: String| self.try_send(write_error(Some(id.get()), error::METHOD_NOT_FOUND, &text));
+        let Upward::Client { mailbox, roots } = &self.0.upward else {
             // Clients share the server, so nobody can be asked in anybody's name.
-            let text = format!("{method} is not offered to a server that clients share");
-            self.try_send(write_error(Some(id.get()), error::METHOD_NOT_FOUND, &text));
+            return refuse(format!("{method} is not offered to a server that clients share"));
+        };
+        if method == methods::ROOTS_LIST && *roots == Roots::Deny {
+            return refuse("this server is not given its clients' roots".to_owned());
+        }
+        let message = Bytes::copy_from_slice(message);
+        let delivered = {
+            let mut routes = self.routes();
+            routes.asked.insert(id.get().to_owned());
+            let mut calls = routes.pending.values().filter(|pending| matches!(pending.purpose, Purpose::Call(_)));
+            match (calls.next(), calls.next()) {
+                // The only call under way is the one for which the server asks.
+                (Some(call), None) => call.messages.try_send(message).is_ok(),
+                _ => mailbox.post(message),
+            }
+        };
+        if !delivered {
+            self.routes().asked.remove(id.get());
+            refuse(format!("{method} could not be taken to the client"));
         }
     }
 }
 
-fn weight(message: &[u8]) -> u32 {
-    u32::try_from(message.len() / 1024 + 1).unwrap_or(u32::MAX).min(OUTGOING_KIB)
-}
-
 /// The subscription id that ends a `subscriptions/listen`.
-fn subscription_in(result: Option<&serde_json::value::RawValue>) -> Option<&serde_json::value::RawValue> {
+fn subscription_in(result: Option<&RawValue>) -> Option<&RawValue> {
     let text = result?.get();
     memchr::memmem::find(text.as_bytes(), b"subscriptionId")?;
     Params::of(result).meta().subscription_id
 }
 
-/// The number after an `"id":` at one end of a line that could not be kept.
-fn id_in(part: &[u8]) -> Option<u64> {
+fn id_before_result(head: &[u8]) -> Option<u64> {
+    let text = String::from_utf8_lossy(head);
+    let before = text.split_once(r#""result""#).map_or(&*text, |(before, _)| before);
+    last_id(before.as_bytes())
+}
+
+/// The number after the last `"id":`.
+fn last_id(part: &[u8]) -> Option<u64> {
     let text = String::from_utf8_lossy(part);
     let (_, rest) = text.rsplit_once(r#""id":"#)?;
     let digits: String = rest.trim_start().chars().take_while(char::is_ascii_digit).collect();
     digits.parse().ok()
 }
 
-async fn write(link: Link, mut stdin: ChildStdin, mut queue: mpsc::Receiver<(Vec<u8>, u32)>) {
-    while let Some((mut message, kib)) = queue.recv().await {
-        // A line break inside a message is legal JSON and would cut the line: it can only stand between tokens, where a
-        // space means the same.
-        for byte in message.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')) {
-            *byte = b' ';
-        }
-        message.push(b'\n');
-        if stdin.write_all(&message).await.is_err() || stdin.flush().await.is_err() {
-            break;
-        }
-        link.0.budget.add_permits(kib as usize);
-    }
-    link.close();
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-async fn read(link: Link, mut stdout: ChildStdout) {
-    let mut lines = Lines::new(LINE_MAX);
-    let mut buffer = vec![0; 16 << 10];
-    while let Ok(count @ 1..) = stdout.read(&mut buffer).await {
-        lines.feed(&buffer[..count], |line| link.on_line(line));
+    #[test]
+    fn the_id_of_an_answer_that_was_too_long_is_found_at_either_end() {
+        assert_eq!(id_before_result(br#"{"jsonrpc":"2.0","id": 12,"result":{"content":[{"id":99,"#), Some(12));
+        assert_eq!(id_before_result(br#"{"result":{"id":99,"#), None);
+        assert_eq!(last_id(br#""id":3}],"jsonrpc":"2.0","id":7}"#), Some(7));
     }
-    link.close();
 }

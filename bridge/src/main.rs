@@ -7,8 +7,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use mcp_hub_bridge::run_dir::{RunDir, RunDirError};
+use mcp_hub_bridge::server::Server;
 use mcp_hub_bridge::{control, serve, shim, supervise, tree};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
@@ -60,8 +62,8 @@ async fn run(run_dir: RunDir) -> Result<(), Failure> {
     let control = UnixListener::bind(&socket).map_err(listen(socket.display().to_string()))?;
     run_dir.protect_control_socket()?;
 
-    let server = supervise::Server::new(spec, &run_dir, format!("http://{local}/mcp"));
-    let (mut terminate, mut hangup) = signals().map_err(Failure::Signals)?;
+    let server = Server::new(spec, &run_dir, format!("http://{local}/mcp"));
+    let Signals { mut terminate, mut hangup, mut child } = signals().map_err(Failure::Signals)?;
     tokio::spawn(serve::run(listener, server.clone()));
     tokio::spawn(control::run(control, server.clone()));
     tokio::spawn({
@@ -72,6 +74,7 @@ async fn run(run_dir: RunDir) -> Result<(), Failure> {
                     _ = terminate.recv() => server.stop(),
                     // A closed terminal is the daemon's matter.
                     _ = hangup.recv() => {}
+                    _ = child.recv() => server.tree.reap(),
                 }
             }
         }
@@ -84,9 +87,18 @@ async fn run(run_dir: RunDir) -> Result<(), Failure> {
     Ok(())
 }
 
-fn signals() -> std::io::Result<(tokio::signal::unix::Signal, tokio::signal::unix::Signal)> {
-    use tokio::signal::unix::{SignalKind, signal};
-    Ok((signal(SignalKind::terminate())?, signal(SignalKind::hangup())?))
+struct Signals {
+    terminate: Signal,
+    hangup: Signal,
+    child: Signal,
+}
+
+fn signals() -> std::io::Result<Signals> {
+    Ok(Signals {
+        terminate: signal(SignalKind::terminate())?,
+        hangup: signal(SignalKind::hangup())?,
+        child: signal(SignalKind::child())?,
+    })
 }
 
 fn fail(code: u8, message: &str) -> ExitCode {

@@ -6,6 +6,13 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Instant;
 
+/// A session id that cannot be guessed.
+pub fn new_id() -> Result<String, getrandom::Error> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes)?;
+    Ok(hex::encode(bytes))
+}
+
 #[derive(Debug)]
 pub struct Sessions {
     max: usize,
@@ -19,9 +26,7 @@ impl Sessions {
 
     /// A new session; the one unused for longest makes room for it.
     pub fn open(&self) -> Result<String, getrandom::Error> {
-        let mut bytes = [0; 16];
-        getrandom::fill(&mut bytes)?;
-        let id = hex::encode(bytes);
+        let id = new_id()?;
         let mut sessions = self.last_used.lock().unwrap_or_else(PoisonError::into_inner);
         if sessions.len() >= self.max
             && let Some(oldest) = sessions.iter().min_by_key(|(_, used)| **used).map(|(id, _)| id.clone())

@@ -14,11 +14,18 @@ pub enum SpawnError {
     Start { program: String, source: std::io::Error },
     #[error("working directory {path} is not there")]
     WorkingDir { path: String },
+    #[error("{program} has no pipes")]
+    Pipes { program: String },
 }
 
 /// Starts the program through the confining mode of this very binary, in a process group of its own, without a shell.
-/// Its environment is what the specification says, the secrets, and the owner mark.
-pub fn spawn(spec: &LaunchSpec, secrets: &BTreeMap<String, String>) -> Result<Child, SpawnError> {
+/// Its environment is what the specification says, the secrets, and the owner mark; with several servers behind one bridge
+/// also the mark by which each one's processes are told apart.
+pub fn spawn(
+    spec: &LaunchSpec,
+    secrets: &BTreeMap<String, String>,
+    mark: Option<(&str, &str)>,
+) -> Result<Child, SpawnError> {
     let child = &spec.child;
     let failed = |source| SpawnError::Start { program: child.program.clone(), source };
     if !std::path::Path::new(&child.working_dir).is_dir() {
@@ -40,6 +47,7 @@ pub fn spawn(spec: &LaunchSpec, secrets: &BTreeMap<String, String>) -> Result<Ch
         .envs(&child.env)
         .envs(secrets)
         .env(OWNER_ENV, &spec.owner.id)
+        .envs(mark)
         .env(INSTRUCTIONS, instructions)
         .current_dir(&child.working_dir)
         .stdin(Stdio::piped())

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mcp_hub_dataplane_api::status::{Activity, BridgeStatus, Exit, Handshake, Notice, Phase};
+use mcp_hub_dataplane_api::status::{Activity, BridgeStatus, Exit, Handshake, Notice, Phase, ToolsSummary};
 use tokio::sync::watch;
 
 /// Keeps the status and tells of each change of its meaning.
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 pub struct Board(Arc<watch::Sender<BridgeStatus>>);
 
 impl Board {
-    pub fn new(digest: String, endpoint: String, notices: Vec<Notice>) -> Self {
+    pub fn new(digest: String, endpoint: String) -> Self {
         Self(Arc::new(watch::Sender::new(BridgeStatus {
             bridge_version: crate::VERSION.to_owned(),
             digest,
@@ -21,7 +21,7 @@ impl Board {
             last_exit: None,
             last_error: None,
             stderr_tail: Vec::new(),
-            notices,
+            notices: Vec::new(),
             activity: Activity::default(),
         })))
     }
@@ -46,10 +46,11 @@ impl Board {
         self.change(|status| status.phase = Phase::WaitingForSecrets { missing });
     }
 
-    pub fn ready(&self, handshake: Handshake) {
+    pub fn ready(&self, handshake: Handshake, notices: Vec<Notice>) {
         self.change(|status| {
             status.phase = Phase::Ready;
             status.handshake = Some(handshake);
+            status.notices = notices;
             status.last_error = None;
             status.stderr_tail.clear();
         });
@@ -82,11 +83,20 @@ impl Board {
         });
     }
 
-    pub fn tools_changed(&self, tools: mcp_hub_dataplane_api::status::ToolsSummary) {
+    /// The server's lists changed while it ran.
+    pub fn tools_changed(&self, tools: Option<ToolsSummary>) {
         self.change(|status| {
             if let Some(handshake) = &mut status.handshake {
-                handshake.tools = Some(tools);
+                handshake.tools = tools;
             }
+        });
+    }
+
+    /// One of several processes of the server ended by itself; the others go on, and it comes back with its client.
+    pub fn one_of_many_ended(&self, exit: Exit) {
+        self.change(|status| {
+            status.restarts += 1;
+            status.last_exit = Some(exit);
         });
     }
 

@@ -1,169 +1,31 @@
 //! The server's life: started, shaken hands with, watched, stopped, started again.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mcp_hub_dataplane_api::launch::{ChildTransport, EraChoice, LaunchSpec, Lifecycle, RestartPolicy};
 use mcp_hub_dataplane_api::status::{Exit, Notice, Phase};
 use mcp_hub_dataplane_api::{Era, SessionMode};
 use mcp_hub_mcp::methods;
-use tokio::process::Child;
-use tokio::sync::{Notify, watch};
 
 use crate::handshake::{self, HandshakeError, Introduction};
-use crate::link::Link;
-use crate::logs::Log;
-use crate::run_dir::RunDir;
-use crate::sessions::Sessions;
-use crate::status::Board;
-use crate::{spawn, tree};
+use crate::http_child::HttpChild;
+use crate::link::{Link, Upward};
+use crate::process::{Pipes, Process, describe};
+use crate::server::{Running, Server};
+use crate::tree::Scope;
+use crate::upstream::Upstream;
+use crate::{follow, pipes};
 
 /// A run of this length makes what came before it forgotten.
-const STEADY: Duration = Duration::from_secs(60);
+pub const STEADY: Duration = Duration::from_secs(60);
 /// Short runs in a row that make a crash loop.
-const CRASH_LOOP: u32 = 5;
-
-/// One MCP server and all that the bridge knows of it. Shared by the supervisor, the HTTP side and the control socket.
-#[derive(Debug)]
-pub struct Server {
-    pub spec: LaunchSpec,
-    pub board: Board,
-    pub sessions: Sessions,
-    pub log: Log,
-    era_file: PathBuf,
-    /// Values of the secret environment, once pushed.
-    secrets: watch::Sender<Option<BTreeMap<String, String>>>,
-    /// The running server; `None` while there is none.
-    running: watch::Sender<Option<Running>>,
-    /// The last introduction; kept while the server sleeps.
-    introduction: Mutex<Option<Arc<Introduction>>>,
-    wake: Notify,
-    restart: Notify,
-    stopping: watch::Sender<bool>,
-    last_call: Mutex<Instant>,
-    last_answer: Mutex<Instant>,
-}
-
-/// A server that shook hands.
-#[derive(Debug, Clone)]
-pub struct Running {
-    pub link: Link,
-    pub introduction: Arc<Introduction>,
-}
-
-/// Why a call cannot be taken to the server.
-#[derive(Debug, thiserror::Error)]
-pub enum Unavailable {
-    #[error("the server is not running: {0}")]
-    Down(String),
-    #[error("the server did not start within {0:?}")]
-    Late(Duration),
-}
-
-impl Server {
-    pub fn new(spec: LaunchSpec, run_dir: &RunDir, endpoint: String) -> Arc<Self> {
-        let mut notices = Vec::new();
-        if spec.sessions.mode == SessionMode::Shared {
-            notices.push(Notice {
-                reason: "InteractiveFeaturesOff".to_owned(),
-                message: "clients share the server, so it cannot use sampling, elicitation or roots".to_owned(),
-            });
-        }
-        Arc::new(Self {
-            board: Board::new(spec.digest.clone(), endpoint, notices),
-            sessions: Sessions::new(spec.sessions.max),
-            log: Log::new(run_dir.path(), spec.log),
-            era_file: run_dir.path().join("era"),
-            secrets: watch::Sender::new(None),
-            running: watch::Sender::new(None),
-            introduction: Mutex::default(),
-            wake: Notify::new(),
-            restart: Notify::new(),
-            stopping: watch::Sender::new(false),
-            last_call: Mutex::new(Instant::now()),
-            last_answer: Mutex::new(Instant::now()),
-            spec,
-        })
-    }
-
-    pub fn push_secrets(&self, values: BTreeMap<String, String>) {
-        self.secrets.send_if_modified(|current| {
-            let changed = current.as_ref() != Some(&values);
-            *current = Some(values);
-            changed
-        });
-    }
-
-    pub fn restart(&self) {
-        self.restart.notify_one();
-    }
-
-    pub fn stop(&self) {
-        self.stopping.send_replace(true);
-    }
-
-    /// Resolves when everything has ended.
-    pub async fn stopped(&self) {
-        let mut watch = self.board.watch();
-        // An error means that the board is gone, and the supervisor with it.
-        watch.wait_for(|status| status.phase == Phase::Exited).await.ok();
-    }
-
-    pub fn introduction(&self) -> Option<Arc<Introduction>> {
-        self.introduction.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// The running server, if it runs.
-    pub fn current(&self) -> Option<Running> {
-        self.running.borrow().clone().filter(|running| !running.link.is_closed())
-    }
-
-    /// The running server; one that sleeps is woken, one that starts is waited for. A server in a crash loop is not.
-    pub async fn awake(&self) -> Result<Running, Unavailable> {
-        *self.last_call.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        if let Some(running) = self.current() {
-            return Ok(running);
-        }
-        let patience = Duration::from_millis(self.spec.timeouts.start_ms);
-        let mut running = self.running.subscribe();
-        let mut status = self.board.watch();
-        self.wake.notify_one();
-        let ready = async {
-            loop {
-                if let Some(running) = running.borrow_and_update().clone().filter(|running| !running.link.is_closed()) {
-                    return Ok(running);
-                }
-                let current = status.borrow_and_update().clone();
-                match current.phase {
-                    Phase::CrashLoop { .. } | Phase::Exited => {
-                        return Err(Unavailable::Down(current.last_error.unwrap_or_else(|| "it ended".to_owned())));
-                    }
-                    Phase::WaitingForSecrets { .. } => {
-                        return Err(Unavailable::Down("it waits for its secrets".to_owned()));
-                    }
-                    Phase::Starting | Phase::Ready | Phase::Asleep | Phase::Backoff { .. } => {}
-                }
-                tokio::select! {
-                    // Either sender lives as long as the server itself.
-                    changed = running.changed() => if changed.is_err() { return Err(Unavailable::Down("it ended".to_owned())) },
-                    changed = status.changed() => if changed.is_err() { return Err(Unavailable::Down("it ended".to_owned())) },
-                }
-            }
-        };
-        tokio::time::timeout(patience, ready).await.unwrap_or(Err(Unavailable::Late(patience)))
-    }
-
-    /// Notes that the server answered: it needs no probe for a while.
-    pub fn answered(&self) {
-        *self.last_answer.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-    }
-
-    fn since(mutex: &Mutex<Instant>) -> Duration {
-        mutex.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
-    }
-}
+pub const CRASH_LOOP: u32 = 5;
+/// What a server wrote before it ended is in its pipe; reading it takes less than this unless a stray holds the pipe.
+pub const DRAIN: Duration = Duration::from_millis(100);
+/// A server whose pipe broke is about to exit; one that only closed its stdout is not.
+const LAST_GASP: Duration = Duration::from_millis(500);
 
 /// Why a run ended.
 enum End {
@@ -178,28 +40,25 @@ enum End {
 /// Runs the server until it is stopped.
 pub async fn run(server: Arc<Server>) {
     let mut short_runs = 0;
-    let mut stopping = server.stopping.subscribe();
     loop {
-        let Some(secrets) = secrets(&server, &mut stopping).await else { break };
+        let Some(secrets) = secrets(&server).await else { break };
         let started = Instant::now();
-        let end = tokio::select! {
-            end = one_run(&server, &secrets) => end,
-            _ = stopping.wait_for(|stop| *stop) => End::Stop,
-        };
-        server.running.send_replace(None);
-        tree::end_all(None, &[]).await;
+        let end = one_run(&server, &secrets).await;
+        server.set_running(None);
         let (exit, error) = match end {
             End::Stop => break,
             End::Renew => {
+                server.clients.renew();
                 short_runs = 0;
                 continue;
             }
             End::Idle => {
+                let mut wake = server.watch_wake();
                 server.board.asleep();
                 tokio::select! {
-                    () = server.wake.notified() => {}
-                    () = server.restart.notified() => {}
-                    _ = stopping.wait_for(|stop| *stop) => break,
+                    _ = wake.changed() => {}
+                    () = server.restart_asked() => {}
+                    () = server.stop_asked() => break,
                 }
                 continue;
             }
@@ -216,8 +75,11 @@ pub async fn run(server: Arc<Server>) {
         if !again {
             server.board.ended(Phase::Exited, exit, error, tail, false);
             tokio::select! {
-                () = server.restart.notified() => continue,
-                _ = stopping.wait_for(|stop| *stop) => break,
+                () = server.restart_asked() => {
+                    short_runs = 0;
+                    continue;
+                }
+                () = server.stop_asked() => break,
             }
         }
         let wait = backoff(&server.spec, short_runs);
@@ -231,16 +93,17 @@ pub async fn run(server: Arc<Server>) {
         server.board.ended(phase, exit, error, tail, true);
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
-            () = server.restart.notified() => short_runs = 0,
-            _ = stopping.wait_for(|stop| *stop) => break,
+            () = server.restart_asked() => short_runs = 0,
+            () = server.stop_asked() => break,
         }
     }
-    tree::end_all(None, &[]).await;
+    server.tree.end(Scope::Everything).await;
     server.board.ended(Phase::Exited, None, "stopped on request".to_owned(), Vec::new(), false);
+    server.has_stopped();
 }
 
 /// At once after the first short run, then doubling.
-fn backoff(spec: &LaunchSpec, short_runs: u32) -> Duration {
+pub fn backoff(spec: &LaunchSpec, short_runs: u32) -> Duration {
     match short_runs {
         0 | 1 => Duration::ZERO,
         more => {
@@ -251,131 +114,189 @@ fn backoff(spec: &LaunchSpec, short_runs: u32) -> Duration {
 }
 
 /// Waits until every secret variable has its value; `None` if the server is stopped first.
-async fn secrets(server: &Server, stopping: &mut watch::Receiver<bool>) -> Option<BTreeMap<String, String>> {
-    let wanted = &server.spec.child.secret_env;
-    let mut pushed = server.secrets.subscribe();
+async fn secrets(server: &Server) -> Option<BTreeMap<String, String>> {
+    let mut pushed = server.watch_secrets();
     loop {
-        let current = pushed.borrow_and_update().clone().unwrap_or_default();
-        let missing: Vec<String> = wanted.iter().filter(|name| !current.contains_key(*name)).cloned().collect();
-        if missing.is_empty() {
-            return Some(current.into_iter().filter(|(name, _)| wanted.contains(name)).collect());
+        pushed.borrow_and_update();
+        match server.secrets() {
+            Ok(secrets) => return Some(secrets),
+            Err(missing) => server.board.waiting_for_secrets(missing),
         }
-        server.board.waiting_for_secrets(missing);
         tokio::select! {
             changed = pushed.changed() => changed.ok()?,
-            _ = stopping.wait_for(|stop| *stop) => return None,
+            // Nothing runs that could be restarted.
+            () = server.restart_asked() => {}
+            () = server.stop_asked() => return None,
         }
     }
 }
 
-/// Starts the server and stays with it until its run ends.
-async fn one_run(server: &Arc<Server>, secrets: &BTreeMap<String, String>) -> End {
-    let failed = |error: String| {
-        End::Exited(Exit { code: None, signal: None, out_of_memory: false, at: crate::status::now() }, error)
-    };
-    if server.spec.transport != ChildTransport::Stdio {
-        return failed("this release runs stdio servers only".to_owned());
+/// Resolves when the run is to end from outside.
+async fn interrupted(server: &Server, secrets: &BTreeMap<String, String>) -> End {
+    let mut pushed = server.watch_secrets();
+    tokio::select! {
+        () = server.stop_asked() => End::Stop,
+        () = server.restart_asked() => End::Renew,
+        // Secrets that went missing are no reason to end what runs.
+        _ = pushed.wait_for(|_| server.secrets().is_ok_and(|current| current != *secrets)) => End::Renew,
     }
-    let remembered = std::fs::read_to_string(&server.era_file).unwrap_or_default();
-    let mut era = match (server.spec.era, remembered.trim()) {
-        (EraChoice::Auto, "legacy") => EraChoice::Legacy,
-        (EraChoice::Auto, "modern") => EraChoice::Modern,
+}
+
+/// Starts the server and stays with it until its run ends. Whatever it started is gone then.
+async fn one_run(server: &Arc<Server>, secrets: &BTreeMap<String, String>) -> End {
+    let remembered = server.remembered_era();
+    let mut era = match (server.spec.era, remembered) {
+        (EraChoice::Auto, Some(Era::Legacy)) => EraChoice::Legacy,
+        (EraChoice::Auto, Some(Era::Modern)) => EraChoice::Modern,
         (era, _) => era,
     };
     let mut probed = era == server.spec.era;
     loop {
         server.board.starting(None);
         let started = Instant::now();
-        let mut child = match spawn::spawn(&server.spec, secrets) {
-            Ok(child) => child,
-            Err(error) => return failed(error.to_string()),
+        let (mut process, upstream) = match start(server, secrets) {
+            Ok(started) => started,
+            Err(exit) => return exit,
         };
-        let Some(link) = connect(server, &mut child) else { return failed("the server has no pipes".to_owned()) };
-        server.board.starting(child.id());
+        server.board.starting(Some(process.pid()));
         let patience = Duration::from_millis(server.spec.timeouts.start_ms);
-        let introduction = match handshake::shake(&link, era, None, started, patience).await {
-            Ok(introduction) => introduction,
-            Err(HandshakeError::NotModern) => {
-                tree::end_all(child.id(), &[]).await;
-                era = EraChoice::Legacy;
-                continue;
+        let mut shaking = std::pin::pin!(handshake::shake(&upstream, era, started, patience));
+        let result = tokio::select! {
+            biased;
+            result = &mut shaking => result,
+            // What it said last is still in its pipe.
+            _ = process.exit() => tokio::time::timeout(DRAIN, &mut shaking).await.unwrap_or(Err(HandshakeError::Ended)),
+            end = interrupted(server, secrets) => {
+                upstream.close();
+                process.end().await;
+                return end;
             }
+        };
+        match result {
+            Ok(introduction) => {
+                if server.spec.era == EraChoice::Auto {
+                    server.remember_era(introduction.era);
+                }
+                let running = Running { upstream: upstream.clone(), introduction: Arc::new(introduction) };
+                return live(server, process, running, secrets).await;
+            }
+            Err(HandshakeError::NotModern) => era = EraChoice::Legacy,
             // The verdict of an earlier run no longer holds.
             Err(_) if !probed => {
-                std::fs::remove_file(&server.era_file).ok();
-                tree::end_all(child.id(), &[]).await;
+                server.forget_era();
                 era = server.spec.era;
                 probed = true;
-                continue;
             }
             Err(error) => {
-                link.close();
-                let exit = ended(&mut child).await;
-                let message = match &exit {
-                    Some(exit) => format!("{error} ({})", describe(exit)),
-                    None => error.to_string(),
-                };
+                upstream.close();
+                let exit = tokio::time::timeout(LAST_GASP, process.exit()).await.ok();
+                process.end().await;
                 return match exit {
-                    Some(exit) => End::Exited(exit, message),
-                    None => End::Unhealthy(message),
+                    Some(exit) => {
+                        let message = format!("{error} ({})", describe(&exit));
+                        End::Exited(exit, message)
+                    }
+                    None => End::Unhealthy(error.to_string()),
                 };
             }
-        };
-        if server.spec.era == EraChoice::Auto {
-            let verdict = match introduction.era {
-                Era::Legacy => "legacy",
-                Era::Modern => "modern",
-            };
-            // Only a shortcut for the next start.
-            std::fs::write(&server.era_file, verdict).ok();
         }
-        return live(server, child, Running { link, introduction: Arc::new(introduction) }, secrets).await;
+        upstream.close();
+        process.end().await;
     }
 }
 
-fn connect(server: &Server, child: &mut Child) -> Option<Link> {
-    let (stdin, stdout, stderr) = (child.stdin.take()?, child.stdout.take()?, child.stderr.take()?);
+/// Starts the process and connects to it.
+fn start(server: &Server, secrets: &BTreeMap<String, String>) -> Result<(Process, Upstream), End> {
+    // Only with a process for each client are there several whose strays must be told apart.
+    let mark = match server.spec.sessions.mode {
+        SessionMode::Shared => None,
+        SessionMode::PerClient => Some(server.clients.mark()),
+    };
+    let (process, pipes) = Process::start(&server.spec, secrets, mark, &server.tree).map_err(|error| {
+        let exit = Exit { code: None, signal: None, out_of_memory: false, at: crate::status::now() };
+        End::Exited(exit, error.to_string())
+    })?;
+    Ok((process, connect(server, pipes)))
+}
+
+fn connect(server: &Server, pipes: Pipes) -> Upstream {
+    let Pipes { stdin, stdout, stderr } = pipes;
     tokio::spawn(server.log.clone().copy(stderr));
-    Some(Link::new(stdin, stdout, server.log.clone(), None))
+    match &server.spec.transport {
+        ChildTransport::Stdio => {
+            let (link, outgoing) = Link::new(server.buffers.clone(), server.log.clone(), Upward::Shared);
+            pipes::attach(&link, outgoing, stdin, stdout);
+            Upstream::Messages(link)
+        }
+        ChildTransport::StreamableHttp { port, path } => {
+            tokio::spawn(server.log.clone().copy(stdout));
+            Upstream::Http(HttpChild::new(*port, path))
+        }
+        ChildTransport::Sse { port, path } => {
+            tokio::spawn(server.log.clone().copy(stdout));
+            let (link, outgoing) = Link::new(server.buffers.clone(), server.log.clone(), Upward::Shared);
+            crate::sse_child::attach(&link, outgoing, *port, path);
+            Upstream::Messages(link)
+        }
+    }
+}
+
+/// What works less than the specification might suggest.
+fn notices(spec: &LaunchSpec, era: Era) -> Vec<Notice> {
+    let notice = |reason: &str, message: &str| vec![Notice { reason: reason.to_owned(), message: message.to_owned() }];
+    match (&spec.transport, spec.sessions.mode, era) {
+        // It has sessions of its own, which pass through.
+        (ChildTransport::StreamableHttp { .. }, _, _) => Vec::new(),
+        (_, SessionMode::Shared, Era::Legacy) => notice(
+            "InteractiveFeaturesOff",
+            "clients share the server, so it cannot use sampling, elicitation or roots",
+        ),
+        // Requests of the modern era carry all that the server needs to know of a client.
+        (_, SessionMode::Shared, Era::Modern) => Vec::new(),
+        (_, SessionMode::PerClient, Era::Modern) => notice(
+            "SharedProcess",
+            "the server speaks the stateless era, which has no sessions, so its clients share one process",
+        ),
+        (ChildTransport::Sse { .. }, SessionMode::PerClient, Era::Legacy) => notice(
+            "InteractiveFeaturesOff",
+            "an HTTP+SSE server is one process on one port, so clients share it without sampling, elicitation or roots",
+        ),
+        (ChildTransport::Stdio, SessionMode::PerClient, Era::Legacy) => Vec::new(),
+    }
 }
 
 /// The server shook hands and serves.
-async fn live(server: &Arc<Server>, mut child: Child, running: Running, secrets: &BTreeMap<String, String>) -> End {
-    *server.introduction.lock().unwrap_or_else(PoisonError::into_inner) = Some(running.introduction.clone());
-    *server.last_call.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-    server.answered();
-    let link = running.link.clone();
-    server.running.send_replace(Some(running.clone()));
-    server.board.ready(running.introduction.summary.clone());
-    let mut pushed = server.secrets.subscribe();
-    let own = |values: &Option<BTreeMap<String, String>>| {
-        let values = values.clone().unwrap_or_default();
-        values.into_iter().filter(|(name, _)| server.spec.child.secret_env.contains(name)).collect::<BTreeMap<_, _>>()
-    };
+async fn live(server: &Arc<Server>, mut process: Process, running: Running, secrets: &BTreeMap<String, String>) -> End {
+    let (upstream, introduction) = (running.upstream.clone(), running.introduction.clone());
+    server.introduced(introduction.clone());
+    server.begin_activity();
+    server.set_running(Some(running.clone()));
+    server.board.ready(introduction.summary.clone(), notices(&server.spec, introduction.era));
     let end = tokio::select! {
-        status = child.wait() => {
-            let exit = exit_of(status.ok());
+        exit = process.exit() => {
+            // Answers that it wrote before it ended are answers.
+            tokio::time::timeout(DRAIN, upstream.drained()).await.ok();
             let message = describe(&exit);
             End::Exited(exit, message)
         }
-        _ = pushed.wait_for(|values| own(values) != *secrets) => End::Renew,
-        () = server.restart.notified() => End::Renew,
-        () = idle(server, &link) => End::Idle,
-        error = unhealthy(server, &running) => End::Unhealthy(error),
+        end = interrupted(server, secrets) => end,
+        () = idle(server, &upstream) => End::Idle,
+        error = unhealthy(server, &upstream, &introduction) => End::Unhealthy(error),
+        () = follow::lists(server, &upstream, introduction.clone()) => End::Unhealthy("its lists cannot be followed".to_owned()),
     };
-    server.running.send_replace(None);
-    link.close();
-    tree::end_all(child.id(), &[]).await;
+    server.set_running(None);
+    upstream.close();
+    process.end().await;
     end
 }
 
 /// Resolves when an `onDemand` server has had no call for its idle time.
-async fn idle(server: &Server, link: &Link) {
+async fn idle(server: &Server, upstream: &Upstream) {
     let Lifecycle::OnDemand { idle_timeout_ms } = server.spec.lifecycle else { return std::future::pending().await };
     let limit = Duration::from_millis(idle_timeout_ms);
     loop {
-        let since = Server::since(&server.last_call);
-        if since >= limit && link.in_flight() == 0 {
+        let since = server.since_last_call();
+        if since >= limit && upstream.in_flight() == 0 {
             return;
         }
         tokio::time::sleep(limit.saturating_sub(since).max(Duration::from_millis(50))).await;
@@ -384,27 +305,29 @@ async fn idle(server: &Server, link: &Link) {
 
 /// Resolves when the server has not answered enough probes in a row. Traffic that was answered is a probe, any answer is
 /// alive, and nobody is probed while a call is under way: its own timeout decides.
-async fn unhealthy(server: &Server, running: &Running) -> String {
+async fn unhealthy(server: &Server, upstream: &Upstream, introduction: &Introduction) -> String {
     let (period, timeout) =
         (Duration::from_millis(server.spec.health.period_ms), Duration::from_millis(server.spec.health.timeout_ms));
-    let (method, params) = match running.introduction.era {
+    let (method, params) = match introduction.era {
         Era::Legacy => (methods::PING, "{}".to_owned()),
         Era::Modern => (methods::DISCOVER, serde_json::json!({"_meta": handshake::modern_meta()}).to_string()),
     };
     let mut failures = 0;
     loop {
-        let due = period.saturating_sub(Server::since(&server.last_answer)).max(Duration::from_millis(100));
+        let due = period.saturating_sub(server.since_last_answer()).max(Duration::from_millis(100));
         tokio::time::sleep(due).await;
-        if Server::since(&server.last_answer) < period || running.link.in_flight() > 0 {
+        if server.since_last_answer() < period || upstream.in_flight() > 0 {
             failures = 0;
             tokio::time::sleep(period / 4).await;
             continue;
         }
-        match handshake::ask(&running.link, method, &params, Instant::now() + timeout).await {
-            Ok(_) | Err(HandshakeError::Refused { .. }) => {
+        match upstream.ask(method, &params, Instant::now() + timeout).await {
+            Ok(_) | Err(HandshakeError::Refused { .. } | HandshakeError::NotMcp { .. }) => {
                 failures = 0;
                 server.answered();
             }
+            // A call that came meanwhile has its own timeout.
+            Err(_) if upstream.in_flight() > 0 => {}
             Err(error) => {
                 failures += 1;
                 if failures >= server.spec.health.failure_threshold {
@@ -412,30 +335,5 @@ async fn unhealthy(server: &Server, running: &Running) -> String {
                 }
             }
         }
-    }
-}
-
-/// The exit of a server that is ending by itself; `None` if it goes on.
-async fn ended(child: &mut Child) -> Option<Exit> {
-    let status = tokio::time::timeout(Duration::from_millis(500), child.wait()).await.ok()?;
-    Some(exit_of(status.ok()))
-}
-
-fn exit_of(status: Option<std::process::ExitStatus>) -> Exit {
-    use std::os::unix::process::ExitStatusExt;
-    Exit {
-        code: status.and_then(|status| status.code()),
-        signal: status.and_then(|status| status.signal()),
-        // Limits of a single process show as failed allocations, which the server itself reports on stderr.
-        out_of_memory: false,
-        at: crate::status::now(),
-    }
-}
-
-fn describe(exit: &Exit) -> String {
-    match (exit.code, exit.signal) {
-        (Some(code), _) => format!("the server exited with code {code}"),
-        (None, Some(signal)) => format!("the server was ended by signal {signal}"),
-        (None, None) => "the server ended".to_owned(),
     }
 }

@@ -1,144 +1,92 @@
 //! A small MCP server on stdio: converts lengths, masses and temperatures.
+//!
+//! It is the server of the quickstart that needs neither Node.js nor Python, and an example of a server of one's own.
 
-use rmcp::handler::server::router::tool::ToolRouter;
+mod quantity;
+
+use quantity::{Dimension, UNITS, convert, find, rounded};
 use rmcp::handler::server::wrapper::Parameters;
-use rmcp::model::{CallToolResult, ContentBlock, Implementation, ServerCapabilities, ServerConfig};
+use rmcp::model::{CallToolResult, ContentBlock};
 use rmcp::{ServerHandler, ServiceExt, tool, tool_handler, tool_router};
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-/// A unit: its names, what it measures, and how it maps to the base unit (`base = value * factor + offset`).
-struct Unit {
-    names: &'static [&'static str],
-    quantity: &'static str,
-    factor: f64,
-    offset: f64,
-}
-
-const fn unit(names: &'static [&'static str], quantity: &'static str, factor: f64, offset: f64) -> Unit {
-    Unit { names, quantity, factor, offset }
-}
-
-/// Base units are metre, kilogram and kelvin.
-const UNITS: [Unit; 16] = [
-    unit(&["m", "metre", "meter"], "length", 1.0, 0.0),
-    unit(&["km"], "length", 1000.0, 0.0),
-    unit(&["cm"], "length", 0.01, 0.0),
-    unit(&["mm"], "length", 0.001, 0.0),
-    unit(&["in", "inch"], "length", 0.0254, 0.0),
-    unit(&["ft", "foot"], "length", 0.3048, 0.0),
-    unit(&["yd", "yard"], "length", 0.9144, 0.0),
-    unit(&["mi", "mile"], "length", 1609.344, 0.0),
-    unit(&["kg"], "mass", 1.0, 0.0),
-    unit(&["g"], "mass", 0.001, 0.0),
-    unit(&["t", "tonne"], "mass", 1000.0, 0.0),
-    unit(&["oz", "ounce"], "mass", 0.028_349_523_125, 0.0),
-    unit(&["lb", "pound"], "mass", 0.453_592_37, 0.0),
-    unit(&["K", "kelvin"], "temperature", 1.0, 0.0),
-    unit(&["C", "celsius"], "temperature", 1.0, 273.15),
-    unit(&["F", "fahrenheit"], "temperature", 5.0 / 9.0, 273.15 - 32.0 * 5.0 / 9.0),
-];
-
-fn find(name: &str) -> Result<&'static Unit, String> {
-    let known = UNITS.iter().find(|unit| unit.names.iter().any(|known| known.eq_ignore_ascii_case(name)));
-    known.ok_or_else(|| {
-        let names: Vec<&str> = UNITS.iter().filter_map(|unit| unit.names.first().copied()).collect();
-        format!("unknown unit `{name}`; known are {}", names.join(", "))
-    })
-}
-
-/// `value` in another unit of the same quantity.
-fn convert(value: f64, from: &str, to: &str) -> Result<f64, String> {
-    let (source, target) = (find(from)?, find(to)?);
-    if source.quantity != target.quantity {
-        return Err(format!("{from} measures {}, {to} measures {}", source.quantity, target.quantity));
-    }
-    Ok((value * source.factor + source.offset - target.offset) / target.factor)
-}
+#[derive(Debug, Clone)]
+struct Units;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 struct Conversion {
-    /// Number to convert
+    /// The number to convert
     value: f64,
-    /// Unit it is in, such as km, lb or C
+    /// Unit of the value: a symbol such as "km", or a name such as "kilometre"
     from: String,
     /// Unit wanted
     to: String,
 }
 
-#[derive(Debug, Clone)]
-struct Units {
-    tool_router: ToolRouter<Self>,
+#[derive(Debug, Serialize, JsonSchema)]
+struct Converted {
+    value: f64,
+    unit: &'static str,
+    dimension: Dimension,
 }
 
 #[tool_router]
 impl Units {
-    #[tool(description = "Convert a length, mass or temperature to another unit")]
-    async fn convert(&self, Parameters(wanted): Parameters<Conversion>) -> CallToolResult {
-        match convert(wanted.value, &wanted.from, &wanted.to) {
-            Ok(result) => {
-                // Twelve digits hide what binary fractions cannot say.
-                let text = format!("{} {}", format_number(result), wanted.to);
-                let mut answer = CallToolResult::success(vec![ContentBlock::text(text)]);
-                answer.structured_content = Some(json!({"value": result, "unit": wanted.to}));
-                answer
+    #[tool(
+        description = "Converts a length, a mass or a temperature into another unit",
+        output_schema = rmcp::handler::server::tool::schema_for_output::<Converted>(),
+        annotations(title = "Convert units", read_only_hint = true, open_world_hint = false)
+    )]
+    async fn convert(&self, Parameters(asked): Parameters<Conversion>) -> CallToolResult {
+        let converted = find(&asked.from).and_then(|from| {
+            let to = find(&asked.to)?;
+            Ok((from, to, rounded(convert(asked.value, from, to)?)))
+        });
+        match converted {
+            Ok((from, to, value)) => {
+                let text = format!("{} {} = {value} {}", asked.value, from.symbol, to.symbol);
+                let mut result = CallToolResult::success(vec![ContentBlock::text(text)]);
+                let converted = Converted { value, unit: to.symbol, dimension: to.dimension };
+                result.structured_content = serde_json::to_value(converted).ok();
+                result
             }
-            Err(problem) => CallToolResult::error(vec![ContentBlock::text(problem)]),
+            Err(problem) => CallToolResult::error(vec![ContentBlock::text(problem.to_string())]),
         }
     }
 
-    #[tool(description = "List the units that can be converted, by quantity")]
+    #[tool(
+        description = "Lists the units that convert understands, by what they measure",
+        annotations(title = "List units", read_only_hint = true, open_world_hint = false)
+    )]
     async fn list_units(&self) -> CallToolResult {
-        let lines = ["length", "mass", "temperature"].map(|quantity| {
-            let units = UNITS.iter().filter(|unit| unit.quantity == quantity);
-            format!("{quantity}: {}", units.map(|unit| unit.names.join("/")).collect::<Vec<_>>().join(", "))
-        });
-        CallToolResult::success(vec![ContentBlock::text(lines.join("\n"))])
+        let lines: Vec<String> = [Dimension::Length, Dimension::Mass, Dimension::Temperature]
+            .into_iter()
+            .map(|dimension| {
+                let units: Vec<String> = UNITS
+                    .iter()
+                    .filter(|unit| unit.dimension == dimension)
+                    .map(|unit| format!("{} ({})", unit.symbol, unit.name))
+                    .collect();
+                format!("{dimension:?}: {}", units.join(", "))
+            })
+            .collect();
+        let mut result = CallToolResult::success(vec![ContentBlock::text(lines.join("\n"))]);
+        let units: Vec<_> = UNITS
+            .iter()
+            .map(|unit| json!({"symbol": unit.symbol, "name": unit.name, "dimension": unit.dimension}))
+            .collect();
+        result.structured_content = Some(json!({ "units": units }));
+        result
     }
 }
 
-fn format_number(number: f64) -> String {
-    let text = format!("{number:.9}");
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
-}
-
-#[tool_handler(router = self.tool_router)]
-impl ServerHandler for Units {
-    fn get_info(&self) -> ServerConfig {
-        let mut info = ServerConfig::default();
-        info.capabilities = ServerCapabilities::builder().enable_tools().build();
-        info.server_info = Implementation::new("units", env!("CARGO_PKG_VERSION"));
-        info.instructions = Some("Converts between units of length, mass and temperature.".to_owned());
-        info
-    }
-}
+#[tool_handler(name = "units", version = "0.1.0", instructions = "Converts lengths, masses and temperatures.")]
+impl ServerHandler for Units {}
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let server = Units { tool_router: Units::tool_router() };
-    server.serve(rmcp::transport::stdio()).await?.waiting().await?;
+    Units.serve(rmcp::transport::stdio_pipes()).await?.waiting().await?;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_converted_there_and_back_is_the_same() {
-        for (value, from, to, wanted) in
-            [(26.2, "mi", "km", 42.164_812_8), (100.0, "C", "F", 212.0), (1.0, "lb", "g", 453.592_37)]
-        {
-            let there = convert(value, from, to).unwrap();
-            assert!((there - wanted).abs() < 1e-6, "{value} {from} is {there} {to}");
-            assert!((convert(there, to, from).unwrap() - value).abs() < 1e-9);
-        }
-    }
-
-    #[test]
-    fn what_cannot_be_converted_is_said() {
-        assert!(convert(1.0, "km", "kg").unwrap_err().contains("length"));
-        assert!(convert(1.0, "parsec", "m").unwrap_err().contains("known are m"));
-    }
 }

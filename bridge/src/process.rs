@@ -1,0 +1,102 @@
+//! One started server process, with its tree.
+
+use std::collections::BTreeMap;
+use std::process::ExitStatus;
+use std::sync::Arc;
+
+use mcp_hub_dataplane_api::launch::LaunchSpec;
+use mcp_hub_dataplane_api::status::Exit;
+use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout};
+
+use crate::oom;
+use crate::spawn::{SpawnError, spawn};
+use crate::status::now;
+use crate::tree::{Scope, Tree};
+
+/// A server process. Dropped, it is killed, but what it started is not: [`Self::end`] ends all of it.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    pid: u32,
+    /// `NAME=VALUE` in the environment of it and its children, where the bridge runs several servers.
+    mark: Option<String>,
+    tree: Arc<Tree>,
+    oom_kills: Option<u64>,
+}
+
+#[derive(Debug)]
+pub struct Pipes {
+    pub stdin: ChildStdin,
+    pub stdout: ChildStdout,
+    pub stderr: ChildStderr,
+}
+
+impl Process {
+    pub fn start(
+        spec: &LaunchSpec,
+        secrets: &BTreeMap<String, String>,
+        mark: Option<(&str, String)>,
+        tree: &Arc<Tree>,
+    ) -> Result<(Self, Pipes), SpawnError> {
+        let oom_kills = oom::kills();
+        let mut child = spawn(spec, secrets, mark.as_ref().map(|(name, value)| (*name, value.as_str())))?;
+        // Present, because all three were asked for and nothing was awaited in between.
+        let (Some(pid), Some(stdin), Some(stdout), Some(stderr)) =
+            (child.id(), child.stdin.take(), child.stdout.take(), child.stderr.take())
+        else {
+            return Err(SpawnError::Pipes { program: spec.child.program.clone() });
+        };
+        tree.awaited(pid);
+        let mark = mark.map(|(name, value)| format!("{name}={value}"));
+        Ok((Self { child, pid, mark, tree: tree.clone(), oom_kills }, Pipes { stdin, stdout, stderr }))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Resolves when the process itself has ended.
+    ///
+    /// # Cancel safety
+    /// May be dropped and asked again.
+    pub async fn exit(&mut self) -> Exit {
+        let status = self.child.wait().await.ok();
+        self.describe(status)
+    }
+
+    fn describe(&self, status: Option<ExitStatus>) -> Exit {
+        use std::os::unix::process::ExitStatusExt;
+        let signal = status.and_then(|status| status.signal());
+        let killed = signal == Some(rustix::process::Signal::KILL.as_raw());
+        Exit {
+            code: status.and_then(|status| status.code()),
+            signal,
+            out_of_memory: killed && oom::kills() > self.oom_kills,
+            at: now(),
+        }
+    }
+
+    /// Ends the process and all that it started.
+    pub async fn end(self) {
+        match &self.mark {
+            Some(mark) => self.tree.end(Scope::Run { child: self.pid, mark }).await,
+            None => self.tree.end(Scope::Everything).await,
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.tree.forget(self.pid);
+    }
+}
+
+/// For people.
+pub fn describe(exit: &Exit) -> String {
+    match (exit.code, exit.signal) {
+        _ if exit.out_of_memory => "the kernel ended the server because memory ran out".to_owned(),
+        (Some(code), _) => format!("the server exited with code {code}"),
+        (None, Some(signal)) => format!("the server was ended by signal {signal}"),
+        (None, None) => "the server ended".to_owned(),
+    }
+}
