@@ -28,11 +28,11 @@ use crate::summary::{Row, hub_line, row};
 const DAEMON_START: Duration = Duration::from_secs(30);
 
 pub(crate) async fn run(places: &Places, admin: &Admin, args: &Up) -> Result<(), Error> {
-    let file = args.file.as_ref().map(|file| absolute(file)).transpose()?;
     // Said before anything is started: a mistake in a manifest is the most likely reason for `up` to fail.
-    if let Some(file) = &file {
+    if let Some(file) = &args.file {
         mcp_hub_crds::manifest::load(file).map_err(|errors| daemon::invalid(&errors))?;
     }
+    let file = args.file.as_ref().map(|file| absolute(file)).transpose()?;
     if args.detach {
         ensure_daemon(places, admin, args.port.port).await?;
         if let Some(path) = &file {
