@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body::Body as _;
-use http_body_util::{BodyExt, Limited};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use mcp_hub_dataplane_api::launch::ChildTransport;
 use mcp_hub_dataplane_api::status::Phase;
@@ -28,28 +28,48 @@ use crate::upstream::Upstream;
 /// A client that has not sent its whole message by then keeps room that others need.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// A larger body is not even read to be thrown away.
+const SKIPPED_MAX: usize = 4 * LINE_MAX;
 /// Servers that may end one after the other before one takes a request.
 const TRIES: usize = 3;
 
 /// The whole message of a request.
 pub async fn message_of(body: Incoming, server: &Server) -> Result<Bytes, Response<Body>> {
-    let too_large = || {
-        let text = format!("the message could not be read or is over {LINE_MAX} bytes");
-        json(StatusCode::PAYLOAD_TOO_LARGE, write_error(None, error::MESSAGE_TOO_LARGE, &text))
-    };
-    let size = body.size_hint().upper().and_then(|size| usize::try_from(size).ok());
-    if size.is_some_and(|size| size > LINE_MAX) {
-        return Err(too_large());
-    }
+    let size = body.size_hint().upper().and_then(|size| usize::try_from(size).ok()).unwrap_or(LINE_MAX);
     let read = async {
         // Given back when the message is read: it gets its share of the way to the server then.
-        let _share = server.buffers.requests.take(size.unwrap_or(LINE_MAX)).await;
-        Limited::new(body, LINE_MAX).collect().await
+        let _share = server.buffers.requests.take(size.min(LINE_MAX)).await;
+        bounded(body, size).await
     };
     match tokio::time::timeout(BODY_TIMEOUT, read).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(_)) | Err(_) => Err(too_large()),
+        Ok(Some(message)) => Ok(message),
+        Ok(None) | Err(_) => {
+            let text = format!("the message could not be read or is over {LINE_MAX} bytes");
+            Err(json(StatusCode::PAYLOAD_TOO_LARGE, write_error(None, error::MESSAGE_TOO_LARGE, &text)))
+        }
     }
+}
+
+/// The body, if it is not too large. One that is somewhat too large is read all the same, without being kept: a client in
+/// the middle of sending would not see the refusal.
+async fn bounded(mut body: Incoming, size: usize) -> Option<Bytes> {
+    if size > SKIPPED_MAX {
+        return None;
+    }
+    let mut message = Vec::with_capacity(if size > LINE_MAX { 0 } else { size.min(64 << 10) });
+    let mut length = 0;
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.ok()?.into_data() else { continue };
+        length += data.len();
+        if length > SKIPPED_MAX {
+            return None;
+        } else if length <= LINE_MAX {
+            message.extend_from_slice(&data);
+        } else {
+            message = Vec::new();
+        }
+    }
+    (length <= LINE_MAX).then(|| message.into())
 }
 
 /// Who posts.
@@ -316,6 +336,7 @@ async fn respond(
         }
         () = tokio::time::sleep_until(deadline) => {
             exchange.give_up();
+            server.call_was_late();
             return Some(json(StatusCode::OK, late(&id, &server)));
         }
     };
@@ -341,6 +362,7 @@ async fn respond(
                 () = sender.closed() => return,
                 () = tokio::time::sleep_until(deadline) => {
                     exchange.give_up();
+                    server.call_was_late();
                     send_event(&sender, late(&id, &server).into()).await.ok();
                     return;
                 }

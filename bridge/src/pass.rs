@@ -64,7 +64,10 @@ pub async fn on(request: Request<Incoming>, server: &Arc<Server>) -> Response<Bo
     let response = tokio::select! {
         response = child.pass(parts.method, &parts.headers, message) => response,
         () = child.closed() => return json(StatusCode::OK, gone(&id)),
-        () = tokio::time::sleep_until(deadline), if !is_endless => return json(StatusCode::OK, late(&id, server)),
+        () = tokio::time::sleep_until(deadline), if !is_endless => {
+            server.call_was_late();
+            return json(StatusCode::OK, late(&id, server));
+        }
     };
     let response = match response {
         Ok(response) => response,
@@ -95,7 +98,10 @@ pub async fn on(request: Request<Incoming>, server: &Arc<Server>) -> Response<Bo
         let message = match end {
             PumpEnd::Whole => None,
             PumpEnd::Gone => Some(gone(&id)),
-            PumpEnd::Late => Some(late(&id, &server)),
+            PumpEnd::Late => {
+                server.call_was_late();
+                Some(late(&id, &server))
+            }
         };
         if let Some(message) = message.filter(|_| last_word) {
             // Ends an event that was cut.

@@ -46,6 +46,8 @@ pub struct Server {
     stopped: watch::Sender<bool>,
     last_call: Mutex<Instant>,
     last_answer: Mutex<Instant>,
+    /// When a call last ran out of its time.
+    last_late: Mutex<Option<Instant>>,
 }
 
 /// A server that shook hands.
@@ -89,6 +91,7 @@ impl Server {
             stopped: watch::Sender::new(false),
             last_call: Mutex::new(Instant::now()),
             last_answer: Mutex::new(Instant::now()),
+            last_late: Mutex::default(),
             spec,
         })
     }
@@ -187,7 +190,7 @@ impl Server {
                     Phase::WaitingForSecrets { .. } => {
                         return Err(Unavailable::Down("it waits for its secrets".to_owned()));
                     }
-                    Phase::Asleep => drop(self.wake.send_replace(())),
+                    Phase::Asleep => self.wake.send_replace(()),
                     Phase::Starting | Phase::Ready | Phase::Backoff { .. } => {}
                 }
                 tokio::select! {
@@ -215,6 +218,17 @@ impl Server {
         self.called();
         self.answered();
         self.board.active(|activity| activity.last_call_at = Some(crate::status::now()));
+    }
+
+    /// Notes a call that ran out of its time.
+    pub fn call_was_late(&self) {
+        *lock(&self.last_late) = Some(Instant::now());
+    }
+
+    /// Whether a call ran out of its time and nothing was answered since.
+    pub fn is_suspect(&self) -> bool {
+        let last_answer = *lock(&self.last_answer);
+        lock(&self.last_late).is_some_and(|late| late > last_answer)
     }
 
     /// A run begins: it is neither idle nor silent yet.

@@ -304,7 +304,8 @@ async fn idle(server: &Server, upstream: &Upstream) {
 }
 
 /// Resolves when the server has not answered enough probes in a row. Traffic that was answered is a probe, any answer is
-/// alive, and nobody is probed while a call is under way: its own timeout decides.
+/// alive, and nobody is probed while a call is under way: its own timeout decides. Once one has run out and nothing was
+/// answered since, later calls protect the server no longer: with steady traffic it would never be found out.
 async fn unhealthy(server: &Server, upstream: &Upstream, introduction: &Introduction) -> String {
     let (period, timeout) =
         (Duration::from_millis(server.spec.health.period_ms), Duration::from_millis(server.spec.health.timeout_ms));
@@ -316,7 +317,8 @@ async fn unhealthy(server: &Server, upstream: &Upstream, introduction: &Introduc
     loop {
         let due = period.saturating_sub(server.since_last_answer()).max(Duration::from_millis(100));
         tokio::time::sleep(due).await;
-        if server.since_last_answer() < period || upstream.in_flight() > 0 {
+        let is_busy = upstream.in_flight() > 0 && !server.is_suspect();
+        if server.since_last_answer() < period || is_busy {
             failures = 0;
             tokio::time::sleep(period / 4).await;
             continue;
@@ -327,7 +329,7 @@ async fn unhealthy(server: &Server, upstream: &Upstream, introduction: &Introduc
                 server.answered();
             }
             // A call that came meanwhile has its own timeout.
-            Err(_) if upstream.in_flight() > 0 => {}
+            Err(_) if upstream.in_flight() > 0 && !server.is_suspect() => {}
             Err(error) => {
                 failures += 1;
                 if failures >= server.spec.health.failure_threshold {

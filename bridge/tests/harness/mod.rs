@@ -410,9 +410,13 @@ impl Events {
                 }
                 let frame = self.body.frame().await?.ok()?;
                 if let Ok(data) = frame.into_data() {
-                    self.decoder
-                        .feed(&data, |event| self.ready.push_back(serde_json::from_slice(&event).unwrap()))
-                        .unwrap();
+                    // Servers may begin a stream with an empty event, from which a client could resume.
+                    let mut take = |event: Vec<u8>| {
+                        if !event.is_empty() {
+                            self.ready.push_back(serde_json::from_slice(&event).unwrap());
+                        }
+                    };
+                    self.decoder.feed(&data, &mut take).unwrap();
                 }
             }
         };

@@ -94,11 +94,20 @@ pub(super) fn lower(workload: &Workload, host: &Host, run_dir: &Path) -> Result<
             message: "one machine schedules nothing".to_owned(),
         });
     }
-    if *transport != ChildTransport::Stdio {
-        return Err(no("spec.transport.type", "only stdio servers run as processes in this release", None));
+    // The schema says so too; a runtime does not rely on it.
+    if *roots == Roots::Forward && sessions.mode != SessionMode::PerClient {
+        return Err(no(
+            "spec.roots",
+            "a server that clients share cannot be given one client's roots",
+            Some("set sessions.mode to perClient"),
+        ));
     }
-    if sessions.mode == SessionMode::PerClient || *roots == Roots::Forward {
-        return Err(no("spec.sessions.mode", "only shared sessions are offered by processes in this release", None));
+    if *roots == Roots::Forward && *transport != ChildTransport::Stdio {
+        return Err(no(
+            "spec.roots",
+            "roots are forwarded to stdio servers only; one on HTTP asks its clients itself",
+            None,
+        ));
     }
     if let Some(run_as) = run_as {
         let other = |wanted: Option<i64>, own: u32| wanted.is_some_and(|wanted| wanted != i64::from(own));
