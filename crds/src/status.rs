@@ -101,6 +101,8 @@ pub mod condition {
     pub const RUNTIME_SUPPORTED: &str = "RuntimeSupported";
     /// The server asks for an authorization that the hub does not have.
     pub const AUTH_REQUIRED: &str = "AuthRequired";
+    /// The object's file says something else by now, which cannot be read; absent while all is well (local mode only).
+    pub const MANIFEST_SYNCED: &str = "ManifestSynced";
     /// The gateway serves the newest configuration (hubs only).
     pub const CONFIG_SYNCED: &str = "ConfigSynced";
 }

@@ -8,13 +8,14 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Response, StatusCode};
 use http_body::Frame;
 use hyper::body::Incoming;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 #[derive(Debug)]
 pub(crate) enum Body {
     Full(Option<Bytes>),
     Stream(mpsc::Receiver<Bytes>),
-    Upstream(Incoming),
+    /// With the place among the calls in flight that it holds until it ends.
+    Upstream(Incoming, #[expect(dead_code, reason = "held, not read")] Option<OwnedSemaphorePermit>),
 }
 
 impl http_body::Body for Body {
@@ -25,7 +26,7 @@ impl http_body::Body for Body {
         match self.get_mut() {
             Self::Full(bytes) => Poll::Ready(bytes.take().filter(|b| !b.is_empty()).map(|b| Ok(Frame::data(b)))),
             Self::Stream(receiver) => receiver.poll_recv(cx).map(|bytes| bytes.map(|b| Ok(Frame::data(b)))),
-            Self::Upstream(body) => Pin::new(body).poll_frame(cx),
+            Self::Upstream(body, _) => Pin::new(body).poll_frame(cx),
         }
     }
 
@@ -33,7 +34,7 @@ impl http_body::Body for Body {
         match self {
             Self::Full(bytes) => bytes.is_none(),
             Self::Stream(_) => false,
-            Self::Upstream(body) => body.is_end_stream(),
+            Self::Upstream(body, _) => body.is_end_stream(),
         }
     }
 
@@ -41,7 +42,7 @@ impl http_body::Body for Body {
         match self {
             Self::Full(bytes) => http_body::SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
             Self::Stream(_) => http_body::SizeHint::default(),
-            Self::Upstream(body) => body.size_hint(),
+            Self::Upstream(body, _) => body.size_hint(),
         }
     }
 }

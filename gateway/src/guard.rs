@@ -20,7 +20,11 @@ pub(crate) fn check_origin(headers: &HeaderMap, config: &GatewayConfig) -> Resul
     let text = |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or("?"));
     let host = text(HOST).unwrap_or_default();
     if !is_loopback(host) && !config.allowed_hosts.iter().any(|allowed| matches_host(allowed, host)) {
-        return Err(full(StatusCode::FORBIDDEN, "text/plain", "this Host is not allowed; add it to spec.gateway.allowedHosts"));
+        return Err(full(
+            StatusCode::FORBIDDEN,
+            "text/plain",
+            "this Host is not allowed; add it to spec.gateway.allowedHosts",
+        ));
     }
     let Some(origin) = text(ORIGIN) else { return Ok(()) };
     let authority = origin.split_once("://").map_or("", |(_, authority)| authority);
@@ -54,9 +58,9 @@ pub(crate) fn authenticate(headers: &HeaderMap, config: &GatewayConfig) -> Resul
         let hash: [u8; 32] = Sha256::digest(token).into();
         let shown = hex::encode(hash);
         // Every token is compared, so that the time says nothing about which one was near.
-        let known = tokens_sha256.iter().fold(subtle::Choice::from(0), |found, wanted| {
-            found | shown.as_bytes().ct_eq(wanted.as_bytes())
-        });
+        let known = tokens_sha256
+            .iter()
+            .fold(subtle::Choice::from(0), |found, wanted| found | shown.as_bytes().ct_eq(wanted.as_bytes()));
         if known.into() {
             return Ok(Principal(hash));
         }

@@ -7,9 +7,12 @@
 mod aggregate;
 mod body;
 mod client;
+mod exchange;
+mod flights;
 mod guard;
 mod metrics;
 mod names;
+mod relay;
 mod serve;
 mod session;
 mod translate;
@@ -20,6 +23,7 @@ mod watch;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use mcp_hub_dataplane_api::gateway::{GatewayConfig, GatewayStatus, UpstreamStatus};
@@ -27,9 +31,10 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, broadcast, watch as changes};
 
 use crate::aggregate::Lists;
+use crate::flights::Flights;
 use crate::metrics::Metrics;
 use crate::session::SessionKeys;
-use crate::upstream::{HttpClient, Upstream};
+use crate::upstream::{HttpClient, Watched};
 
 /// A gateway; cheap to clone, all clones are one.
 #[derive(Debug, Clone)]
@@ -40,6 +45,7 @@ pub(crate) struct Inner {
     served: ArcSwap<Served>,
     sessions: SessionKeys,
     http: HttpClient,
+    flights: Flights,
     pub(crate) metrics: Metrics,
     /// Methods of `list_changed` notifications of the merged lists.
     outdated: broadcast::Sender<&'static str>,
@@ -50,9 +56,9 @@ pub(crate) struct Inner {
 #[derive(Debug)]
 pub(crate) struct Served {
     pub(crate) config: GatewayConfig,
-    pub(crate) upstreams: BTreeMap<String, Arc<Upstream>>,
+    pub(crate) upstreams: BTreeMap<String, Arc<Watched>>,
     pub(crate) lists: Lists,
-    pub(crate) calls: Semaphore,
+    pub(crate) calls: Arc<Semaphore>,
 }
 
 /// A gateway that cannot be made.
@@ -65,7 +71,7 @@ pub enum GatewayError {
 impl Gateway {
     /// `sealing_key` seals session ids: with the same key the sessions of an earlier gateway go on. Needs a tokio runtime.
     pub fn new(sealing_key: [u8; 32], config: GatewayConfig) -> Result<Self, GatewayError> {
-        let calls = Semaphore::new(config.limits.concurrent_calls as usize);
+        let calls = Arc::new(Semaphore::new(config.limits.concurrent_calls as usize));
         let empty = GatewayConfig { upstreams: Vec::new(), ..config.clone() };
         let gateway = Self(Arc::new(Inner {
             served: ArcSwap::from_pointee(Served {
@@ -76,6 +82,7 @@ impl Gateway {
             }),
             sessions: SessionKeys::new(sealing_key),
             http: upstream::http_client()?,
+            flights: Flights::default(),
             metrics: Metrics::default(),
             outdated: broadcast::Sender::new(64),
             status: changes::Sender::new(0),
@@ -91,19 +98,22 @@ impl Gateway {
         if before.config == config {
             return;
         }
-        let upstreams: BTreeMap<String, Arc<Upstream>> = config
+        let upstreams: BTreeMap<String, Arc<Watched>> = config
             .upstreams
             .iter()
             .map(|wanted| {
-                let kept = before.upstreams.get(&wanted.name).filter(|old| old.config == *wanted).cloned();
+                let same_limits = before.config.limits.stale_for_ms == config.limits.stale_for_ms;
+                let old = before.upstreams.get(&wanted.name);
+                let kept = old.filter(|old| old.upstream.config == *wanted && same_limits).cloned();
                 let upstream = kept.unwrap_or_else(|| {
-                    let predecessor = before.upstreams.get(&wanted.name).filter(|old| old.config.uid == wanted.uid);
-                    Upstream::start(wanted.clone(), &self.0, predecessor.map(AsRef::as_ref))
+                    let predecessor = old.filter(|old| old.upstream.config.uid == wanted.uid);
+                    let stale_for = Duration::from_millis(config.limits.stale_for_ms);
+                    Watched::start(wanted.clone(), stale_for, &self.0, predecessor.map(|old| old.upstream.as_ref()))
                 });
                 (wanted.name.clone(), upstream)
             })
             .collect();
-        let calls = Semaphore::new(config.limits.concurrent_calls as usize);
+        let calls = Arc::new(Semaphore::new(config.limits.concurrent_calls as usize));
         self.0.served.store(Arc::new(Served { config, upstreams, lists: Lists::default(), calls }));
         self.0.all_outdated();
         self.0.status_changed();
@@ -112,14 +122,22 @@ impl Gateway {
     /// What the gateway found of its upstreams.
     pub fn status(&self) -> GatewayStatus {
         let served = self.0.served.load();
-        let upstreams = served.upstreams.iter().map(|(name, upstream)| (name.clone(), upstream.status())).collect();
-        GatewayStatus { version: served.config.version.clone(), upstreams, collisions: served.lists.collisions() }
+        let upstreams =
+            served.upstreams.iter().map(|(name, upstream)| (name.clone(), upstream.upstream.status())).collect();
+        let collisions = served.merged(0).collisions.clone();
+        GatewayStatus { version: served.config.version.clone(), upstreams, collisions }
     }
 
     /// Status of the upstream with this uid.
     pub fn upstream(&self, uid: &str) -> Option<UpstreamStatus> {
         let served = self.0.served.load();
-        served.upstreams.values().find(|upstream| upstream.config.uid == uid).map(|upstream| upstream.status())
+        let mut upstreams = served.upstreams.values().map(|watched| &watched.upstream);
+        upstreams.find(|upstream| upstream.config.uid == uid).map(|upstream| upstream.status())
+    }
+
+    /// Uid of the upstream with this name.
+    pub fn uid_of(&self, name: &str) -> Option<String> {
+        self.0.served.load().upstreams.get(name).map(|watched| watched.upstream.config.uid.clone())
     }
 
     /// Told whenever [`status`](Self::status) may have changed.

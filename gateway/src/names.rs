@@ -33,6 +33,18 @@ pub(crate) fn offered<'a>(rules: &'a ToolRules, name: &'a str) -> Option<&'a str
     Some(rules.rename.get(name).map_or(name, String::as_str))
 }
 
+/// Whether the rules offer every tool under its own name.
+pub(crate) fn are_open(rules: &ToolRules) -> bool {
+    rules.allow.is_empty() && rules.deny.is_empty() && rules.rename.is_empty()
+}
+
+/// The server's own name for a tool that the rules offer under this one; `None` if they offer none.
+pub(crate) fn own<'a>(rules: &'a ToolRules, offered_name: &'a str) -> Option<&'a str> {
+    let renamed = rules.rename.iter().find(|(_, to)| *to == offered_name).map(|(from, _)| from.as_str());
+    let own = renamed.unwrap_or(offered_name);
+    (offered(rules, own)? == offered_name).then_some(own)
+}
+
 /// `*` is any run of characters, `?` any one.
 fn glob(pattern: &str, text: &str) -> bool {
     let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
@@ -76,14 +88,20 @@ mod tests {
     fn a_name_that_fits_is_prefixed_and_a_longer_one_ends_in_a_hash() {
         let naming = naming(NamingMode::Prefix, 24);
         assert_eq!(exposed(&naming, "github", "get_issue"), "github_get_issue");
-        assert_eq!(exposed(&naming, "github", "create_pull_request_review"), "github_create_p_50f3ef09");
+        assert_eq!(exposed(&naming, "github", "create_pull_request_review"), "github_create_p_a0bba155");
     }
 
     #[test]
     fn globs_match_whole_names() {
         for (pattern, text, fits) in [
-            ("get_*", "get_issue", true), ("get_*", "forget_it", false), ("*", "", true), ("a?c", "abc", true),
-            ("a?c", "ac", false), ("*b*c", "abbxc", true), ("", "a", false), ("**", "x", true),
+            ("get_*", "get_issue", true),
+            ("get_*", "forget_it", false),
+            ("*", "", true),
+            ("a?c", "abc", true),
+            ("a?c", "ac", false),
+            ("*b*c", "abbxc", true),
+            ("", "a", false),
+            ("**", "x", true),
         ] {
             assert_eq!(glob(pattern, text), fits, "{pattern} {text}");
         }
@@ -100,6 +118,11 @@ mod tests {
         assert_eq!(offered(&rules, "get_b"), Some("get_b"));
         assert_eq!(offered(&rules, "get_secret"), None);
         assert_eq!(offered(&rules, "set_a"), None);
+        assert_eq!(own(&rules, "a"), Some("get_a"));
+        assert_eq!(own(&rules, "get_b"), Some("get_b"));
+        for hidden in ["get_a", "b", "get_secret", "set_a"] {
+            assert_eq!(own(&rules, hidden), None, "{hidden}");
+        }
     }
 
     proptest! {

@@ -19,8 +19,12 @@ const NONCE: usize = 24;
 #[derive(Debug)]
 pub(crate) struct SessionKeys {
     key: Sealing,
-    closed: Mutex<(HashSet<[u8; NONCE]>, VecDeque<[u8; NONCE]>)>,
+    closed: Mutex<Closed>,
 }
+
+/// Nonces of ended sessions, and the order in which they ended.
+#[derive(Debug, Default)]
+struct Closed(HashSet<[u8; NONCE]>, VecDeque<[u8; NONCE]>);
 
 struct Sealing(XChaCha20Poly1305);
 
@@ -33,9 +37,11 @@ impl std::fmt::Debug for Sealing {
 /// A session that was verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Session {
-    nonce: [u8; NONCE],
+    pub(crate) nonce: [u8; NONCE],
     /// Negotiated protocol version.
     pub(crate) version: String,
+    /// What the client can do, raw, where a server has a session for each client.
+    pub(crate) capabilities: Option<String>,
 }
 
 impl SessionKeys {
@@ -44,10 +50,17 @@ impl SessionKeys {
     }
 
     /// A new session of this principal at this endpoint (`scope`), or `None` if there are no random numbers.
-    pub(crate) fn open(&self, principal: Principal, scope: &str, version: &str) -> Option<String> {
+    pub(crate) fn open(
+        &self,
+        principal: Principal,
+        scope: &str,
+        version: &str,
+        capabilities: Option<&str>,
+    ) -> Option<String> {
         let mut nonce = [0; NONCE];
         getrandom::fill(&mut nonce).ok()?;
-        let payload = Payload { msg: version.as_bytes(), aad: &bound_to(principal, scope) };
+        let message = format!("{version}\n{}", capabilities.unwrap_or_default());
+        let payload = Payload { msg: message.as_bytes(), aad: &bound_to(principal, scope) };
         let sealed = self.key.0.encrypt(XNonce::from_slice(&nonce), payload).ok()?;
         Some(URL_SAFE_NO_PAD.encode([&nonce[..], &sealed].concat()))
     }
@@ -57,10 +70,12 @@ impl SessionKeys {
         let bytes = URL_SAFE_NO_PAD.decode(id).ok()?;
         let (nonce, sealed) = bytes.split_at_checked(NONCE)?;
         let payload = Payload { msg: sealed, aad: &bound_to(principal, scope) };
-        let version = self.key.0.decrypt(XNonce::from_slice(nonce), payload).ok()?;
+        let opened = String::from_utf8(self.key.0.decrypt(XNonce::from_slice(nonce), payload).ok()?).ok()?;
+        let (version, capabilities) = opened.split_once('\n')?;
         let nonce: [u8; NONCE] = nonce.try_into().ok()?;
         let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner).0.contains(&nonce);
-        (!closed).then_some(Session { nonce, version: String::from_utf8(version).ok()? })
+        let capabilities = (!capabilities.is_empty()).then(|| capabilities.to_owned());
+        (!closed).then_some(Session { nonce, version: version.to_owned(), capabilities })
     }
 
     pub(crate) fn close(&self, session: &Session) {
@@ -89,19 +104,21 @@ mod tests {
 
     #[test]
     fn a_session_outlives_the_gateway_that_opened_it() {
-        let id = SessionKeys::new([7; 32]).open(ALICE, "/mcp", "2025-11-25").unwrap();
+        let id = SessionKeys::new([7; 32]).open(ALICE, "/mcp", "2025-11-25", Some(r#"{"roots":{}}"#)).unwrap();
         let session = SessionKeys::new([7; 32]).verify(ALICE, "/mcp", &id).unwrap();
         assert_eq!(session.version, "2025-11-25");
+        assert_eq!(session.capabilities.as_deref(), Some(r#"{"roots":{}}"#));
     }
 
     #[test]
     fn a_session_is_of_no_use_to_others_elsewhere_or_after_its_end() {
         let keys = SessionKeys::new([7; 32]);
-        let id = keys.open(ALICE, "/mcp", "2025-11-25").unwrap();
+        let id = keys.open(ALICE, "/mcp", "2025-11-25", None).unwrap();
         assert_eq!(keys.verify(BOB, "/mcp", &id), None);
         assert_eq!(keys.verify(ALICE, "/servers/a/mcp", &id), None);
         assert_eq!(SessionKeys::new([8; 32]).verify(ALICE, "/mcp", &id), None);
-        for broken in ["", "x", "AAAA", &id[1..], &id.replace(&id[40..41], if &id[40..41] == "A" { "B" } else { "A" })] {
+        for broken in ["", "x", "AAAA", &id[1..], &id.replace(&id[40..41], if &id[40..41] == "A" { "B" } else { "A" })]
+        {
             assert_eq!(keys.verify(ALICE, "/mcp", broken), None, "{broken}");
         }
         keys.close(&keys.verify(ALICE, "/mcp", &id).unwrap());

@@ -1,7 +1,9 @@
 //! Resource URIs on the aggregate endpoint: `SERVER+scheme:…`, so that a URI says whose it is. For MCP Apps the scheme must
 //! stay `ui`, so there the server is put into the path: `ui://SERVER+…`.
 
-use serde_json::Value;
+use mcp_hub_mcp::envelope::quoted;
+use mcp_hub_mcp::object::RawObject;
+use serde_json::value::RawValue;
 
 const UI: &str = "ui://";
 
@@ -18,7 +20,9 @@ pub(crate) fn outward(server: &str, uri: &str) -> String {
 pub(crate) fn inward(uri: &str) -> Option<(&str, String)> {
     match uri.strip_prefix(UI) {
         Some(rest) => rest.split_once('+').map(|(server, rest)| (server, format!("{UI}{rest}"))),
-        None => uri.split_once('+').filter(|(_, rest)| has_scheme(rest)).map(|(server, rest)| (server, rest.to_owned())),
+        None => {
+            uri.split_once('+').filter(|(_, rest)| has_scheme(rest)).map(|(server, rest)| (server, rest.to_owned()))
+        }
     }
 }
 
@@ -30,26 +34,49 @@ fn has_scheme(uri: &str) -> bool {
     })
 }
 
-/// Rewrites every resource URI in a result: `uri` of links, embedded resources and contents, `uriTemplate`, and
-/// `resourceUri` of MCP Apps. Members of other names, a tool's `structuredContent` among them, are data and stay.
-pub(crate) fn rewrite(server: &str, value: &mut Value) {
-    match value {
-        Value::Object(members) => {
-            for (key, member) in members.iter_mut() {
-                match member {
-                    Value::String(text) if matches!(key.as_str(), "uri" | "uriTemplate" | "resourceUri") => {
-                        *text = outward(server, text);
+/// Values deeper than this are passed on as they are: no result of MCP has URIs there, and depth is the sender's choice.
+const DEPTH_MAX: usize = 32;
+
+/// Rewrites every resource URI in a raw result: `uri` of links, embedded resources and contents, `uriTemplate`, and
+/// `resourceUri` of MCP Apps. Members of other names, a tool's `structuredContent` among them, are data and stay as they
+/// were written.
+pub(crate) fn rewrite(server: &str, raw: &str) -> String {
+    let mut out = String::with_capacity(raw.len() + 64);
+    write(server, raw, &mut out, 0);
+    out
+}
+
+fn write(server: &str, raw: &str, out: &mut String, depth: usize) {
+    let unchanged = depth > DEPTH_MAX || !raw.contains("uri") && !raw.contains("Uri");
+    let object = if unchanged || !raw.starts_with('{') { None } else { RawObject::parse(raw) };
+    if let Some(object) = object {
+        for (place, (name, value)) in object.members().enumerate() {
+            out.push(if place == 0 { '{' } else { ',' });
+            out.push_str(&quoted(name));
+            out.push(':');
+            match name {
+                "uri" | "uriTemplate" | "resourceUri" if value.starts_with('"') => {
+                    match serde_json::from_str::<String>(value) {
+                        Ok(uri) => out.push_str(&quoted(&outward(server, &uri))),
+                        Err(_) => out.push_str(value),
                     }
-                    Value::Object(_) | Value::Array(_) if key != "structuredContent" && key != "inputSchema" && key != "outputSchema" => {
-                        rewrite(server, member);
-                    }
-                    _ => {}
                 }
+                "structuredContent" | "inputSchema" | "outputSchema" => out.push_str(value),
+                _ => write(server, value, out, depth + 1),
             }
         }
-        Value::Array(items) => items.iter_mut().for_each(|item| rewrite(server, item)),
-        _ => {}
+        return out.push('}');
     }
+    let array =
+        if unchanged || !raw.starts_with('[') { None } else { serde_json::from_str::<Vec<&RawValue>>(raw).ok() };
+    if let Some(items) = array.filter(|items| !items.is_empty()) {
+        for (place, item) in items.iter().enumerate() {
+            out.push(if place == 0 { '[' } else { ',' });
+            write(server, item.get(), out, depth + 1);
+        }
+        return out.push(']');
+    }
+    out.push_str(raw);
 }
 
 #[cfg(test)]
@@ -73,14 +100,19 @@ mod tests {
 
     #[test]
     fn only_uris_of_resources_are_rewritten() {
-        let mut result = json!({
+        let result = json!({
             "content": [{"type": "resource_link", "uri": "a:1", "name": "uri"}, {"type": "resource", "resource": {"uri": "a:2", "text": "uri: a:3"}}],
-            "structuredContent": {"uri": "a:4"},
+            "structuredContent": {"uri": "a:4"}, "empty": [], "_meta": {"ui": {"resourceUri": "ui://app"}},
         });
-        rewrite("s", &mut result);
-        assert_eq!(result, json!({
-            "content": [{"type": "resource_link", "uri": "s+a:1", "name": "uri"}, {"type": "resource", "resource": {"uri": "s+a:2", "text": "uri: a:3"}}],
-            "structuredContent": {"uri": "a:4"},
-        }));
+        let rewritten: serde_json::Value = serde_json::from_str(&rewrite("s", &result.to_string())).unwrap();
+        assert_eq!(
+            rewritten,
+            json!({
+                "content": [{"type": "resource_link", "uri": "s+a:1", "name": "uri"}, {"type": "resource", "resource": {"uri": "s+a:2", "text": "uri: a:3"}}],
+                "structuredContent": {"uri": "a:4"}, "empty": [], "_meta": {"ui": {"resourceUri": "ui://s+app"}},
+            })
+        );
+        let deep = format!("{}{}", r#"{"uri":["#.repeat(10_000), "]}".repeat(10_000));
+        assert_eq!(rewrite("s", &deep), deep);
     }
 }

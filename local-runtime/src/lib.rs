@@ -2,6 +2,11 @@
 //! in this process.
 
 pub mod host;
+pub mod origins;
 pub mod packages;
+mod port_holder;
 pub mod process;
 pub mod runtime_set;
+pub mod secret_source;
+pub mod sink;
+pub mod store;

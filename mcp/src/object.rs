@@ -22,6 +22,11 @@ impl RawObject {
         self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 
+    /// Names and raw values, in order.
+    pub fn members(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
     /// Replaces a member, or adds it at the end. `value` is raw JSON.
     pub fn set(&mut self, key: &str, value: impl Into<String>) {
         let value = value.into();

@@ -1,11 +1,13 @@
 //! Fields of the schema that no release implements yet. They are refused by name, never ignored.
 
 use mcp_hub_crds::hub::{AuthMode, DisclosureMode};
+use mcp_hub_crds::server::Roots;
 use mcp_hub_crds::source::Source;
 use mcp_hub_crds::{MCPHubSpec, MCPServerSpec};
 
 /// Paths of the fields that are set and not built yet, in the order of the schema.
 pub fn unimplemented_in_server(spec: &MCPServerSpec) -> Vec<&'static str> {
+    let remote = matches!(&spec.source, Source::Remote(_));
     let remote_auth = matches!(&spec.source, Source::Remote(remote) if remote.auth.is_some());
     let verify = matches!(&spec.source, Source::Image(image) if image.verify.is_some());
     let http = spec.health.as_ref().is_some_and(|health| health.http.is_some());
@@ -14,6 +16,14 @@ pub fn unimplemented_in_server(spec: &MCPServerSpec) -> Vec<&'static str> {
     named(&[
         ("spec.source.image.verify", verify),
         ("spec.source.remote.auth", remote_auth),
+        // The gateway probes a remote server by itself and knows no more of its client's side than its headers.
+        ("spec.transport", remote && spec.transport.is_some()),
+        ("spec.sessions.max", remote && spec.sessions.as_ref().is_some_and(|sessions| sessions.max.is_some())),
+        ("spec.roots", remote && spec.roots == Some(Roots::Forward)),
+        ("spec.health", remote && spec.health.is_some()),
+        ("spec.restart", remote && spec.restart.is_some()),
+        ("spec.timeouts.start", remote && spec.timeouts.as_ref().is_some_and(|timeouts| timeouts.start.is_some())),
+        ("spec.kubernetes", remote && spec.kubernetes.is_some()),
         ("spec.health.http", http),
         ("spec.health.exec", exec),
         ("spec.tools.lock", lock),

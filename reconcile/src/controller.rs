@@ -239,9 +239,12 @@ pub async fn sweep(ports: &Ports) -> Result<(), Error> {
     if ports.store.servers().wait_until_ready().await.is_err() {
         return Ok(());
     }
+    let owners = ports.runtime.owners().await?;
+    // Looked at after the owners: whatever has objects was in the store before it had them, so a server that is created
+    // at this moment is not taken for an orphan.
     let known: Vec<String> = ports.store.servers().state().iter().filter_map(|server| server.uid()).collect();
     let mut result = Ok(());
-    for owner in ports.runtime.owners().await? {
+    for owner in owners {
         let ours = owner.installation == ports.installation.id() && owner.kind == OwnerKind::MCPServer;
         if ours && !known.contains(&owner.uid) {
             result = result.and(remove_orphan(&owner, ports).await);

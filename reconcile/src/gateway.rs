@@ -14,9 +14,10 @@ use mcp_hub_dataplane_api::gateway::{
 };
 use mcp_hub_dataplane_api::secret::SecretString;
 
+use crate::accept;
 use crate::installation::{Installation, token_sha256};
 use crate::status::reason;
-use crate::workload::{call_timeout_ms, session_mode};
+use crate::workload::{call_timeout_ms, is_stopped, session_mode};
 
 const DEFAULT_SEPARATOR: &str = "_";
 /// Claude Code puts `mcp__hub__` before a name and some clients refuse names over 60 characters.
@@ -140,15 +141,21 @@ fn upstream(
                     None => missing.push(header.name.as_str()),
                 }
             }
-            let target = if !missing.is_empty() {
+            let unimplemented = accept::unimplemented_in_server(&server.spec);
+            let target = if !unimplemented.is_empty() {
+                // What the spec asks for in vain may be what keeps the server safe to call.
+                Target::Unavailable {
+                    reason: reason::NOT_IMPLEMENTED.to_owned(),
+                    message: format!("not implemented yet: {}", unimplemented.join(", ")),
+                    hint: None,
+                }
+            } else if !missing.is_empty() {
                 Target::Unavailable {
                     reason: reason::SECRET_MISSING.to_owned(),
                     message: format!("no value for header {}", missing.join(", ")),
                     hint: None,
                 }
-            } else if server.spec.paused.unwrap_or(false)
-                || server.annotations().contains_key(crate::workload::STOPPED_ANNOTATION)
-            {
+            } else if is_stopped(server) {
                 Target::Unavailable {
                     reason: reason::PAUSED.to_owned(),
                     message: "the server is paused".to_owned(),

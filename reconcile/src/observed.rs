@@ -46,6 +46,8 @@ pub enum PrepareState {
         progress: String,
     },
     Done(Resolved),
+    /// Shown until the runtime wants the preparation to be tried again (see [`Failure::retry`]), of which an event tells;
+    /// from then on there is no `Prepare` of this digest.
     Failed(Failure),
 }
 

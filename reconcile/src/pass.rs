@@ -19,7 +19,7 @@ use crate::owner::OwnerKey;
 use crate::plan::plan;
 use crate::ports::{Event, EventKind, Ports, Progress, Step};
 use crate::status::{self, Findings, HubFindings};
-use crate::workload::{ServerWorkload, Workload};
+use crate::workload::{ServerWorkload, Workload, is_stopped, resolution};
 
 /// Brings one server closer to its spec, and its status up to date.
 ///
@@ -31,7 +31,11 @@ pub async fn server(server: &MCPServer, ports: &Ports) -> Result<(), Error> {
         return delete(&owner, ports).await;
     }
     let mut findings = Findings { runtime: ports.runtime.info().name.clone(), ..Findings::default() };
-    let result = converge(server, &owner, ports, &mut findings).await;
+    let mut result = converge(server, &owner, ports, &mut findings).await;
+    // What is to stop stops, whatever else is wrong with its spec.
+    if is_stopped(server) && (result.is_err() || !findings.unimplemented.is_empty()) {
+        result = result.and(halt(&owner, ports, &mut findings).await);
+    }
 
     // Reported once and also on failure: a stuck object must explain itself.
     let now = Time(Timestamp::now());
@@ -52,9 +56,19 @@ pub async fn dry_run(server: &MCPServer, ports: &Ports) -> Result<Vec<Step>, Err
     if server.metadata.deletion_timestamp.is_some() {
         return Ok(plan(&Lowered::default(), &observed));
     }
+    if !accept::unimplemented_in_server(&server.spec).is_empty() {
+        return Ok(if is_stopped(server) { plan(&Lowered::default(), &observed) } else { Vec::new() });
+    }
     let secrets = read_secrets(server, ports).await?;
     let workload = ServerWorkload::of(server, &ports.installation, &secrets.fingerprints)?;
-    Ok(plan(&ports.runtime.lower(&Workload::Server(Box::new(workload)))?, &observed))
+    let lowered = ports.runtime.lower(&Workload::Server(Box::new(workload)))?;
+    Ok(due(server, plan(&lowered, &observed), &secrets.missing))
+}
+
+/// Without its secrets a new server cannot start, and a running one is better left alone than restarted without.
+fn due(server: &MCPServer, steps: Vec<Step>, missing_secrets: &[String]) -> Vec<Step> {
+    let held_back = !missing_secrets.is_empty() && !is_stopped(server);
+    steps.into_iter().filter(|step| !held_back || matches!(step, Step::Prepare(_))).collect()
 }
 
 /// Removes everything of an owner whose object is gone, or about to go.
@@ -70,7 +84,17 @@ pub async fn delete(owner: &OwnerKey, ports: &Ports) -> Result<(), Error> {
     Ok(())
 }
 
+async fn halt(owner: &OwnerKey, ports: &Ports, findings: &mut Findings) -> Result<(), Error> {
+    for step in plan(&Lowered::default(), &ports.runtime.observe(owner).await?) {
+        ports.runtime.execute(owner, &step).await?;
+    }
+    findings.observed = ports.runtime.observe(owner).await?;
+    Ok(())
+}
+
 async fn converge(server: &MCPServer, owner: &OwnerKey, ports: &Ports, findings: &mut Findings) -> Result<(), Error> {
+    // First, so that a pass that ends early does not make status forget which version was found.
+    findings.resolved = resolution(server);
     findings.observed = ports.runtime.observe(owner).await?;
     findings.upstream = ports.sink.upstream(&owner.uid);
     findings.unimplemented = accept::unimplemented_in_server(&server.spec);
@@ -85,12 +109,10 @@ async fn converge(server: &MCPServer, owner: &OwnerKey, ports: &Ports, findings:
     for _ in 0..2 {
         findings.resolved = workload.resolved.clone();
         let lowered = ports.runtime.lower(&Workload::Server(Box::new(workload.clone())))?;
-        let steps = plan(&lowered, &findings.observed);
+        let steps = due(server, plan(&lowered, &findings.observed), &findings.missing_secrets);
         findings.unresolved = lowered.objects.iter().any(|object| object.stage == crate::lower::Stage::Prepare);
         findings.degraded = lowered.degraded;
-        // Without its secrets a new server cannot start, and a running one is better left alone than restarted without.
-        let held_back = |step: &&Step| findings.missing_secrets.is_empty() || matches!(step, Step::Prepare(_));
-        for step in steps.iter().filter(held_back) {
+        for step in &steps {
             tracing::debug!(owner = %owner, step = crate::plan::render(std::slice::from_ref(step)).trim_end(), "execute");
             ports.runtime.execute(owner, step).await?;
         }
@@ -184,7 +206,7 @@ async fn deliver(hub: &MCPHub, owner: &OwnerKey, ports: &Ports, findings: &mut H
 fn transition(owner: &OwnerKey, before: Option<&MCPServerStatus>, after: &MCPServerStatus) -> Option<Event> {
     let ready = |status: &MCPServerStatus| {
         let conditions = status.conditions.iter().flatten();
-        conditions.cloned().find(|c| c.type_ == condition::READY)
+        conditions.into_iter().find(|c| c.type_ == condition::READY).cloned()
     };
     let new = ready(after)?;
     let old = before.and_then(ready);

@@ -2,9 +2,8 @@
 
 use serde_json::Value;
 
-use crate::error::Retry;
 use crate::lower::{Change, Lowered, Object, Stage};
-use crate::observed::{Observed, ObservedObject, PrepareState};
+use crate::observed::{Observed, ObservedObject};
 use crate::ports::Step;
 
 /// Orders the work that turns `observed` into `lowered`. No clock, no I/O, no randomness.
@@ -43,14 +42,10 @@ pub fn is_in_sync(object: &Object, found: &ObservedObject) -> bool {
     found.digest.as_deref() == Some(&object.digest) && covers(&found.body, &object.body)
 }
 
-/// A preparation that runs, or that only a change of the spec can mend, is not started again.
+/// A preparation that runs, is done or has failed is not started again: a runtime stops showing a failure when the time
+/// to try again has come. Else each event of a failure would start the next try at once.
 fn is_underway(object: &Object, observed: &Observed) -> bool {
-    observed.prepare.as_ref().filter(|prepare| prepare.digest == object.digest).is_some_and(|prepare| {
-        match &prepare.state {
-            PrepareState::Running { .. } | PrepareState::Done(_) => true,
-            PrepareState::Failed(failure) => failure.retry == Retry::OnChange,
-        }
-    })
+    observed.prepare.as_ref().is_some_and(|prepare| prepare.digest == object.digest)
 }
 
 /// Whether `found` shows every value of `wanted`. Maps may hold more than we set (defaults of the runtime); lists are
@@ -81,8 +76,9 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::error::Retry;
     use crate::lower::ObjectId;
-    use crate::observed::{Failure, Prepare};
+    use crate::observed::{Failure, Prepare, PrepareState};
 
     fn object(kind: &str, stage: Stage, change: Change, body: Value) -> Object {
         Object::new(ObjectId::new(kind, "github"), stage, change, body)
@@ -143,15 +139,16 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_preparation_is_tried_again_only_if_time_can_mend_it() {
+    fn a_failed_preparation_is_tried_again_only_when_the_runtime_no_longer_shows_it() {
         let prepare = object("package", Stage::Prepare, Change::InPlace, json!({"version": "2"}));
-        let failed = |retry| {
+        for retry in [Retry::Backoff, Retry::OnChange] {
             let failure = Failure { reason: "InstallFailed", message: String::new(), hint: None, retry };
             let state = PrepareState::Failed(failure);
-            Observed { prepare: Some(Prepare { digest: prepare.digest.clone(), state }), ..Observed::default() }
-        };
-        assert_eq!(plan(&wants(std::slice::from_ref(&prepare)), &failed(Retry::Backoff)).len(), 1);
-        assert_eq!(plan(&wants(std::slice::from_ref(&prepare)), &failed(Retry::OnChange)).len(), 0);
+            let failed =
+                Observed { prepare: Some(Prepare { digest: prepare.digest.clone(), state }), ..Observed::default() };
+            assert_eq!(plan(&wants(std::slice::from_ref(&prepare)), &failed), []);
+        }
+        assert_eq!(plan(&wants(&[prepare]), &Observed::default()).len(), 1);
     }
 
     #[test]

@@ -14,7 +14,10 @@ use crate::error::Error;
 use crate::lower::{Degraded, LOWER_REVISION};
 use crate::observed::{Failure, Observed, PrepareState};
 use crate::ports::HubState;
-use crate::workload::STOPPED_ANNOTATION;
+use crate::workload::is_stopped;
+
+/// Annotation with which a store tells that the manifest of an object cannot be read: `REASON: MESSAGE`.
+pub const MANIFEST_PROBLEM_ANNOTATION: &str = "mcphub.io/manifest-problem";
 
 /// Reasons of conditions: constant, so that programs may rely on them.
 pub mod reason {
@@ -42,6 +45,8 @@ pub mod reason {
     pub const NOT_SELECTED: &str = "NotSelected";
     pub const SYNCED: &str = "Synced";
     pub const OUT_OF_SYNC: &str = "OutOfSync";
+    pub const MANIFEST_INVALID: &str = "ManifestInvalid";
+    pub const MANIFEST_MISSING: &str = "ManifestMissing";
     pub const NAME_COLLISIONS: &str = "NameCollisions";
 }
 
@@ -67,12 +72,12 @@ pub struct Findings {
 pub fn server(server: &MCPServer, findings: &Findings, failure: Option<&Error>, now: &Time) -> MCPServerStatus {
     let previous = server.status.as_ref();
     let bridge = findings.observed.bridge.as_ref();
-    let remote = matches!(server.spec.source, Source::Remote(_));
+    let remote = is_remote(server);
     let verdict = verdict(server, findings, failure);
 
     let mut conditions = vec![
         accepted(findings, failure),
-        resolved(findings),
+        resolved(server, findings),
         available(server, findings, failure),
         Verdict::to_condition(&verdict),
         supported(findings),
@@ -80,6 +85,7 @@ pub fn server(server: &MCPServer, findings: &Findings, failure: Option<&Error>, 
     if remote {
         conditions.push(authorization(findings.upstream.as_ref()));
     }
+    conditions.extend(manifest_problem(server));
     let handshake = match (bridge, &findings.upstream) {
         (Some(bridge), _) => bridge.handshake.as_ref(),
         (None, Some(UpstreamStatus::Ready { handshake })) => Some(handshake),
@@ -141,7 +147,7 @@ impl Verdict {
 }
 
 fn verdict(server: &MCPServer, findings: &Findings, failure: Option<&Error>) -> Verdict {
-    let stopped = server.spec.paused.unwrap_or(false) || server.annotations().contains_key(STOPPED_ANNOTATION);
+    let stopped = is_stopped(server);
     let bridge = findings.observed.bridge.as_ref();
     // A running server that answers is ready, whatever stands in the way of its next version.
     if let Some(bridge) = bridge
@@ -233,11 +239,14 @@ fn accepted(findings: &Findings, failure: Option<&Error>) -> Draft {
             reason::UNSUPPORTED,
             with_hint(&error.to_string(), error.hint().as_deref()),
         ),
+        _ if !findings.degraded.is_empty() => {
+            Draft::new(condition::ACCEPTED, true, reason::ACCEPTED, "every field is honoured, some only in part")
+        }
         _ => Draft::new(condition::ACCEPTED, true, reason::ACCEPTED, "every field is honoured"),
     }
 }
 
-fn resolved(findings: &Findings) -> Draft {
+fn resolved(server: &MCPServer, findings: &Findings) -> Draft {
     if !findings.missing_secrets.is_empty() {
         return Draft::new(condition::RESOLVED, false, reason::SECRET_MISSING, missing(findings));
     }
@@ -251,6 +260,10 @@ fn resolved(findings: &Findings) -> Draft {
         _ if findings.unresolved => {
             Draft::new(condition::RESOLVED, false, reason::PREPARING, "the source is being resolved")
         }
+        // A pass that ended early, or a server that never was to run.
+        Some(PrepareState::Done(_)) | None if findings.resolved.is_none() && !is_remote(server) => {
+            Draft::new(condition::RESOLVED, false, reason::PENDING, "the source was not looked at yet")
+        }
         Some(PrepareState::Done(_)) | None => {
             Draft::new(condition::RESOLVED, true, reason::RESOLVED, "the source and its secrets are there")
         }
@@ -259,7 +272,7 @@ fn resolved(findings: &Findings) -> Draft {
 
 fn available(server: &MCPServer, findings: &Findings, failure: Option<&Error>) -> Draft {
     let no = |reason, message: String| Draft::new(condition::AVAILABLE, false, reason, message);
-    if matches!(server.spec.source, Source::Remote(_)) {
+    if is_remote(server) {
         return Draft::new(condition::AVAILABLE, true, reason::REMOTE, "the server runs elsewhere");
     }
     match (&findings.observed.failure, &findings.observed.bridge, failure) {
@@ -289,6 +302,18 @@ fn authorization(upstream: Option<&UpstreamStatus>) -> Draft {
         }
         _ => Draft::new(condition::AUTH_REQUIRED, false, reason::AUTHORIZED, "the server asked for no authorization"),
     }
+}
+
+/// There only while something is wrong: in a cluster no object has a manifest that could be.
+fn manifest_problem(object: &impl ResourceExt) -> Option<Draft> {
+    let text = object.annotations().get(MANIFEST_PROBLEM_ANNOTATION)?;
+    let (reason, message) = text.split_once(": ").unwrap_or((reason::MANIFEST_INVALID, text));
+    let known = if reason == reason::MANIFEST_MISSING { reason::MANIFEST_MISSING } else { reason::MANIFEST_INVALID };
+    Some(Draft::new(condition::MANIFEST_SYNCED, false, known, format!("{message}; the last good version stands")))
+}
+
+fn is_remote(server: &MCPServer) -> bool {
+    matches!(server.spec.source, Source::Remote(_))
 }
 
 fn prepare_state(findings: &Findings) -> Option<&PrepareState> {
@@ -383,7 +408,8 @@ pub fn hub(hub: &MCPHub, findings: &HubFindings, failure: Option<&Error>, now: &
             Draft::new(condition::CONFIG_SYNCED, false, reason::OUT_OF_SYNC, "a gateway serves an older configuration")
         }
     };
-    let conditions = vec![accepted, ready, config_synced];
+    let mut conditions = vec![accepted, ready, config_synced];
+    conditions.extend(manifest_problem(hub));
     MCPHubStatus {
         observed_generation: hub.metadata.generation,
         conditions: Some(finish(

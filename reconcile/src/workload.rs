@@ -131,17 +131,12 @@ impl ServerWorkload {
             permissions,
             // Applied when a hub selects its servers.
             expose_to: _,
-            paused,
+            // Read by `is_stopped`.
+            paused: _,
             kubernetes,
         } = server.spec.clone();
 
-        let source_digest = crate::digest(&serde_json::to_value(&source).unwrap_or_default());
-        let resolved = server
-            .status
-            .as_ref()
-            .and_then(|status| status.resolved.clone())
-            .filter(|resolved| resolved.source_digest == source_digest);
-        let stopped = paused.unwrap_or(false) || annotation(STOPPED_ANNOTATION).is_some();
+        let source_digest = source_digest(&source);
         let idle = lifecycle.as_ref().and_then(|l| l.idle_timeout).map_or(DEFAULT_IDLE, |d| d.get());
 
         Ok(Self {
@@ -164,7 +159,7 @@ impl ServerWorkload {
                 })
                 .collect(),
             volumes: volumes.unwrap_or_default(),
-            replicas: if stopped { 0 } else { replicas.unwrap_or(1) },
+            replicas: if is_stopped(server) { 0 } else { replicas.unwrap_or(1) },
             lifecycle: match lifecycle.and_then(|l| l.mode) {
                 None | Some(LifecycleMode::AlwaysOn) => launch::Lifecycle::AlwaysOn,
                 Some(LifecycleMode::OnDemand) => launch::Lifecycle::OnDemand { idle_timeout_ms: millis(idle) },
@@ -208,7 +203,7 @@ impl ServerWorkload {
             owner,
             source,
             source_digest,
-            resolved,
+            resolved: resolution(server),
             runtime,
             working_dir,
             resources,
@@ -224,6 +219,22 @@ impl ServerWorkload {
             EnvValue::Plain { .. } => None,
         })
     }
+}
+
+/// Whether nothing of the server is to run: paused in its spec, scaled to none, or stopped by `mcpctl stop`.
+pub fn is_stopped(server: &MCPServer) -> bool {
+    let spec = &server.spec;
+    spec.paused.unwrap_or(false) || spec.replicas == Some(0) || server.annotations().contains_key(STOPPED_ANNOTATION)
+}
+
+/// What resolving found of the server's source, if status keeps it and the source is still the same.
+pub fn resolution(server: &MCPServer) -> Option<Resolved> {
+    let resolved = server.status.as_ref()?.resolved.clone()?;
+    (resolved.source_digest == source_digest(&server.spec.source)).then_some(resolved)
+}
+
+fn source_digest(source: &Source) -> String {
+    crate::digest(&serde_json::to_value(source).unwrap_or_default())
 }
 
 /// Longest call of a server in milliseconds.

@@ -14,7 +14,10 @@ pub(crate) fn run(check: bool) -> Result<(), Error> {
         if check {
             return Err(Error::Stale(path.display().to_string()));
         }
-        let failed = |action| move |source| Error::File { action, path: path.clone(), source };
+        let failed = |action| {
+            let path = path.clone();
+            move |source| Error::File { action, path, source }
+        };
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(failed("create the folder of"))?;
         }
@@ -30,7 +33,13 @@ fn files() -> Result<Vec<(PathBuf, String)>, Error> {
         .map(|(name, content)| (root.join("crds/yaml").join(name), content))
         .collect();
     let reference = shell::output(&mut shell::cargo(&[
-        "run", "--quiet", "--locked", "--package", "mcpctl", "--", "generate-reference",
+        "run",
+        "--quiet",
+        "--locked",
+        "--package",
+        "mcpctl",
+        "--",
+        "generate-reference",
     ]))?;
     files.push((root.join("docs/src/reference/cli.md"), reference));
     Ok(files)

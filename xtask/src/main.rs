@@ -1,5 +1,7 @@
 //! Commands of this repository, run as `cargo xtask COMMAND`.
 
+mod bench;
+mod clients;
 mod generate;
 mod mcpctl;
 mod needs;
@@ -36,6 +38,11 @@ enum Command {
         #[arg(long, value_name = "NAME")]
         level: Vec<String>,
     },
+    /// Measure what the documentation promises, in a release build
+    Bench {
+        #[arg(value_enum)]
+        name: Bench,
+    },
     /// Write generated files: CRD YAML and the CLI reference
     Generate {
         /// Write nothing; fail if a file is stale
@@ -44,10 +51,17 @@ enum Command {
     },
 }
 
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Bench {
+    /// Start of five servers, idle costs, recovery of a killed server
+    Local,
+}
+
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Quickstart { once } => quickstart::run(once),
         Command::Test { setup, level } => test::run(setup, &level),
+        Command::Bench { name: Bench::Local } => bench::local::run(),
         Command::Generate { check } => generate::run(check),
     };
     match result {

@@ -9,18 +9,34 @@ use crate::shell::{self, Error};
 #[derive(Debug)]
 pub(crate) struct Mcpctl {
     home: PathBuf,
+    program: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    Debug,
+    Release,
 }
 
 impl Mcpctl {
     /// Builds the command-line tool, the bridge and the example server.
-    pub(crate) fn build(home: PathBuf) -> Result<Self, Error> {
+    pub(crate) fn build(home: PathBuf, profile: Profile) -> Result<Self, Error> {
         let packages = ["--package", "mcpctl", "--package", "mcp-hub-bridge", "--package", "units-server"];
-        shell::run(shell::cargo(&["build", "--locked"]).args(packages))?;
-        Ok(Self { home })
+        let mut build = shell::cargo(&["build", "--locked"]);
+        build.args(packages);
+        let folder = match profile {
+            Profile::Debug => "debug",
+            Profile::Release => {
+                build.arg("--release");
+                "release"
+            }
+        };
+        shell::run(&mut build)?;
+        Ok(Self { home, program: shell::target().join(folder).join("mcpctl") })
     }
 
     pub(crate) fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(shell::binaries().join("mcpctl"));
+        let mut command = Command::new(&self.program);
         command.args(args).env("MCPHUB_HOME", &self.home).current_dir(shell::root());
         command
     }

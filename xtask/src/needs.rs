@@ -39,7 +39,9 @@ impl Need {
     pub(crate) fn hint(self) -> &'static str {
         match self {
             Self::Node => "Node.js with npm: `apt-get install nodejs npm`, `brew install node`, or nodejs.org",
-            Self::Python => "Python 3 with venv: `apt-get install python3 python3-venv`, `brew install python`, or python.org",
+            Self::Python => {
+                "Python 3 with venv: `apt-get install python3 python3-venv`, `brew install python`, or python.org"
+            }
             Self::MuslTarget => "the musl target: `rustup target add x86_64-unknown-linux-musl`",
         }
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::mcpctl::Mcpctl;
+use crate::mcpctl::{Mcpctl, Profile};
 use crate::needs::Need;
 use crate::shell::{self, Error};
 
@@ -19,8 +19,7 @@ const CALLS: [(&str, &str, &[&str]); 5] = [
 
 /// Starts `examples/quickstart` and shows one answer of each server. With `once` it ends then, else it stays until Ctrl-C.
 pub(crate) fn run(once: bool) -> Result<(), Error> {
-    let home = shell::binaries().join("../quickstart");
-    let mcpctl = Mcpctl::build(home)?;
+    let mcpctl = Mcpctl::build(shell::target().join("quickstart"), Profile::Debug)?;
     let manifests = shell::root().join("examples/quickstart");
     for need in [Need::Node, Need::Python].into_iter().filter(|need| !need.is_there()) {
         shell::say(&format!("not here, so some servers will wait for it: {}", need.hint()));
@@ -82,6 +81,7 @@ fn absolute(server: &str, argument: &str) -> String {
     }
 }
 
+/// Condition `Ready` of a server.
 fn ready(object: &Value) -> Option<&Value> {
     let conditions = object.pointer("/status/conditions")?.as_array()?;
     conditions.iter().find(|c| c.get("type").and_then(Value::as_str) == Some("Ready"))

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use crate::needs::{MUSL, Need};
 use crate::shell::{self, Error};
-use crate::{generate, quickstart};
+use crate::{clients, generate, quickstart};
 
 struct Level {
     name: &'static str,
@@ -94,11 +94,14 @@ fn rust() -> Result<(), Error> {
 /// The bridge must run in an image made from scratch: no interpreter, no library.
 fn static_bridge() -> Result<(), Error> {
     shell::run(&mut shell::cargo(&["build", "--locked", "--package", "mcp-hub-bridge", "--target", MUSL]))?;
-    let path = shell::binaries().join("..").join(MUSL).join("debug/mcp-bridge");
+    let path = shell::target().join(MUSL).join("debug/mcp-bridge");
     let image = std::fs::read(&path).map_err(|source| Error::File { action: "read", path: path.clone(), source })?;
     // A dynamically linked program names its loader in a PT_INTERP segment, and every loader is a file below /lib.
     if image.windows(LOADER.len()).any(|window| window == LOADER) {
-        return Err(Error::Output { command: path.display().to_string(), message: "it is linked dynamically".to_owned() });
+        return Err(Error::Output {
+            command: path.display().to_string(),
+            message: "it is linked dynamically".to_owned(),
+        });
     }
     Ok(())
 }
@@ -108,5 +111,6 @@ const LOADER: &[u8] = b"/lib64/ld-linux";
 /// Whole-product tests: mcpctl, real servers, real clients, faults.
 fn e2e() -> Result<(), Error> {
     shell::run(&mut shell::cargo(&["build", "--locked", "--workspace", "--bins"]))?;
-    shell::run(&mut shell::cargo(&["test", "--locked", "--package", "mcp-hub-e2e"]))
+    let clients = clients::install()?;
+    shell::run(shell::cargo(&["test", "--locked", "--package", "mcp-hub-e2e"]).env("MCP_HUB_CLIENTS", clients))
 }

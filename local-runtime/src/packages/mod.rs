@@ -21,6 +21,8 @@ use crate::host::Host;
 
 /// Longest installation; a cold one of the largest published server took 20 s.
 const INSTALL_LIMIT: Duration = Duration::from_secs(600);
+/// Start of the names of installations under way.
+const DRAFT: &str = ".installing-";
 
 /// A place for installed packages.
 #[derive(Debug, Clone)]
@@ -175,14 +177,25 @@ impl Packages {
         };
         let parent = folder.parent().unwrap_or(&self.cache);
         std::fs::create_dir_all(parent).map_err(file("create the parent of"))?;
-        // Dropped on failure or when the daemon ends; a killed daemon leaves it to the next sweep of temporary folders.
-        let draft = tempfile::Builder::new().prefix(".installing-").tempdir_in(parent).map_err(file("create"))?;
+        sweep_drafts(parent);
+        // Dropped on failure or when the daemon ends; what a killed daemon leaves is swept by a later installation.
+        let draft = tempfile::Builder::new().prefix(DRAFT).tempdir_in(parent).map_err(file("create"))?;
         fill(draft.path()).await?;
         match std::fs::rename(draft.path(), folder) {
             Ok(()) => Ok(()),
             // Another installation of the same version was faster, and is as good.
             Err(_) if folder.is_dir() => Ok(()),
             Err(source) => Err(file("rename to")(source)),
+        }
+    }
+}
+
+/// Removes drafts that are too old to be anybody's. Best effort: they only take space.
+fn sweep_drafts(parent: &Path) {
+    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+        let age = entry.metadata().and_then(|meta| meta.modified()).ok().and_then(|time| time.elapsed().ok());
+        if entry.file_name().to_string_lossy().starts_with(DRAFT) && age.is_some_and(|age| age > 2 * INSTALL_LIMIT) {
+            std::fs::remove_dir_all(entry.path()).ok();
         }
     }
 }

@@ -44,11 +44,14 @@ async fn newest(packages: &Packages, npm: &Path, source: &PackageSource) -> Resu
     }
 }
 
-/// npm's two codes for "no such package" and "no such version".
+/// npm's two codes for "no such package" and "no such version", and the words before each of their lines: only the last
+/// lines of its output are kept.
 fn not_found(error: PackageError, package: &str) -> PackageError {
     match error {
         PackageError::Tool { output, .. }
-            if output.contains("E404") || output.contains("ETARGET") || output.contains("No matching version") =>
+            if ["E404", "error 404", "ETARGET", "notarget", "No matching version"]
+                .iter()
+                .any(|sign| output.contains(sign)) =>
         {
             PackageError::NotFound { package: package.to_owned(), registry: "npm" }
         }

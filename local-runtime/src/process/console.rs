@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -50,6 +51,7 @@ impl Console for ProcessConsole {
             for number in (1..=ROTATED).rev() {
                 past(&path.with_extension(format!("log.{number}")), query.tail, &mut tail);
             }
+            let mut file = inode(&path);
             let mut position = past(&path, query.tail, &mut tail);
             for line in tail {
                 if lines.send(line).await.is_err() {
@@ -57,16 +59,25 @@ impl Console for ProcessConsole {
                 }
             }
             while query.follow && folder.exists() {
-                let length = std::fs::metadata(&path).map_or(0, |meta| meta.len());
-                // Shorter than before: it was rotated, and begins anew.
-                position = if length < position { 0 } else { position };
-                if length > position {
-                    let (new, end) = from(&path, position);
+                let mut new = Vec::new();
+                let current = inode(&path);
+                if current != file {
+                    // Rotated since the last look: first the rest of the old file, then the new one from its beginning.
+                    let old = path.with_extension("log.1");
+                    if file.is_some() && inode(&old) == file {
+                        new = from(&old, position).0;
+                    }
+                    (file, position) = (current, 0);
+                }
+                let (more, end) = from(&path, position);
+                // Rotated between the two looks: the next round reads it under its new name.
+                if inode(&path) == file {
+                    new.extend(more);
                     position = end;
-                    for line in new {
-                        if lines.send(line).await.is_err() {
-                            return;
-                        }
+                }
+                for line in new {
+                    if lines.send(line).await.is_err() {
+                        return;
                     }
                 }
                 tokio::select! {
@@ -81,6 +92,11 @@ impl Console for ProcessConsole {
     async fn exec(&self, _: &OwnerKey, _: &[String]) -> Result<ExecOutput, RuntimeError> {
         Err(ProcessError::NoExec.into())
     }
+}
+
+/// Which file is behind a path, whatever it is called later.
+fn inode(path: &std::path::Path) -> Option<u64> {
+    std::fs::metadata(path).ok().map(|file| file.ino())
 }
 
 /// Adds a file's lines to `tail`, of which the last ones are kept; gives the file's end.

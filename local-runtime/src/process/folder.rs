@@ -16,6 +16,7 @@ use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::seam::Seam;
 use super::{ProcessError, launch_of, lower, sweep};
 
 #[derive(Debug, Clone)]
@@ -98,16 +99,21 @@ impl RunFolder {
 
     /// Makes the folder and what a bridge needs in it. Each file is whole or absent; the owner comes first, so that a
     /// folder which a crash left behind is somebody's.
-    pub(super) fn write(&self, owner: &OwnerKey, object: &Object) -> Result<(), ProcessError> {
+    pub(super) fn write(&self, owner: &OwnerKey, object: &Object, seam: &Seam) -> Result<(), ProcessError> {
         let failed = |source| ProcessError::File { action: "create", path: self.0.clone(), source };
+        seam.before("create the folder")?;
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0).map_err(failed)?;
+        seam.before("create the temporary folder")?;
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(self.temporary()).map_err(failed)?;
+        seam.before("write owner.json")?;
         self.put("owner.json", &serde_json::to_value(owner).unwrap_or_default())?;
         let launch = launch_of(object)?;
+        seam.before("write object.json")?;
         self.put(
             "object.json",
             &json!({"secrets": object.body["secrets"], "restartedAt": object.body["restartedAt"]}),
         )?;
+        seam.before("write launch.json")?;
         self.put("launch.json", &serde_json::to_value(launch).unwrap_or_default())
     }
 
@@ -134,11 +140,14 @@ impl RunFolder {
         text.trim().to_owned()
     }
 
+    /// What the bridge wrote when it took the lock.
+    pub(super) fn record(&self) -> Option<BridgeRecord> {
+        serde_json::from_slice(&std::fs::read(self.0.join("bridge.json")).ok()?).ok()
+    }
+
     /// Kills the bridge by its record, if the process of that id is still the one that wrote it.
     pub(super) fn kill_bridge(&self) {
-        let record = std::fs::read(self.0.join("bridge.json")).ok();
-        let record = record.and_then(|bytes| serde_json::from_slice::<BridgeRecord>(&bytes).ok());
-        if let Some(record) = record
+        if let Some(record) = self.record()
             && sweep::start_ticks(record.pid) == Some(record.start_ticks)
             && let Some(pid) = i32::try_from(record.pid).ok().and_then(Pid::from_raw)
         {
@@ -148,7 +157,7 @@ impl RunFolder {
     }
 
     /// Removes the folder; the owner's name goes last, so that a crash in between leaves a folder that is known.
-    pub(super) fn delete(&self) -> Result<(), ProcessError> {
+    pub(super) fn delete(&self, seam: &Seam) -> Result<(), ProcessError> {
         let failed = |source| ProcessError::File { action: "delete", path: self.0.clone(), source };
         let entries = match std::fs::read_dir(&self.0) {
             Ok(entries) => entries,
@@ -160,12 +169,14 @@ impl RunFolder {
             if entry.file_name() == "owner.json" {
                 continue;
             }
+            seam.before("delete a file of the folder")?;
             if entry.file_type().map_err(failed)?.is_dir() {
                 std::fs::remove_dir_all(entry.path()).map_err(failed)?;
             } else {
                 std::fs::remove_file(entry.path()).map_err(failed)?;
             }
         }
+        seam.before("delete the folder")?;
         std::fs::remove_dir_all(&self.0).map_err(failed)
     }
 }

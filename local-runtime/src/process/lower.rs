@@ -135,6 +135,8 @@ pub(super) fn lower(workload: &Workload, host: &Host, run_dir: &Path) -> Result<
                 "source": serde_json::to_value(source).unwrap_or_default(),
                 "sourceDigest": source_digest,
                 "baseDir": base_dir,
+                // A requested restart looks again for what was not found.
+                "restartedAt": restarted_at,
             });
             let id = ObjectId::new("source", &owner.name);
             return Ok(Lowered { objects: vec![Object::new(id, Stage::Prepare, Change::InPlace, body)], degraded });

@@ -9,11 +9,13 @@ mod control;
 mod folder;
 mod lower;
 mod prepare;
+mod seam;
 mod sweep;
 
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -22,6 +24,7 @@ use futures::stream::BoxStream;
 use mcp_hub_crds::source::SecretKeyRef;
 use mcp_hub_dataplane_api::launch::LaunchSpec;
 use mcp_hub_dataplane_api::secret::SecretString;
+use mcp_hub_dataplane_api::status::Phase;
 use mcp_hub_reconcile::error::{Retry, RuntimeError};
 use mcp_hub_reconcile::lower::{Lowered, Object, Unsupported};
 use mcp_hub_reconcile::observed::{Failure, Observed, ObservedObject};
@@ -30,6 +33,7 @@ use mcp_hub_reconcile::ports::{Console, Enforces, Progress, Runtime, RuntimeEven
 use mcp_hub_reconcile::workload::Workload;
 use tokio::process::Command;
 use tokio::sync::broadcast;
+use tokio::task::AbortHandle;
 
 use crate::host::Host;
 use crate::packages::Packages;
@@ -37,6 +41,9 @@ use console::ProcessConsole;
 use control::Control;
 use folder::RunFolder;
 use prepare::Preparations;
+#[cfg(feature = "testing")]
+pub use seam::Hook;
+use seam::Seam;
 
 /// Name of this runtime in statuses.
 pub const NAME: &str = "process";
@@ -44,8 +51,17 @@ pub const NAME: &str = "process";
 const BRIDGE_START: Duration = Duration::from_secs(20);
 /// A stop takes the server's grace period at most, and a little.
 const BRIDGE_STOP: Duration = Duration::from_secs(15);
+/// How often a bridge is looked at that went silent and still holds its lock.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// A bridge that finds its folder locked by one that is just ending is started again, this often.
+const BRIDGE_STARTS: u32 = 5;
+/// Exit code of such a bridge.
+const EXIT_HELD: i32 = 3;
 /// Events that a slow listener may lag behind before it is told to look at everything.
 const EVENTS: usize = 1024;
+
+/// Values of secret environment variables, by variable.
+type Secrets = BTreeMap<String, SecretString>;
 
 /// Gives values of secrets.
 #[async_trait]
@@ -72,6 +88,8 @@ pub struct ProcessRuntime {
     config: ProcessConfig,
     info: RuntimeInfo,
     secrets: Arc<dyn SecretSource>,
+    seam: Seam,
+    followers: Mutex<HashMap<OwnerKey, AbortHandle>>,
     preparations: Preparations,
     events: broadcast::Sender<RuntimeEvent>,
     console: ProcessConsole,
@@ -101,6 +119,8 @@ pub enum ProcessError {
     Unknown { owner: String },
     #[error("secret `{name}` could not be read: {message}")]
     Secret { name: String, message: String },
+    #[error("secret `{name}` has no key `{key}`")]
+    SecretMissing { name: String, key: String },
     #[error("processes of {owner} could not be ended: {pids:?}")]
     Undying { owner: String, pids: Vec<u32> },
     #[error("{what} holds no {wanted}")]
@@ -112,6 +132,9 @@ pub enum ProcessError {
     },
     #[error("commands cannot be run inside a process server")]
     NoExec,
+    /// Only in the crash sweep.
+    #[error("cut off before: {deed}")]
+    CutOff { deed: &'static str },
 }
 
 impl From<ProcessError> for RuntimeError {
@@ -123,8 +146,10 @@ impl From<ProcessError> for RuntimeError {
             ProcessError::Mute { .. } => ("BridgeMute", None, Retry::Backoff),
             ProcessError::Unknown { .. } => ("NotRunning", Some("start the server first"), Retry::OnChange),
             ProcessError::Secret { .. } => ("SecretBackendFailed", None, Retry::Backoff),
+            ProcessError::SecretMissing { .. } => ("SecretMissing", None, Retry::Backoff),
             ProcessError::Undying { .. } => ("ProcessesLeft", None, Retry::Backoff),
             ProcessError::Malformed { .. } => ("RunFolderFailed", None, Retry::Backoff),
+            ProcessError::CutOff { .. } => ("CutOff", None, Retry::Backoff),
             ProcessError::NoExec => {
                 ("Unsupported", Some("it runs on this machine: use your own shell"), Retry::OnChange)
             }
@@ -139,9 +164,31 @@ impl From<ProcessError> for RuntimeError {
     }
 }
 
+impl Drop for ProcessRuntime {
+    fn drop(&mut self) {
+        for follower in self.followers.get_mut().unwrap_or_else(PoisonError::into_inner).values() {
+            follower.abort();
+        }
+    }
+}
+
 impl ProcessRuntime {
     /// Adopts the bridges that run already. Needs a tokio runtime.
     pub fn new(config: ProcessConfig, secrets: Arc<dyn SecretSource>) -> Result<Arc<Self>, ProcessError> {
+        Self::with_seam(config, secrets, Seam::default())
+    }
+
+    /// As [`ProcessRuntime::new`], with a hook that may cut it off before anything it does to files and processes.
+    #[cfg(feature = "testing")]
+    pub fn with_hook(
+        config: ProcessConfig,
+        secrets: Arc<dyn SecretSource>,
+        hook: Hook,
+    ) -> Result<Arc<Self>, ProcessError> {
+        Self::with_seam(config, secrets, Seam::new(hook))
+    }
+
+    fn with_seam(config: ProcessConfig, secrets: Arc<dyn SecretSource>, seam: Seam) -> Result<Arc<Self>, ProcessError> {
         let failed = |source| ProcessError::File { action: "create", path: config.run_dir.clone(), source };
         std::fs::create_dir_all(&config.run_dir).map_err(failed)?;
         let events = broadcast::Sender::new(EVENTS);
@@ -160,6 +207,8 @@ impl ProcessRuntime {
             console: ProcessConsole::new(config.run_dir.clone()),
             events,
             secrets,
+            seam,
+            followers: Mutex::default(),
             config,
         });
         for (owner, folder) in runtime.folders()? {
@@ -179,60 +228,80 @@ impl ProcessRuntime {
         Ok(all)
     }
 
-    /// Tells of changes of a bridge's status until it ends, and of its end.
+    /// Tells of changes of a bridge's status, and of its end. One follower an owner: a successor's takes its place.
     fn follow(&self, owner: OwnerKey, folder: &RunFolder) {
-        let (events, control) = (self.events.clone(), Control::new(folder.control_socket()));
-        tokio::spawn(async move {
-            let told = |owner: &OwnerKey| {
+        let (events, folder) = (self.events.clone(), folder.clone());
+        let control = Control::new(folder.control_socket());
+        let follower = tokio::spawn({
+            let owner = owner.clone();
+            async move {
                 // Nobody listening is no loss: who listens later looks at everything first.
-                events.send(RuntimeEvent::Changed(owner.clone())).ok();
-            };
-            if let Ok(mut lines) = control.events().await {
-                while lines.next().await.is_some() {
-                    told(&owner);
+                let tell = || events.send(RuntimeEvent::Changed(owner.clone())).ok();
+                loop {
+                    if let Ok(mut lines) = control.events().await {
+                        while lines.next().await.is_some() {
+                            tell();
+                        }
+                    }
+                    tell();
+                    // The sockets of a dying bridge close before its lock opens, and whoever looks in between sees a mute
+                    // bridge instead of a dead one; so its end is told once more.
+                    while control.status().await.is_err() {
+                        if !folder.is_held() {
+                            tell();
+                            return;
+                        }
+                        tokio::time::sleep(LOOK_AGAIN).await;
+                    }
                 }
             }
-            told(&owner);
         });
+        let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(predecessor) = followers.insert(owner, follower.abort_handle()) {
+            predecessor.abort();
+        }
     }
 
-    async fn apply(&self, owner: &OwnerKey, object: &Object) -> Result<(), ProcessError> {
+    async fn apply(&self, owner: &OwnerKey, object: &Object, secrets: &Secrets) -> Result<(), ProcessError> {
         let folder = self.folder(owner);
         let control = Control::new(folder.control_socket());
-        let runs_it = folder.is_held() && folder.object()?.is_some_and(|found| found.digest == object.digest);
+        let runs_it = folder.is_held()
+            && folder.object()?.is_some_and(|found| found.digest == object.digest)
+            && control.status().await.is_ok_and(|status| status.digest == object.digest);
         if !runs_it {
             // A bridge of another digest, or strays of a dead one, are in the way.
             self.end(owner, &folder).await?;
-            folder.write(owner, object)?;
+            folder.write(owner, object, &self.seam)?;
             self.spawn_bridge(owner, &folder, &control).await?;
             self.follow(owner.clone(), &folder);
         }
-        self.push_secrets(owner, object, &control).await
+        if !secrets.is_empty() {
+            self.seam.before("push secrets")?;
+            control.push_secrets(secrets).await.map_err(|_| ProcessError::Mute { owner: owner.to_string() })?;
+        }
+        self.tell(owner);
+        Ok(())
     }
 
     async fn spawn_bridge(&self, owner: &OwnerKey, folder: &RunFolder, control: &Control) -> Result<(), ProcessError> {
-        let path = self.config.bridge.clone();
-        let output = folder.bridge_log()?;
-        let errors = output.try_clone().map_err(|source| ProcessError::Spawn { path: path.clone(), source })?;
-        let mut bridge = Command::new(&path)
-            .arg(folder.path())
-            .env_clear()
-            .stdin(Stdio::null())
-            .stdout(output)
-            .stderr(errors)
-            // Not in the daemon's group: Ctrl-C in its terminal is not meant for servers.
-            .process_group(0)
-            .kill_on_drop(false)
-            .spawn()
-            .map_err(|source| ProcessError::Spawn { path, source })?;
+        let mut starts = 1;
+        let mut bridge = self.spawn(folder)?;
         let started = Instant::now();
         loop {
             if control.status().await.is_ok() {
                 break;
             }
-            if let Ok(Some(_)) = bridge.try_wait() {
-                let output = folder.bridge_output();
-                return Err(ProcessError::Ended { owner: owner.to_string(), output });
+            match bridge.try_wait() {
+                // Somebody looked at the lock at the moment the bridge took it.
+                Ok(Some(exit)) if exit.code() == Some(EXIT_HELD) && starts < BRIDGE_STARTS => {
+                    starts += 1;
+                    bridge = self.spawn(folder)?;
+                }
+                Ok(Some(_)) => {
+                    let output = folder.bridge_output();
+                    return Err(ProcessError::Ended { owner: owner.to_string(), output });
+                }
+                Ok(None) | Err(_) => {}
             }
             if started.elapsed() > BRIDGE_START {
                 return Err(ProcessError::Mute { owner: owner.to_string() });
@@ -245,25 +314,48 @@ impl ProcessRuntime {
         Ok(())
     }
 
-    async fn push_secrets(&self, owner: &OwnerKey, object: &Object, control: &Control) -> Result<(), ProcessError> {
-        let mut values = std::collections::BTreeMap::new();
+    fn spawn(&self, folder: &RunFolder) -> Result<tokio::process::Child, ProcessError> {
+        let path = self.config.bridge.clone();
+        self.seam.before("create bridge.log")?;
+        let output = folder.bridge_log()?;
+        let errors = output.try_clone().map_err(|source| ProcessError::Spawn { path: path.clone(), source })?;
+        self.seam.before("spawn the bridge")?;
+        Command::new(&path)
+            .arg(folder.path())
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(output)
+            .stderr(errors)
+            // Not in the daemon's group: Ctrl-C in its terminal is not meant for servers.
+            .process_group(0)
+            .kill_on_drop(false)
+            .spawn()
+            .map_err(|source| ProcessError::Spawn { path, source })
+    }
+
+    /// The values of all secrets that the object's server needs. Read before anything is done: a server that would only
+    /// wait for a value is not worth ending its predecessor for.
+    async fn secrets_of(&self, owner: &OwnerKey, object: &Object) -> Result<Secrets, ProcessError> {
+        let mut values = Secrets::new();
         for (variable, key) in lower::secrets(&object.body) {
             let value = self.secrets.value(&owner.namespace, &key).await;
             let value = value.map_err(|message| ProcessError::Secret { name: key.name.clone(), message })?;
-            if let Some(value) = value {
-                values.insert(variable, value);
-            }
+            let value = value.ok_or(ProcessError::SecretMissing { name: key.name, key: key.key })?;
+            values.insert(variable, value);
         }
-        if values.is_empty() {
-            return Ok(());
-        }
-        control.push_secrets(&values).await.map_err(|_| ProcessError::Mute { owner: owner.to_string() })
+        Ok(values)
+    }
+
+    fn tell(&self, owner: &OwnerKey) {
+        // Nobody listening is no loss: who listens later looks at everything first.
+        self.events.send(RuntimeEvent::Changed(owner.clone())).ok();
     }
 
     /// Ends the bridge, its server and every stray, and leaves the folder.
     async fn end(&self, owner: &OwnerKey, folder: &RunFolder) -> Result<(), ProcessError> {
         if folder.is_held() {
             let control = Control::new(folder.control_socket());
+            self.seam.before("stop the bridge")?;
             let stopped = tokio::time::timeout(BRIDGE_STOP, control.stop()).await;
             if !matches!(stopped, Ok(Ok(()))) {
                 folder.kill_bridge();
@@ -280,15 +372,22 @@ impl ProcessRuntime {
                 tokio::time::sleep(Duration::from_millis(3)).await;
             }
         }
+        self.seam.before("end strays")?;
+        // First bridges that a dead daemon started and that have not taken the lock yet, then what servers left.
+        sweep::end_bridges(owner, folder.path()).await?;
         sweep::end_strays(owner).await
     }
 
     async fn remove(&self, owner: &OwnerKey) -> Result<(), ProcessError> {
         let folder = self.folder(owner);
         self.end(owner, &folder).await?;
-        folder.delete()?;
+        folder.delete(&self.seam)?;
         self.preparations.forget(owner);
-        self.events.send(RuntimeEvent::Changed(owner.clone())).ok();
+        let follower = self.followers.lock().unwrap_or_else(PoisonError::into_inner).remove(owner);
+        if let Some(follower) = follower {
+            follower.abort();
+        }
+        self.tell(owner);
         Ok(())
     }
 }
@@ -313,19 +412,20 @@ impl Runtime for ProcessRuntime {
         if !folder.exists() {
             return Ok(observed);
         }
-        let held = folder.is_held();
         let object = folder.object().unwrap_or_default();
-        observed.objects.push(ObservedObject {
-            id: lower::bridge_id(owner),
-            stage: lower::BRIDGE_STAGE,
-            // A folder without a living bridge is a leftover: known, but in nobody's sense in sync.
-            digest: object.as_ref().map(|object| object.digest.clone()).filter(|_| held),
-            body: object.map(|object| object.body).unwrap_or_default(),
-        });
-        if held {
+        // A folder without a living bridge is a leftover: known, but in nobody's sense in sync.
+        let mut digest = None;
+        if folder.is_held() {
             match Control::new(folder.control_socket()).status().await {
-                Ok(status) => observed.bridge = Some(status),
+                Ok(status) => {
+                    // What the bridge really runs: it may have read its specification before the last one was written.
+                    // And one that waits for its secrets was left by a daemon that died before it could push them.
+                    let waits = matches!(status.phase, Phase::WaitingForSecrets { .. });
+                    digest = Some(status.digest.clone()).filter(|_| !waits);
+                    observed.bridge = Some(status);
+                }
                 Err(_) => {
+                    digest = folder.record().map(|record| record.digest);
                     observed.failure = Some(Failure {
                         reason: "BridgeMute",
                         message: "the server's bridge does not answer".to_owned(),
@@ -335,6 +435,12 @@ impl Runtime for ProcessRuntime {
                 }
             }
         }
+        observed.objects.push(ObservedObject {
+            id: lower::bridge_id(owner),
+            stage: lower::BRIDGE_STAGE,
+            digest: digest.filter(|digest| object.as_ref().is_some_and(|object| object.digest == *digest)),
+            body: object.map(|object| object.body).unwrap_or_default(),
+        });
         Ok(observed)
     }
 
@@ -344,10 +450,14 @@ impl Runtime for ProcessRuntime {
                 self.preparations.start(owner, object);
                 return Ok(Progress::Pending);
             }
-            Step::Apply(object) => self.apply(owner, object).await?,
+            Step::Apply(object) => {
+                let secrets = self.secrets_of(owner, object).await?;
+                self.apply(owner, object, &secrets).await?;
+            }
             Step::Replace(object) => {
+                let secrets = self.secrets_of(owner, object).await?;
                 self.end(owner, &self.folder(owner)).await?;
-                self.apply(owner, object).await?;
+                self.apply(owner, object, &secrets).await?;
             }
             Step::Remove(_) => self.remove(owner).await?,
         }

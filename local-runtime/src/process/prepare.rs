@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use mcp_hub_crds::source::{CommandSource, Resolved, Source};
 use mcp_hub_reconcile::error::Retry;
@@ -17,6 +18,10 @@ use crate::packages::Packages;
 
 /// Installations at a time: they are bound by network and disk, and a second one hides the waits of the first.
 const PARALLEL: usize = 2;
+/// Waits between tries where time may mend a failure, doubled each time: a registry that is down is not hammered, and one
+/// that is up again is noticed within minutes.
+const RETRY_FIRST: Duration = Duration::from_secs(5);
+const RETRY_MAX: Duration = Duration::from_secs(300);
 
 #[derive(Debug, Clone)]
 pub(super) struct Preparations(Arc<Inner>);
@@ -25,9 +30,19 @@ pub(super) struct Preparations(Arc<Inner>);
 struct Inner {
     packages: Packages,
     host: Host,
-    states: Mutex<HashMap<OwnerKey, Prepare>>,
+    states: Mutex<HashMap<OwnerKey, Entry>>,
     slots: Semaphore,
     events: broadcast::Sender<RuntimeEvent>,
+}
+
+/// The last preparation of an owner.
+#[derive(Debug)]
+struct Entry {
+    prepare: Prepare,
+    /// Failures in a row.
+    failures: u32,
+    /// Whether a failed one is to be tried again: then it is not shown, and the next plan starts it.
+    due: bool,
 }
 
 impl Preparations {
@@ -37,11 +52,11 @@ impl Preparations {
     }
 
     pub(super) fn state(&self, owner: &OwnerKey) -> Option<Prepare> {
-        self.0.states.lock().unwrap_or_else(PoisonError::into_inner).get(owner).cloned()
+        self.0.states().get(owner).filter(|entry| !entry.due).map(|entry| entry.prepare.clone())
     }
 
     pub(super) fn forget(&self, owner: &OwnerKey) {
-        self.0.states.lock().unwrap_or_else(PoisonError::into_inner).remove(owner);
+        self.0.states().remove(owner);
     }
 
     /// Starts the task unless one of the same digest runs or is done.
@@ -57,15 +72,17 @@ impl Preparations {
             _ => "looking for the program".to_owned(),
         };
         {
-            let mut states = self.0.states.lock().unwrap_or_else(PoisonError::into_inner);
-            let settled = states.get(owner).is_some_and(|prepare| {
-                prepare.digest == object.digest && !matches!(prepare.state, PrepareState::Failed(_))
-            });
-            if settled {
-                return;
+            let mut states = self.0.states();
+            match states.get_mut(owner).filter(|entry| entry.prepare.digest == object.digest) {
+                Some(entry) if !entry.due => return,
+                // Tried again under the failure that was shown before, so that status does not go back and forth.
+                Some(entry) => entry.due = false,
+                None => {
+                    let state = PrepareState::Running { progress };
+                    let prepare = Prepare { digest: object.digest.clone(), state };
+                    states.insert(owner.clone(), Entry { prepare, failures: 0, due: false });
+                }
             }
-            let state = PrepareState::Running { progress };
-            states.insert(owner.clone(), Prepare { digest: object.digest.clone(), state });
         }
         let (inner, owner, digest) = (self.0.clone(), owner.clone(), object.digest.clone());
         tokio::spawn(async move {
@@ -78,25 +95,59 @@ impl Preparations {
                     retry: Retry::OnChange,
                 }),
             };
-            let state = match result {
-                Ok(resolved) => PrepareState::Done(resolved),
-                Err(failure) => PrepareState::Failed(failure),
-            };
-            {
-                let mut states = inner.states.lock().unwrap_or_else(PoisonError::into_inner);
-                // A changed source has started its own task, or the server is gone.
-                match states.get_mut(&owner) {
-                    Some(prepare) if prepare.digest == digest => prepare.state = state,
-                    _ => return,
-                }
+            if let Some(wait) = inner.settle(&owner, &digest, result) {
+                tokio::time::sleep(wait).await;
+                inner.make_due(&owner, &digest);
             }
-            // Nobody listening is no loss: who listens later looks at everything first.
-            inner.events.send(RuntimeEvent::Changed(owner)).ok();
         });
     }
 }
 
 impl Inner {
+    fn states(&self) -> MutexGuard<'_, HashMap<OwnerKey, Entry>> {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows the result; gives the wait before a failure is tried again.
+    fn settle(&self, owner: &OwnerKey, digest: &str, result: Result<Resolved, Failure>) -> Option<Duration> {
+        let wait = {
+            let mut states = self.states();
+            // A changed source has started its own task, or the server is gone.
+            let entry = states.get_mut(owner).filter(|entry| entry.prepare.digest == digest)?;
+            match result {
+                Ok(resolved) => {
+                    entry.prepare.state = PrepareState::Done(resolved);
+                    None
+                }
+                Err(failure) => {
+                    let wait = match failure.retry {
+                        Retry::OnChange => None,
+                        Retry::After(wait) => Some(wait),
+                        Retry::Backoff => Some(RETRY_FIRST.saturating_mul(1 << entry.failures.min(16)).min(RETRY_MAX)),
+                    };
+                    entry.failures = entry.failures.saturating_add(1);
+                    entry.prepare.state = PrepareState::Failed(failure);
+                    wait
+                }
+            }
+        };
+        self.tell(owner);
+        wait
+    }
+
+    fn make_due(&self, owner: &OwnerKey, digest: &str) {
+        match self.states().get_mut(owner).filter(|entry| entry.prepare.digest == digest) {
+            Some(entry) => entry.due = true,
+            None => return,
+        }
+        self.tell(owner);
+    }
+
+    fn tell(&self, owner: &OwnerKey) {
+        // Nobody listening is no loss: who listens later looks at everything first.
+        self.events.send(RuntimeEvent::Changed(owner.clone())).ok();
+    }
+
     async fn resolve(&self, source: &Source, source_digest: &str, base: &Path) -> Result<Resolved, Failure> {
         match source {
             Source::Package(package) => {
@@ -126,7 +177,7 @@ impl Inner {
             message: format!("there is no program {}", named.display()),
             hint: Some("check spec.source.command.path; relative paths start from the manifest's folder".to_owned()),
             // It may be built or installed at any time, and nothing tells of that.
-            retry: Retry::After(std::time::Duration::from_secs(30)),
+            retry: Retry::After(Duration::from_secs(30)),
         })?;
         let program = found.to_string_lossy().into_owned();
         Ok(Resolved {

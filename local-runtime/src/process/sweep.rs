@@ -1,5 +1,7 @@
 //! Processes that outlived their bridge, found by the owner mark in their environment.
 
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use mcp_hub_dataplane_api::launch::OWNER_ENV;
@@ -18,13 +20,23 @@ pub(super) fn start_ticks(pid: u32) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
-/// Kills every process that carries the owner's mark, and waits until none is left. The mark is looked at right before
-/// each signal, so that a reused process id is not hit.
+/// Kills every process that carries the owner's mark, and waits until none is left.
 pub(super) async fn end_strays(owner: &OwnerKey) -> Result<(), ProcessError> {
     let mark = format!("{OWNER_ENV}={}\0", owner.id());
+    end_all(owner, |pid| has_word(pid, "environ", mark.as_bytes())).await
+}
+
+/// Kills every bridge that was started on the run folder and holds no lock (yet), and waits until none is left.
+pub(super) async fn end_bridges(owner: &OwnerKey, run_folder: &Path) -> Result<(), ProcessError> {
+    let argument = [run_folder.as_os_str().as_bytes(), b"\0"].concat();
+    end_all(owner, |pid| is_bridge_on(pid, &argument)).await
+}
+
+/// `condition` is looked at right before each signal, so that a reused process id is not hit.
+async fn end_all(owner: &OwnerKey, condition: impl Fn(u32) -> bool) -> Result<(), ProcessError> {
     let started = Instant::now();
     loop {
-        let strays: Vec<u32> = pids().filter(|pid| carries(*pid, mark.as_bytes())).collect();
+        let strays: Vec<u32> = pids().filter(|pid| condition(*pid)).collect();
         if strays.is_empty() {
             return Ok(());
         }
@@ -47,8 +59,18 @@ fn pids() -> impl Iterator<Item = u32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// A zombie's environment reads as empty, so it does not count.
-fn carries(pid: u32, mark: &[u8]) -> bool {
-    let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-    environment.split_inclusive(|byte| *byte == 0).any(|variable| variable == mark)
+/// Whether a file of words in `/proc` has this one; words end in a zero byte. A zombie's files read as empty, so it does
+/// not count.
+fn has_word(pid: u32, file: &str, word: &[u8]) -> bool {
+    let words = std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    words.split_inclusive(|byte| *byte == 0).any(|found| found == word)
+}
+
+/// A bridge has the run folder as its only argument. An editor opened on the folder would have too, hence the empty
+/// environment, which no user's program has.
+fn is_bridge_on(pid: u32, argument: &[u8]) -> bool {
+    let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let mut arguments = words.split_inclusive(|byte| *byte == 0).skip(1);
+    let only = arguments.next() == Some(argument) && arguments.next().is_none();
+    only && std::fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environment| environment.is_empty())
 }

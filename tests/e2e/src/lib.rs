@@ -16,6 +16,8 @@ pub const PATIENCE: Duration = Duration::from_secs(180);
 pub struct Hub {
     home: TempDir,
     daemon: Option<Child>,
+    /// Of the daemon and of every command.
+    env: Vec<(String, String)>,
 }
 
 /// Where clients reach a hub.
@@ -38,7 +40,8 @@ impl Hub {
         // Short, because the control sockets' paths lie below it.
         let home = tempfile::Builder::new().prefix("mcph").tempdir_in("/tmp").unwrap();
         std::fs::create_dir(home.path().join("manifests")).unwrap();
-        let hub = Self { home, daemon: None };
+        std::fs::create_dir(home.path().join("tmp")).unwrap();
+        let hub = Self { home, daemon: None, env: Vec::new() };
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         hub.write(
             "hub.yaml",
@@ -94,10 +97,30 @@ impl Hub {
         daemon.wait().unwrap();
     }
 
+    /// Sets an environment variable of what is started from now on.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.env.push((name.to_owned(), value.to_owned()));
+    }
+
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(binary("mcpctl"));
         command.args(args).env("MCPHUB_HOME", self.home.path()).env("NO_COLOR", "1");
+        // Handed on to servers, so that each process of this hub names its folder.
+        command.env("TMPDIR", self.home.path().join("tmp"));
+        command.envs(self.env.iter().cloned());
         command
+    }
+
+    /// As [`ok`](Self::ok), with something on stdin.
+    pub fn ok_with_input(&self, args: &[&str], input: &str) -> String {
+        use std::io::Write;
+        let mut command = self.command(args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "mcpctl {args:?}: {}\n{}", text(&output.stderr), self.log());
+        text(&output.stdout)
     }
 
     pub fn mcpctl(&self, args: &[&str]) -> Output {
@@ -114,7 +137,13 @@ impl Hub {
     /// Stderr of a command that must fail with this exit code.
     pub fn fails(&self, code: i32, args: &[&str]) -> String {
         let output = self.mcpctl(args);
-        assert_eq!(output.status.code(), Some(code), "mcpctl {args:?}: {}{}", text(&output.stdout), text(&output.stderr));
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "mcpctl {args:?}: {}{}",
+            text(&output.stdout),
+            text(&output.stderr)
+        );
         text(&output.stderr)
     }
 
@@ -153,7 +182,8 @@ impl Hub {
         Endpoint { url: json["url"].as_str().unwrap().to_owned(), token: json["token"].as_str().unwrap().to_owned() }
     }
 
-    /// Process ids of everything that runs for this hub: its servers carry an owner mark, its bridges its folder.
+    /// Process ids of everything that runs for this hub: servers name its folder in their environment, bridges
+    /// in their arguments.
     pub fn processes(&self) -> Vec<u32> {
         let home = self.home.path().as_os_str().as_encoded_bytes().to_vec();
         let mut found = Vec::new();

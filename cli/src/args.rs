@@ -1,0 +1,404 @@
+//! The command line. A doc comment here is help, completion and `docs/src/reference/cli.md` at once.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use mcp_hub_crds::Duration;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "mcpctl",
+    version,
+    about = "MCP servers behind one endpoint, on this machine",
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 no daemon runs, 5 timed out, 6 invalid input, \
+                  7 the tool answered with an error, 8 held by another program.",
+    disable_help_subcommand = true
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run servers and their hub, and follow their manifests
+    Up(Up),
+    /// End servers and the daemon
+    Down(Down),
+    /// Start stopped servers (all if none is named)
+    Start(Lifecycle),
+    /// Keep servers stopped until `start`; no file is changed
+    Stop(Lifecycle),
+    /// Restart servers
+    Restart(Lifecycle),
+    /// Add a server: `add NAME URL`, or `add NAME -- COMMAND ARGS…`
+    Add(Add),
+    /// Undo `add`
+    Remove(Remove),
+    /// Take manifests over into your own configuration
+    Apply(Apply),
+    /// Show objects
+    Get(Get),
+    /// Delete an object that `add` or `apply` made
+    Delete(Delete),
+    /// Show what runs, and what to do where something does not
+    Status(Status),
+    /// Show what would be done to bring servers to their specs
+    Plan(Plan),
+    /// Show a server's log
+    Logs(Logs),
+    /// List the tools that a hub offers
+    Tools(Tools),
+    /// Call a tool: `call SERVER/TOOL --arg key=value`
+    Call(Call),
+    /// Show where clients reach a hub
+    Endpoint(Endpoint),
+    /// Speak MCP on stdin and stdout for a client that knows nothing else
+    Stdio(Stdio),
+    /// Keep secrets in the encrypted file
+    #[command(subcommand)]
+    Secret(Secret),
+    /// Show versions of this program and of the daemon
+    Version(OutputOnly),
+    /// Print a completion script
+    Completions {
+        /// Shell to complete in
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Print the reference of all commands as Markdown
+    #[command(hide = true)]
+    GenerateReference,
+    /// Run the daemon in the foreground without showing anything
+    #[command(hide = true)]
+    Daemon(Daemon),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Up {
+    /// File or folder of manifests to follow, besides your own configuration
+    #[arg(short, long = "file", value_name = "PATH")]
+    pub(crate) file: Option<PathBuf>,
+    /// Return once the daemon runs, and leave it running
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
+    #[command(flatten)]
+    pub(crate) port: Port,
+    /// How changes are shown where there is no terminal
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    pub(crate) output: Format,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Port {
+    /// Port of hubs that name none
+    #[arg(long, env = "MCPHUB_PORT", default_value_t = 7337, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) port: u16,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Daemon {
+    #[command(flatten)]
+    pub(crate) port: Port,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Down {
+    /// Stop following this file or folder, and end its servers only
+    #[arg(short, long = "file", value_name = "PATH", conflicts_with = "all")]
+    pub(crate) file: Option<PathBuf>,
+    /// Also end servers that a daemon left behind which was killed
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Lifecycle {
+    /// Names of servers
+    #[arg(value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+    #[command(flatten)]
+    pub(crate) namespace: Namespace,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
+}
+
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Wait {
+    /// Wait until the servers have settled; exit code 1 if one of them is not ready
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// Longest wait
+    #[arg(long, value_name = "DURATION", default_value = "5m", requires = "wait", value_parser = timeout)]
+    pub(crate) timeout: Duration,
+}
+
+fn timeout(text: &str) -> Result<Duration, String> {
+    match text.parse::<Duration>() {
+        Ok(duration) if duration.as_millis() == 0 => Err("must be longer than nothing".to_owned()),
+        Ok(duration) => Ok(duration),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Namespace {
+    /// Namespace of the objects
+    #[arg(short, long, default_value = mcp_hub_crds::resource::DEFAULT_NAMESPACE, value_name = "NAMESPACE")]
+    pub(crate) namespace: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Add {
+    /// Name of the server
+    pub(crate) name: String,
+    /// Streamable HTTP endpoint of a server that runs elsewhere
+    #[arg(value_name = "URL", conflicts_with = "command", required_unless_present = "command")]
+    pub(crate) url: Option<String>,
+    /// Environment variable in clear, or from a secret as NAME=secret:SECRET/KEY
+    #[arg(short, long, value_name = "NAME=VALUE", conflicts_with = "url")]
+    pub(crate) env: Vec<String>,
+    /// Header in clear, or from a secret as NAME=secret:SECRET/KEY
+    #[arg(long, value_name = "NAME=VALUE", conflicts_with = "command")]
+    pub(crate) header: Vec<String>,
+    /// Start it with the first call and stop it when idle
+    #[arg(long, conflicts_with = "url")]
+    pub(crate) on_demand: bool,
+    /// Replace a server of this name
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
+    /// Command that starts the server; npx and uvx lines become packages
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Remove {
+    /// Name of the server
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Apply {
+    /// File or folder of manifests; `-` is stdin
+    #[arg(short, long = "file", value_name = "PATH", required = true)]
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kind {
+    #[value(alias = "server", alias = "mcps", alias = "mcpserver", alias = "mcpservers")]
+    Servers,
+    #[value(alias = "hub", alias = "mcph", alias = "mcphub", alias = "mcphubs")]
+    Hubs,
+    #[value(alias = "event")]
+    Events,
+    #[value(alias = "origin")]
+    Origins,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Get {
+    /// What to show
+    #[arg(value_enum, value_name = "KIND")]
+    pub(crate) kind: Kind,
+    /// Only the object of this name
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) output: OutputOnly,
+}
+
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct OutputOnly {
+    /// Form of the output
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    pub(crate) output: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Table,
+    Json,
+    Yaml,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Delete {
+    /// Kind of the object
+    #[arg(value_enum, value_name = "KIND")]
+    pub(crate) kind: Kind,
+    /// Name of the object
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) namespace: Namespace,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    /// Names of servers (all if none is named)
+    #[arg(value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+    #[command(flatten)]
+    pub(crate) output: OutputOnly,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Plan {
+    /// Plan for these manifests instead of what the daemon holds
+    #[arg(short, long = "file", value_name = "PATH")]
+    pub(crate) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) output: OutputOnly,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Logs {
+    /// Name of the server
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) namespace: Namespace,
+    /// Go on with new lines as they come
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Past lines to begin with
+    #[arg(long, value_name = "LINES", default_value_t = 1000)]
+    pub(crate) tail: usize,
+    /// Only lines that match this regular expression
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) grep: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HubChoice {
+    /// Name of the hub
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub(crate) hub: String,
+    #[command(flatten)]
+    pub(crate) namespace: Namespace,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Tools {
+    /// Only tools of this server, under its own names
+    pub(crate) server: Option<String>,
+    #[command(flatten)]
+    pub(crate) hub: HubChoice,
+    #[command(flatten)]
+    pub(crate) output: OutputOnly,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Call {
+    /// Server and tool, as SERVER/TOOL
+    #[arg(value_name = "SERVER/TOOL")]
+    pub(crate) tool: String,
+    /// Argument: `key=text` (read as the tool's schema says), or `key:=JSON`
+    #[arg(short, long = "arg", value_name = "KEY=VALUE")]
+    pub(crate) args: Vec<String>,
+    /// All arguments as one JSON object; `-` reads it from stdin
+    #[arg(long, value_name = "OBJECT", conflicts_with = "args")]
+    pub(crate) json: Option<String>,
+    /// Longest wait for the answer
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = timeout)]
+    pub(crate) timeout: Duration,
+    #[command(flatten)]
+    pub(crate) hub: HubChoice,
+    #[command(flatten)]
+    pub(crate) output: OutputOnly,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Endpoint {
+    #[command(flatten)]
+    pub(crate) hub: HubChoice,
+    /// What to print: the URL, the token, or both as JSON
+    #[arg(short, long, value_enum, default_value_t = EndpointPart::Url)]
+    pub(crate) output: EndpointPart,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EndpointPart {
+    Url,
+    Token,
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Stdio {
+    #[command(flatten)]
+    pub(crate) hub: HubChoice,
+    /// Only this server, under its own names
+    #[arg(long, value_name = "NAME")]
+    pub(crate) server: Option<String>,
+    #[command(flatten)]
+    pub(crate) port: Port,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Secret {
+    /// Store a value, read from stdin
+    Set(SecretName),
+    /// List names and keys, never values
+    List(OutputOnly),
+    /// Delete a value
+    Delete(SecretName),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SecretName {
+    /// Name of the secret, as in secretRef.name
+    pub(crate) name: String,
+    /// Key in the secret, as in secretRef.key
+    #[arg(default_value = "value")]
+    pub(crate) key: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Command, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace()).map(|cli| cli.command)
+    }
+
+    #[test]
+    fn every_flag_is_documented_lower_case_and_known_once() {
+        fn walk(command: &clap::Command) {
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} of {} has no help", argument.get_id(), command.get_name());
+                if let Some(long) = argument.get_long() {
+                    assert_eq!(long, long.to_lowercase());
+                }
+            }
+            command.get_subcommands().for_each(walk);
+        }
+        Cli::command().debug_assert();
+        walk(&Cli::command());
+    }
+
+    #[test]
+    fn add_takes_a_url_or_a_command() {
+        assert!(parse("mcpctl add a https://example.com/mcp").is_ok());
+        let Ok(Command::Add(add)) = parse("mcpctl add a -e A=b -- npx -y tool --flag") else { panic!("not parsed") };
+        assert_eq!(add.command, ["npx", "-y", "tool", "--flag"]);
+        for wrong in ["mcpctl add a", "mcpctl add", "mcpctl add a https://x -- y", "mcpctl add a -e A=b https://x"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_timeout_needs_something_to_wait_for_and_some_time() {
+        assert!(parse("mcpctl up --wait --timeout 30s").is_ok());
+        for wrong in ["mcpctl up --timeout 30s", "mcpctl up --wait --timeout 0s", "mcpctl up --wait --timeout soon"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}

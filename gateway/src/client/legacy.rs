@@ -1,0 +1,213 @@
+//! Clients of the legacy era: `initialize`, sessions, notifications, batches.
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode};
+use http_body_util::BodyExt;
+use mcp_hub_dataplane_api::{Era, LEGACY_VERSIONS};
+use mcp_hub_mcp::envelope::{Envelope, Kind, Params, quoted, write_result};
+use mcp_hub_mcp::object::RawObject;
+use mcp_hub_mcp::{error, headers, methods};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::{Ask, Scope, server_info};
+use crate::body::{self, Body, full, json};
+use crate::exchange::whole;
+use crate::metrics::count;
+use crate::translate;
+use crate::upstream::{Failure, Upstream};
+
+/// What the aggregate offers to every legacy client, whatever its servers offer now.
+const CAPABILITIES: &str = r#"{"tools":{"listChanged":true},"prompts":{"listChanged":true},"resources":{"listChanged":true},"completions":{}}"#;
+/// Client capabilities that are kept in a session id; a client with more is taken for one that can do nothing special.
+const CAPABILITIES_MAX: usize = 2048;
+/// Messages of one batch.
+const BATCH_MAX: usize = 100;
+
+impl Ask {
+    /// Takes the session from the header, and checks the version that it goes with. Without a session is served too.
+    #[expect(clippy::result_large_err, reason = "the response is the error")]
+    pub(super) fn legacy_session(&mut self, id: Option<&str>) -> Result<(), Response<Body>> {
+        if let Some(version) = self.headers.get(headers::PROTOCOL_VERSION) {
+            let known = version.to_str().is_ok_and(|version| Era::of_version(version).is_some());
+            if !known {
+                let text =
+                    format!("unknown MCP-Protocol-Version; legacy versions here: {}", LEGACY_VERSIONS.join(", "));
+                return Err(body::error(StatusCode::BAD_REQUEST, id, error::INVALID_REQUEST, &text));
+            }
+        }
+        let Some(shown) = self.headers.get(headers::SESSION_ID) else { return Ok(()) };
+        let shown = shown.to_str().unwrap_or_default();
+        match self.inner.sessions.verify(self.client.principal, &self.scope.text(), shown) {
+            Some(session) => self.client.session = Some(session),
+            None => return Err(body::error(StatusCode::NOT_FOUND, id, error::INVALID_REQUEST, "no such session")),
+        }
+        Ok(())
+    }
+
+    pub(super) async fn legacy(self, message: &Bytes, envelope: &Envelope<'_>, params: &Params<'_>) -> Response<Body> {
+        let Some(id) = envelope.id.map(RawValue::get) else { return self.notified(message, envelope, params).await };
+        if envelope.kind() == Kind::Response {
+            return self.notified(message, envelope, params).await;
+        }
+        count(&self.inner.metrics.requests_legacy);
+        let method = envelope.method();
+        match (&*method, &self.scope) {
+            (methods::INITIALIZE, _) => self.initialize(id, envelope).await,
+            (methods::PING, _) => json(write_result(id, "{}")),
+            (methods::DISCOVER | methods::LISTEN, _) => no_method(id, &method),
+            (method, Scope::Aggregate) if !translate::is_translatable(method) => no_method(id, method),
+            (_, Scope::Aggregate | Scope::Server(_)) => self.pass(message, envelope, params).await,
+        }
+    }
+
+    async fn initialize(self, id: &str, envelope: &Envelope<'_>) -> Response<Body> {
+        let params = envelope.params.and_then(|raw| RawObject::parse(raw.get())).unwrap_or_default();
+        let wanted: String =
+            params.get("protocolVersion").and_then(|raw| serde_json::from_str(raw).ok()).unwrap_or_default();
+        let version = LEGACY_VERSIONS.iter().find(|known| **known == wanted).unwrap_or(&LEGACY_VERSIONS[0]);
+        let mut result = RawObject::default();
+        result.set("protocolVersion", quoted(version));
+        match &self.scope {
+            Scope::Aggregate => {
+                self.served.settle().await;
+                result.set("capabilities", CAPABILITIES);
+                result.set("serverInfo", server_info());
+                if let Some(instructions) = self.served.instructions() {
+                    result.set("instructions", quoted(&instructions));
+                }
+            }
+            Scope::Server(upstream) => match introduced(upstream, &mut result).await {
+                Ok(()) => {}
+                Err(failure) => {
+                    let text = format!("server `{}`: {failure}", upstream.config.name);
+                    return body::error(StatusCode::OK, Some(id), error::SERVER_UNAVAILABLE, &text);
+                }
+            },
+        }
+        let capabilities = match &self.scope {
+            Scope::Server(upstream) if !upstream.is_shared() => params.get("capabilities"),
+            Scope::Server(_) | Scope::Aggregate => None,
+        };
+        let capabilities = capabilities.filter(|raw| raw.len() <= CAPABILITIES_MAX);
+        let session = self.inner.sessions.open(self.client.principal, &self.scope.text(), version, capabilities);
+        let Some(Ok(session)) = session.map(|session| HeaderValue::from_str(&session)) else {
+            let text = "no random numbers for a session id";
+            return body::error(StatusCode::OK, Some(id), error::INTERNAL_ERROR, text);
+        };
+        let mut response = json(write_result(id, &result.to_string()));
+        response.headers_mut().insert(headers::SESSION_ID, session);
+        response
+    }
+
+    /// Ends the session, and a server's that was opened for it.
+    pub(super) async fn close(self) -> Response<Body> {
+        let Some(session) = &self.client.session else {
+            return full(StatusCode::BAD_REQUEST, "text/plain", "there is no session to end");
+        };
+        self.inner.sessions.close(session);
+        let owner = self.client.owner();
+        for watched in self.served.upstreams.values() {
+            if let Some(open) = watched.upstream.take_session(owner) {
+                watched.upstream.end(&open).await;
+            }
+        }
+        full(StatusCode::NO_CONTENT, "text/plain", Bytes::new())
+    }
+
+    /// Notifications, and answers to a server's requests: taken, and passed on where there is one who waits for them.
+    async fn notified(self, message: &Bytes, envelope: &Envelope<'_>, params: &Params<'_>) -> Response<Body> {
+        let method = envelope.method();
+        let owner = self.client.owner();
+        if method == methods::CANCELLED {
+            if let Some(request) = params.request_id {
+                self.inner.flights.cancel(&(owner, request.get().to_owned()));
+            }
+        } else if method != methods::INITIALIZED
+            && let Scope::Server(upstream) = &self.scope
+            && !upstream.is_shared()
+            && let Some(session) = upstream.open_session(owner)
+        {
+            // A server that is gone has nothing to be told.
+            upstream.post(session.headers(), message.clone()).await.ok();
+        }
+        full(StatusCode::ACCEPTED, "text/plain", Bytes::new())
+    }
+
+    /// Batches exist in 2025-03-26 only; their messages are answered one after the other.
+    pub(super) async fn batch(mut self, message: &Bytes) -> Response<Body> {
+        if let Err(refusal) = self.legacy_session(None) {
+            return refusal;
+        }
+        let shown = self.headers.get(headers::PROTOCOL_VERSION).and_then(|value| value.to_str().ok());
+        let version = self.client.session.as_ref().map(|session| session.version.as_str()).or(shown);
+        let messages: Vec<&RawValue> = match serde_json::from_slice(message) {
+            Ok(messages) => messages,
+            Err(problem) => {
+                return body::error(StatusCode::BAD_REQUEST, None, error::PARSE_ERROR, &problem.to_string());
+            }
+        };
+        if version != Some("2025-03-26") || messages.is_empty() || messages.len() > BATCH_MAX {
+            let text = format!("batches of 1 to {BATCH_MAX} messages are for clients of 2025-03-26");
+            return body::error(StatusCode::BAD_REQUEST, None, error::INVALID_REQUEST, &text);
+        }
+        let mut answers: Vec<String> = Vec::new();
+        for raw in messages {
+            let single = Bytes::copy_from_slice(raw.get().as_bytes());
+            let Ok(envelope) = Envelope::parse(&single) else {
+                let problem = mcp_hub_mcp::envelope::write_error(None, error::INVALID_REQUEST, "no JSON-RPC message");
+                answers.extend(String::from_utf8(problem));
+                continue;
+            };
+            let mut ask = self.clone();
+            // The answers become one JSON text, so none of them may be a stream.
+            ask.client.takes_events = false;
+            let params = Params::of(envelope.params);
+            let response = Box::pin(ask.legacy(&single, &envelope, &params)).await;
+            if envelope.kind() != Kind::Request {
+                continue;
+            }
+            let events = response.headers().get(http::header::CONTENT_TYPE).is_some_and(|kind| kind == body::EVENTS);
+            let Ok(collected) = response.into_body().collect().await else { continue };
+            let answer = collected.to_bytes();
+            let answer = if events { last_event(&answer) } else { answer.to_vec() };
+            answers.extend(String::from_utf8(answer));
+        }
+        if answers.is_empty() {
+            return full(StatusCode::ACCEPTED, "text/plain", Bytes::new());
+        }
+        whole(StatusCode::OK, format!("[{}]", answers.join(",")))
+    }
+}
+
+/// The answer in a finished event stream.
+fn last_event(stream: &[u8]) -> Vec<u8> {
+    let mut last = Vec::new();
+    let mut decoder = mcp_hub_mcp::sse::Decoder::new(mcp_hub_mcp::framing::LINE_MAX);
+    // What cannot be decoded was no answer.
+    decoder.feed(stream, |event| last = event).ok();
+    last
+}
+
+fn no_method(id: &str, method: &str) -> Response<Body> {
+    body::error(StatusCode::OK, Some(id), error::METHOD_NOT_FOUND, &format!("{method} is not offered here"))
+}
+
+/// What one server says of itself, for a legacy client.
+async fn introduced(upstream: &Upstream, result: &mut RawObject) -> Result<(), Failure> {
+    let introduction = upstream.introduction(std::time::Duration::from_secs(10)).await?;
+    let capabilities = match introduction.era {
+        Era::Legacy => introduction.capabilities().clone(),
+        Era::Modern => translate::capabilities(introduction.capabilities()),
+    };
+    result.set("capabilities", capabilities.to_string());
+    let info = match introduction.info() {
+        Value::Null => format!(r#"{{"name":{},"version":"unknown"}}"#, quoted(&upstream.config.name)),
+        info => info.to_string(),
+    };
+    result.set("serverInfo", info);
+    if let Some(instructions) = introduction.instructions() {
+        result.set("instructions", quoted(instructions));
+    }
+    Ok(())
+}

@@ -1,0 +1,241 @@
+//! Clients of either era: which one a request is of, and where it goes.
+
+mod legacy;
+mod modern;
+mod streams;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, ALLOW};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use mcp_hub_dataplane_api::{Era, MODERN_VERSIONS};
+use mcp_hub_mcp::envelope::{Envelope, MalformedMessage, Params, string, write_result};
+use mcp_hub_mcp::object::RawObject;
+use mcp_hub_mcp::{error, headers, methods};
+
+use crate::aggregate;
+use crate::body::{self, Body, full, json};
+use crate::exchange::{Aim, Exchange};
+use crate::guard::Principal;
+use crate::names;
+use crate::session::Session;
+use crate::translate;
+use crate::upstream::{Owner, Upstream};
+use crate::{Inner, Served};
+
+/// A client that has not sent its message by then is not going to; 32 MiB in it are less than 5 Mbit/s.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// One of the gateway's MCP endpoints.
+#[derive(Debug, Clone)]
+pub(crate) enum Scope {
+    Aggregate,
+    Server(Arc<Upstream>),
+}
+
+impl Scope {
+    /// What session ids are bound to.
+    fn text(&self) -> String {
+        match self {
+            Self::Aggregate => "/mcp".to_owned(),
+            Self::Server(upstream) => format!("/servers/{}/mcp", upstream.config.name),
+        }
+    }
+}
+
+/// Who sends a request, and how it speaks.
+#[derive(Debug, Clone)]
+pub(crate) struct Client {
+    pub(crate) era: Era,
+    pub(crate) principal: Principal,
+    pub(crate) session: Option<Session>,
+    pub(crate) takes_events: bool,
+}
+
+impl Client {
+    /// Whose session with a server the client's requests go into, where a server has one for each client.
+    pub(crate) fn owner(&self) -> Owner {
+        match &self.session {
+            Some(session) => Owner::Session(session.nonce),
+            None => Owner::Principal(self.principal.0),
+        }
+    }
+}
+
+/// Everything that a request is answered from.
+#[derive(Debug, Clone)]
+pub(crate) struct Ask {
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) served: Arc<Served>,
+    pub(crate) scope: Scope,
+    pub(crate) client: Client,
+    pub(crate) headers: HeaderMap,
+}
+
+pub(crate) async fn answer(
+    request: Request<Incoming>,
+    inner: Arc<Inner>,
+    served: Arc<Served>,
+    scope: Scope,
+    principal: Principal,
+) -> Response<Body> {
+    let takes_events =
+        request.headers().get_all(ACCEPT).iter().any(|value| {
+            value.to_str().is_ok_and(|value| value.contains("text/event-stream") || value.contains("*/*"))
+        });
+    let client = Client { era: Era::Legacy, principal, session: None, takes_events };
+    let mut ask = Ask { inner, served, scope, client, headers: request.headers().clone() };
+    match *request.method() {
+        Method::POST => ask.post(request.into_body()).await,
+        Method::GET | Method::DELETE => {
+            if let Err(refusal) = ask.legacy_session(None) {
+                return refusal;
+            }
+            if request.method() == Method::GET { ask.stream().await } else { ask.close().await }
+        }
+        _ => {
+            let mut refusal = full(StatusCode::METHOD_NOT_ALLOWED, "text/plain", Bytes::new());
+            refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, POST, DELETE"));
+            refusal
+        }
+    }
+}
+
+impl Ask {
+    async fn post(mut self, incoming: Incoming) -> Response<Body> {
+        let limit = usize::try_from(self.served.config.limits.message_bytes).unwrap_or(usize::MAX);
+        let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(incoming, limit).collect());
+        let Ok(body) = body.await else {
+            let text = format!("the message did not arrive within {} s", BODY_TIMEOUT.as_secs());
+            return body::error(StatusCode::REQUEST_TIMEOUT, None, error::INVALID_REQUEST, &text);
+        };
+        let message = match body {
+            Ok(body) => body.to_bytes(),
+            Err(problem) if problem.downcast_ref::<http_body_util::LengthLimitError>().is_some() => {
+                let text = format!("the message is over {limit} bytes; spec.limits.messageBytes of the hub says so");
+                return body::error(StatusCode::PAYLOAD_TOO_LARGE, None, error::MESSAGE_TOO_LARGE, &text);
+            }
+            Err(problem) => {
+                let text = format!("the message could not be read: {problem}");
+                return body::error(StatusCode::BAD_REQUEST, None, error::PARSE_ERROR, &text);
+            }
+        };
+        let envelope = match Envelope::parse(&message) {
+            Ok(envelope) => envelope,
+            Err(MalformedMessage::Batch) => return self.batch(&message).await,
+            Err(problem @ MalformedMessage::Json(_)) => {
+                return body::error(StatusCode::BAD_REQUEST, None, error::PARSE_ERROR, &problem.to_string());
+            }
+            Err(problem @ MalformedMessage::Shape) => {
+                return body::error(StatusCode::BAD_REQUEST, None, error::INVALID_REQUEST, &problem.to_string());
+            }
+        };
+        let params = Params::of(envelope.params);
+        self.client.era = self.era_of(&envelope, &params);
+        match self.client.era {
+            Era::Modern => self.modern(&message, &envelope, &params).await,
+            Era::Legacy => {
+                let initializes = envelope.method() == methods::INITIALIZE;
+                if !initializes && let Err(refusal) = self.legacy_session(envelope.id.map(|id| id.get())) {
+                    return refusal;
+                }
+                self.legacy(&message, &envelope, &params).await
+            }
+        }
+    }
+
+    /// Modern requests say so in a header and in themselves; whichever says so is held to both.
+    fn era_of(&self, envelope: &Envelope<'_>, params: &Params<'_>) -> Era {
+        let shown = self.headers.get(headers::PROTOCOL_VERSION).and_then(|value| value.to_str().ok());
+        let modern = shown.is_some_and(|version| MODERN_VERSIONS.contains(&version))
+            || (params.meta.is_some() && params.meta().protocol_version.is_some())
+            || envelope.method() == methods::DISCOVER;
+        if modern { Era::Modern } else { Era::Legacy }
+    }
+
+    /// A request that goes to a server, or is answered from what is known of several.
+    async fn pass(self, message: &Bytes, envelope: &Envelope<'_>, params: &Params<'_>) -> Response<Body> {
+        let id = envelope.id.map_or("null", |id| id.get());
+        let method = envelope.method().into_owned();
+        let (upstream, aim, aggregate) = match &self.scope {
+            Scope::Server(upstream) => {
+                let aim = if method == methods::TOOLS_CALL && !names::are_open(&upstream.config.tools) {
+                    let name = params.name.and_then(string).unwrap_or_default();
+                    let Some(own) = names::own(&upstream.config.tools, &name) else { return self.unknown(id, &method) };
+                    (own != name).then(|| Aim::Name(own.to_owned()))
+                } else {
+                    None
+                };
+                if !self.translates(upstream, &method).await {
+                    let text = format!("{method} cannot be translated between the eras of client and server");
+                    return body::error(StatusCode::OK, Some(id), error::NOT_TRANSLATABLE, &text);
+                }
+                (upstream.clone(), aim, false)
+            }
+            Scope::Aggregate => {
+                if let Some(place) = methods::LISTS.iter().position(|(list, _)| *list == method) {
+                    self.served.settle().await;
+                    let mut result = RawObject::default();
+                    result.set(methods::LISTS[place].1, self.served.merged(place).items.clone());
+                    if self.client.era == Era::Modern {
+                        translate::complete(&method, &mut result);
+                    }
+                    return json(write_result(id, &result.to_string()));
+                }
+                match self.served.route(&method, params).await {
+                    Some(route) => (route.upstream, Some(route.aim), true),
+                    None => return self.unknown(id, &method),
+                }
+            }
+        };
+        let shown = |name: &HeaderName| name.as_str().starts_with("mcp-param-");
+        let param_headers = if self.client.era == Era::Modern {
+            self.headers
+                .iter()
+                .filter(|(name, _)| shown(name))
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect()
+        } else {
+            HeaderMap::new()
+        };
+        let exchange = Exchange {
+            inner: self.inner,
+            upstream,
+            client: self.client,
+            id: id.to_owned(),
+            method,
+            message: message.clone(),
+            aim,
+            aggregate,
+            param_headers,
+        };
+        exchange.run().await
+    }
+
+    async fn translates(&self, upstream: &Upstream, method: &str) -> bool {
+        if translate::is_translatable(method) {
+            return true;
+        }
+        // A server whose era is not known is away: the request fails by itself, and says why.
+        let era = upstream.era(Duration::from_secs(10)).await;
+        era.is_err() || era.is_ok_and(|era| era == self.client.era)
+    }
+
+    fn unknown(&self, id: &str, method: &str) -> Response<Body> {
+        let problem = aggregate::unknown(method);
+        let code = match (self.client.era, method) {
+            (Era::Legacy, methods::RESOURCES_READ) => error::RESOURCE_NOT_FOUND_LEGACY,
+            _ => error::INVALID_PARAMS,
+        };
+        body::error(StatusCode::OK, Some(id), code, problem)
+    }
+}
+
+/// Our own name towards clients of the aggregate.
+fn server_info() -> String {
+    format!(r#"{{"name":"mcp-hub","version":{}}}"#, mcp_hub_mcp::envelope::quoted(env!("CARGO_PKG_VERSION")))
+}

@@ -1,0 +1,482 @@
+//! One request of a client, passed on to a server.
+//!
+//! The message is spliced, not parsed: its id where clients share a session, the name or URI that the aggregate changed,
+//! and what the server's era needs. A request that may have been acted on is never sent again; the caller gets
+//! [`SERVER_GONE`](error::SERVER_GONE), also for `tools/call`, because a result with `isError` would read as if the tool
+//! had spoken. A call that no server has seen is answered with `isError`, reason and hint, so that a model can tell people.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use hyper::body::Incoming;
+use mcp_hub_dataplane_api::Era;
+use mcp_hub_mcp::envelope::{Envelope, Params, quoted, splice, string, write_error_with, write_request, write_result};
+use mcp_hub_mcp::object::RawObject;
+use mcp_hub_mcp::{error, headers, methods, sse};
+use serde_json::json;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+use crate::Inner;
+use crate::body::{Body, JSON, events, full, json as json_response};
+use crate::client::Client;
+use crate::flights::{Flight, OnDrop};
+use crate::metrics::count;
+use crate::names;
+use crate::translate;
+use crate::upstream::{Failure, LegacySession, Upstream, collect, list, modern_headers};
+
+/// Silence after which a client is given a stream with comments, so that nothing between us takes it for dead.
+pub(crate) const COMMENT_EVERY: Duration = Duration::from_secs(15);
+/// How long a request that no server has seen waits for a server that is being replaced.
+const REPLACEMENT: Duration = Duration::from_secs(3);
+/// Attempts at one server that it refuses without looking at the request: twice restarted, and with a changed schema.
+const ATTEMPTS_MAX: usize = 4;
+/// How long a request waits for the era of a server to be found out.
+const INTRODUCTION: Duration = Duration::from_secs(10);
+
+/// What the server is to read in place of what the client wrote.
+#[derive(Debug, Clone)]
+pub(crate) enum Aim {
+    /// `params.name`.
+    Name(String),
+    /// `params.uri`.
+    Uri(String),
+    /// `params.ref`, raw.
+    Reference(String),
+}
+
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) upstream: Arc<Upstream>,
+    pub(crate) client: Client,
+    /// The client's id, raw.
+    pub(crate) id: String,
+    pub(crate) method: String,
+    pub(crate) message: Bytes,
+    pub(crate) aim: Option<Aim>,
+    /// Whether the client sees URIs of the aggregate.
+    pub(crate) aggregate: bool,
+    /// `Mcp-Param-*` of a modern client.
+    pub(crate) param_headers: HeaderMap,
+}
+
+/// A message as a server is to get it.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    pub(crate) era: Era,
+    body: Bytes,
+    headers: HeaderMap,
+    /// The id under which the server knows the request, raw.
+    pub(crate) id: String,
+    /// Whether that is not the client's.
+    pub(crate) renumbered: bool,
+    /// The client's progress token, raw, if the server got another.
+    pub(crate) token: Option<String>,
+}
+
+/// A request that a server is working on.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) outgoing: Outgoing,
+    pub(crate) response: Response<Incoming>,
+    pub(crate) flight: Flight,
+}
+
+impl Exchange {
+    /// The response for the client. After a long silence it becomes a stream.
+    pub(crate) async fn run(self) -> Response<Body> {
+        count(&self.inner.metrics.calls);
+        let streams = self.client.takes_events;
+        let id = self.id.clone();
+        // A legacy client that goes away cancels nothing; a modern server takes the end of the connection for that.
+        let detached = self.client.era == Era::Legacy && self.upstream.known_era() != Some(Era::Legacy);
+        let mut driving = Box::pin(async move {
+            if !detached {
+                return self.drive().await;
+            }
+            tokio::spawn(self.drive()).await.unwrap_or_else(|_| {
+                crate::body::error(StatusCode::OK, Some(&id), error::INTERNAL_ERROR, "the gateway failed")
+            })
+        });
+        if !streams {
+            return driving.await;
+        }
+        tokio::select! {
+            response = &mut driving => return response,
+            () = tokio::time::sleep(COMMENT_EVERY) => {}
+        }
+        let (sender, response) = events();
+        tokio::spawn(async move {
+            let driven = loop {
+                if sender.send(Bytes::from_static(sse::COMMENT)).await.is_err() {
+                    return;
+                }
+                tokio::select! {
+                    driven = &mut driving => break driven,
+                    () = sender.closed() => return,
+                    () = tokio::time::sleep(COMMENT_EVERY) => {}
+                }
+            };
+            match driven.into_body() {
+                Body::Full(message) => {
+                    // Whoever is gone misses it.
+                    sender.send(sse::event(&message.unwrap_or_default())).await.ok();
+                }
+                Body::Stream(mut messages) => {
+                    while let Some(part) = messages.recv().await {
+                        if sender.send(part).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+                Body::Upstream(body, _) => {
+                    if let Ok(message) = collect(body).await {
+                        sender.send(sse::event(&message)).await.ok();
+                    }
+                }
+            }
+        });
+        response
+    }
+
+    async fn drive(self) -> Response<Body> {
+        let limit = Duration::from_millis(self.upstream.config.call_timeout_ms);
+        let deadline = Instant::now() + limit;
+        let permit = if self.is_subscription() {
+            None
+        } else {
+            let calls = self.inner.served().calls.clone();
+            match tokio::time::timeout_at(deadline, calls.acquire_owned()).await {
+                Ok(Ok(permit)) => Some(permit),
+                Ok(Err(_)) | Err(_) => {
+                    let text = "too many calls at a time; this one waited its whole time and was not made";
+                    return crate::body::error(StatusCode::OK, Some(&self.id), error::OVERLOADED, text);
+                }
+            }
+        };
+        let opened = async {
+            if self.is_subscription() {
+                return Ok(self.open(None).await);
+            }
+            // The inner deadline tells the server; this one also ends what comes before the request is sent.
+            tokio::time::timeout_at(deadline + Duration::from_millis(100), self.open(Some(deadline))).await
+        };
+        match opened.await {
+            Ok(Ok(opened)) => self.relay(opened, permit, deadline).await,
+            // A request that its client has cancelled is not answered (2025-11-25, "Cancellation").
+            Ok(Err(Failure::Cancelled)) => events().1,
+            Ok(Err(failure)) => json_response(self.failure(&failure)),
+            Err(_) => json_response(self.failure(&Failure::Timeout(limit))),
+        }
+    }
+
+    pub(crate) fn is_subscription(&self) -> bool {
+        self.method == methods::LISTEN
+    }
+
+    /// Sends the request, again only if it is certain that no server has worked on it.
+    async fn open(&self, deadline: Option<Instant>) -> Result<Opened, Failure> {
+        let mut upstream = self.upstream.clone();
+        let until = Instant::now() + REPLACEMENT;
+        let mut pause = Duration::from_millis(25);
+        loop {
+            match self.open_at(&upstream, deadline).await {
+                Err(failure @ (Failure::Unreachable(_) | Failure::Unavailable { .. })) => {
+                    upstream.refresh.notify_one();
+                    // What was not there from the beginning is not waited for.
+                    let waits = self.upstream.endpoint().is_ok() && !self.upstream.is_long_away();
+                    if !waits || Instant::now() + pause >= until {
+                        return Err(failure);
+                    }
+                }
+                result => {
+                    // What the watch believes of the server is wrong.
+                    if upstream.is_ready() == matches!(result, Err(Failure::AuthRequired(_))) {
+                        upstream.refresh.notify_one();
+                    }
+                    return result;
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(400));
+            let served = self.inner.served();
+            if let Some(current) = served.upstreams.get(&self.upstream.config.name)
+                && current.upstream.config.uid == self.upstream.config.uid
+            {
+                upstream = current.upstream.clone();
+            }
+        }
+    }
+
+    async fn open_at(&self, upstream: &Arc<Upstream>, deadline: Option<Instant>) -> Result<Opened, Failure> {
+        upstream.endpoint()?;
+        let era = upstream.era(INTRODUCTION).await?;
+        let mut forgotten: Option<Arc<LegacySession>> = None;
+        let mut renewed = false;
+        for _ in 0..ATTEMPTS_MAX {
+            let session = match era {
+                Era::Modern => None,
+                Era::Legacy => {
+                    let owner = self.client.owner();
+                    let session = upstream.session(owner, self.capabilities(), forgotten.as_ref()).await;
+                    Some(session.map_err(not_begun)?)
+                }
+            };
+            let outgoing = self.outgoing(upstream, era)?;
+            let mut extra = outgoing.headers.clone();
+            extra.extend(session.iter().flat_map(|session| session.headers()));
+            // Before it is sent, so that there is no moment in which it cannot be cancelled.
+            let flight = Flight::new(
+                &self.inner,
+                upstream,
+                (self.client.owner(), self.id.clone()),
+                session.clone(),
+                outgoing.id.clone(),
+                if self.client.era == Era::Modern { OnDrop::Cancel } else { OnDrop::Forget },
+            );
+            let sent = tokio::select! {
+                sent = upstream.post(extra, outgoing.body.clone()) => sent,
+                () = flight.cancelled() => Err(Failure::Cancelled),
+                () = at(deadline) => {
+                    flight.abandon();
+                    return Err(Failure::Timeout(Duration::from_millis(self.upstream.config.call_timeout_ms)));
+                }
+            };
+            let response = match sent {
+                Ok(response) => response,
+                Err(failure) => {
+                    flight.landed();
+                    return Err(failure);
+                }
+            };
+            if response.status() == StatusCode::NOT_FOUND && session.as_ref().is_some_and(|open| open.id.is_some()) {
+                // The server does not know the session, so it has not looked at the request.
+                flight.landed();
+                forgotten = session;
+                continue;
+            }
+            let made_here = era == Era::Modern && self.client.era == Era::Legacy && self.method == methods::TOOLS_CALL;
+            if response.status() == StatusCode::BAD_REQUEST && made_here && !renewed {
+                // Refused for its headers, which were made from a schema that may have changed; it was not looked at.
+                flight.landed();
+                renewed = true;
+                if let Ok(tools) = list(upstream, era, methods::TOOLS_LIST, "tools").await {
+                    upstream.learn_tools(tools);
+                }
+                continue;
+            }
+            return Ok(Opened { outgoing, response, flight });
+        }
+        Err(Failure::Unreachable("it forgets every session at once".to_owned()))
+    }
+
+    /// Client capabilities for a session of this client's own.
+    fn capabilities(&self) -> Option<&str> {
+        let session = self.client.session.as_ref().filter(|_| !self.aggregate)?;
+        session.capabilities.as_deref()
+    }
+
+    fn outgoing(&self, upstream: &Upstream, era: Era) -> Result<Outgoing, Failure> {
+        let unreadable = |error: mcp_hub_mcp::envelope::MalformedMessage| Failure::Unreadable(error.to_string());
+        let envelope = Envelope::parse(&self.message).map_err(unreadable)?;
+        let params = Params::of(envelope.params);
+        let own_session = !upstream.is_shared() && self.client.session.is_some();
+        let renumbered = era == Era::Legacy && !own_session;
+        let id = if renumbered { upstream.next_id().to_string() } else { self.id.clone() };
+        let theirs = params.meta().progress_token.filter(|_| renumbered);
+        let token = theirs.map(|token| token.get().to_owned());
+        let body = if era == self.client.era {
+            let aimed = match &self.aim {
+                None => None,
+                Some(Aim::Name(name)) => params.name.map(|raw| (raw, quoted(name))),
+                Some(Aim::Uri(uri)) => params.uri.map(|raw| (raw, quoted(uri))),
+                Some(Aim::Reference(reference)) => params.reference.map(|raw| (raw, reference.clone())),
+            };
+            let mut changes: Vec<(&serde_json::value::RawValue, &[u8])> = Vec::with_capacity(3);
+            if renumbered {
+                changes.extend(envelope.id.map(|raw| (raw, id.as_bytes())));
+                changes.extend(theirs.map(|raw| (raw, id.as_bytes())));
+            }
+            changes.extend(aimed.as_ref().map(|(raw, with)| (*raw, with.as_bytes())));
+            if changes.is_empty() { self.message.clone() } else { splice(&self.message, &mut changes).into() }
+        } else {
+            let mut object = envelope.params.and_then(|raw| RawObject::parse(raw.get())).unwrap_or_default();
+            match &self.aim {
+                None => {}
+                Some(Aim::Name(name)) => object.set("name", quoted(name)),
+                Some(Aim::Uri(uri)) => object.set("uri", quoted(uri)),
+                Some(Aim::Reference(reference)) => object.set("ref", reference.clone()),
+            }
+            match era {
+                Era::Modern => translate::params_to_modern(&mut object),
+                Era::Legacy => translate::params_to_legacy(&mut object),
+            }
+            if theirs.is_some()
+                && let Some(mut meta) = object.get("_meta").and_then(RawObject::parse)
+            {
+                meta.set("progressToken", id.clone());
+                object.set("_meta", meta.to_string());
+            }
+            write_request(Some(&id), &self.method, Some(&object.to_string())).into()
+        };
+        let headers = match era {
+            Era::Legacy => HeaderMap::new(),
+            Era::Modern => self.modern_headers(upstream, &params),
+        };
+        Ok(Outgoing { era, body, headers, id, renumbered, token })
+    }
+
+    fn modern_headers(&self, upstream: &Upstream, params: &Params<'_>) -> HeaderMap {
+        let named = match (&*self.method, &self.aim) {
+            (methods::TOOLS_CALL | methods::PROMPTS_GET, Some(Aim::Name(name))) => Some(name.clone()),
+            (methods::TOOLS_CALL | methods::PROMPTS_GET, _) => params.name.and_then(string).map(Into::into),
+            (methods::RESOURCES_READ, Some(Aim::Uri(uri))) => Some(uri.clone()),
+            (methods::RESOURCES_READ, _) => params.uri.and_then(string).map(Into::into),
+            _ => None,
+        };
+        let mut extra = modern_headers(&self.method, named.as_deref());
+        match self.client.era {
+            Era::Modern => extra.extend(self.param_headers.clone()),
+            Era::Legacy if self.method == methods::TOOLS_CALL => {
+                let catalog = upstream.catalog();
+                let tool = catalog.lists[0].iter().flatten().find(|tool| Some(&tool.key) == named.as_ref());
+                let envelope = Envelope::parse(&self.message).ok();
+                let object = envelope.and_then(|envelope| RawObject::parse(envelope.params?.get()));
+                let arguments = object.as_ref().and_then(|object| object.get("arguments"));
+                for (name, value) in tool.map(|tool| translate::param_headers(&tool.raw, arguments)).unwrap_or_default()
+                {
+                    let name = HeaderName::from_bytes(name.as_bytes());
+                    if let (Ok(name), Ok(value)) = (name, HeaderValue::from_str(&headers::encode(&value))) {
+                        extra.insert(name, value);
+                    }
+                }
+            }
+            Era::Legacy => {}
+        }
+        extra
+    }
+
+    /// The message that tells the client of a failure.
+    pub(crate) fn failure(&self, failure: &Failure) -> Bytes {
+        let unseen =
+            matches!(failure, Failure::Unavailable { .. } | Failure::Unreachable(_) | Failure::AuthRequired(_));
+        if unseen {
+            count(&self.inner.metrics.calls_unavailable);
+        }
+        if let Some(remembered) = self.remembered() {
+            return remembered;
+        }
+        let name = &self.upstream.config.name;
+        let text = format!("server `{name}`: {failure}");
+        let code = match failure {
+            Failure::Unavailable { .. } | Failure::Unreachable(_) | Failure::AuthRequired(_) => {
+                if self.method == methods::TOOLS_CALL {
+                    return self.tool_error(failure, &text);
+                }
+                error::SERVER_UNAVAILABLE
+            }
+            Failure::Gone(_) | Failure::Cancelled => error::SERVER_GONE,
+            Failure::Unreadable(_) => error::ANSWER_UNREADABLE,
+            Failure::Timeout(_) => error::CALL_TIMEOUT,
+            Failure::Refused { code, .. } => *code,
+        };
+        let data = match failure {
+            Failure::Unavailable { reason, hint, .. } => Some(json!({"reason": reason, "hint": hint}).to_string()),
+            _ => None,
+        };
+        write_error_with(Some(&self.id), code, &text, data.as_deref()).into()
+    }
+
+    /// A result in which the model reads why the tool could not be called.
+    pub(crate) fn tool_error(&self, failure: &Failure, text: &str) -> Bytes {
+        let text = match failure {
+            Failure::Unavailable { reason, hint: Some(hint), .. } => {
+                format!("{text} ({reason})\nhint: {hint}\nThe tool was not called.")
+            }
+            Failure::Unavailable { reason, hint: None, .. } => format!("{text} ({reason})\nThe tool was not called."),
+            _ => format!("{text}\nThe tool was not called."),
+        };
+        let content = json!({"content": [{"type": "text", "text": text}], "isError": true}).to_string();
+        let mut result = RawObject::parse(&content).unwrap_or_default();
+        if self.client.era == Era::Modern {
+            translate::complete(&self.method, &mut result);
+        }
+        write_result(&self.id, &result.to_string()).into()
+    }
+
+    /// The list as it was when the server was last there, on its own endpoint.
+    fn remembered(&self) -> Option<Bytes> {
+        let place = methods::LISTS.iter().position(|(list, _)| *list == self.method)?;
+        let key = methods::LISTS[place].1;
+        if !self.upstream.is_listed() {
+            return None;
+        }
+        let catalog = self.upstream.catalog();
+        let items: Vec<&str> = catalog.lists[place].as_ref()?.iter().map(|item| item.raw.as_str()).collect();
+        let mut result = RawObject::default();
+        result.set(key, format!("[{}]", items.join(",")));
+        if self.client.era == Era::Modern {
+            translate::complete(&self.method, &mut result);
+        }
+        let result = self.ruled(&result.to_string());
+        Some(write_result(&self.id, &result).into())
+    }
+
+    /// A list of tools with only what the rules offer, under the names that they give.
+    pub(crate) fn ruled(&self, result: &str) -> String {
+        let rules = &self.upstream.config.tools;
+        if self.method != methods::TOOLS_LIST || names::are_open(rules) {
+            return result.to_owned();
+        }
+        let Some(mut object) = RawObject::parse(result) else { return result.to_owned() };
+        let items: Vec<&serde_json::value::RawValue> =
+            object.get("tools").and_then(|raw| serde_json::from_str(raw).ok()).unwrap_or_default();
+        let mut kept = Vec::with_capacity(items.len());
+        for raw in items {
+            let Some(item) = crate::upstream::item("tools", raw) else { continue };
+            let Some(name) = names::offered(rules, &item.key) else { continue };
+            kept.push(if name == item.key {
+                item.raw.clone()
+            } else {
+                crate::aggregate::renamed(&item.raw, "name", name)
+            });
+        }
+        object.set("tools", format!("[{}]", kept.join(",")));
+        object.to_string()
+    }
+
+    /// Whether what the server answers is what the client gets, byte by byte.
+    pub(crate) fn is_verbatim(&self, outgoing: &Outgoing) -> bool {
+        let ruled = self.method == methods::TOOLS_LIST && !names::are_open(&self.upstream.config.tools);
+        !outgoing.renumbered && outgoing.era == self.client.era && !self.aggregate && !ruled
+    }
+}
+
+/// Whatever went wrong while the session was opened, the request itself has not been sent.
+fn not_begun(failure: Failure) -> Failure {
+    match failure {
+        Failure::Gone(text) => Failure::Unreachable(text),
+        Failure::Refused { message, .. } => {
+            Failure::Unavailable { reason: "NoSession".to_owned(), message, hint: None }
+        }
+        failure => failure,
+    }
+}
+
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A whole JSON response with this status.
+pub(crate) fn whole(status: StatusCode, message: impl Into<Bytes>) -> Response<Body> {
+    full(status, JSON, message)
+}
+
+pub(crate) type Permit = Option<OwnedSemaphorePermit>;

@@ -1,0 +1,481 @@
+//! One configured server: how it is reached, what is known of it, and the sessions with it.
+
+mod handshake;
+mod http;
+mod sessions;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use ::http::header::WWW_AUTHENTICATE;
+use ::http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use hyper::body::Incoming;
+use mcp_hub_dataplane_api::gateway::{self as config, Target, UpstreamEra, UpstreamStatus};
+use mcp_hub_dataplane_api::status::Handshake;
+use mcp_hub_dataplane_api::{Era, LEGACY_VERSIONS, MODERN_VERSIONS, SessionMode};
+use mcp_hub_mcp::envelope::{Envelope, Kind, write_request};
+use mcp_hub_mcp::{headers, methods};
+use serde_json::Value;
+use tokio::sync::{Notify, broadcast, watch};
+use tokio::task::JoinHandle;
+
+pub(crate) use self::handshake::{
+    Introduction, Item, ItemLists, PATIENCE, introduce, item, list, modern_meta, summary, tools_summary,
+};
+pub(crate) use self::http::{Endpoint, Events, HttpClient, collect, http_client, is_type};
+pub(crate) use self::sessions::{LegacySession, Owner, Sessions};
+use crate::Inner;
+
+/// Notifications that a slow listener may lag behind.
+const BROADCAST: usize = 64;
+/// How long after its start a server holds up merged lists that want its definitions; afterwards it delays nobody's.
+pub(crate) const SETTLE: Duration = Duration::from_secs(3);
+
+/// Why a server gave no answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum Failure {
+    /// The configuration says so.
+    #[error("{message}")]
+    Unavailable { reason: String, message: String, hint: Option<String> },
+    /// The server has not seen the request.
+    #[error("the server cannot be reached: {0}")]
+    Unreachable(String),
+    /// The server has refused the request for want of authorization.
+    #[error("{0}")]
+    AuthRequired(String),
+    /// The request was sent; whether it was acted on is not known.
+    #[error("the connection to the server ended while it worked on the request; it may have acted on it ({0})")]
+    Gone(String),
+    #[error("the server's answer could not be read: {0}")]
+    Unreadable(String),
+    /// A JSON-RPC error.
+    #[error("the server answered: {message}")]
+    Refused { code: i64, message: String },
+    #[error("the server did not answer within {} s", .0.as_secs_f64())]
+    Timeout(Duration),
+    #[error("the client cancelled the request")]
+    Cancelled,
+}
+
+/// What is known of a server; kept while it is away.
+#[derive(Debug, Default)]
+pub(crate) struct Catalog {
+    pub(crate) introduction: Option<Introduction>,
+    pub(crate) handshake: Option<Handshake>,
+    pub(crate) lists: ItemLists,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Health {
+    /// Nothing is known yet.
+    Unknown,
+    Ready,
+    Away {
+        since: Instant,
+        failure: Failure,
+    },
+}
+
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    pub(crate) config: config::Upstream,
+    endpoint: Result<Option<Endpoint>, String>,
+    catalog: ArcSwap<Catalog>,
+    health: Mutex<Health>,
+    sessions: Sessions,
+    next_id: AtomicU64,
+    /// Notifications of the server that belong to no request, as it wrote them.
+    pub(crate) notifications: broadcast::Sender<Bytes>,
+    /// Wakes the watch: the lists may be outdated.
+    pub(crate) refresh: Notify,
+    /// Whether the first attempt to shake hands has ended.
+    pub(crate) settled: watch::Sender<bool>,
+    started: Instant,
+    stale_for: Duration,
+}
+
+/// A server and the task that keeps its lists fresh, which ends with the last user of both.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    pub(crate) upstream: Arc<Upstream>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Watched {
+    /// Takes over what a predecessor of the same server knew.
+    pub(crate) fn start(
+        config: config::Upstream,
+        stale_for: Duration,
+        inner: &Arc<Inner>,
+        predecessor: Option<&Upstream>,
+    ) -> Arc<Self> {
+        let upstream = Arc::new(Upstream::new(config, stale_for, &inner.http, predecessor));
+        let task = tokio::spawn(crate::watch::run(upstream.clone(), Arc::downgrade(inner)));
+        Arc::new(Self { upstream, task })
+    }
+}
+
+impl Upstream {
+    fn new(config: config::Upstream, stale_for: Duration, client: &HttpClient, predecessor: Option<&Self>) -> Self {
+        let endpoint = Endpoint::of(&config.target, client);
+        let away = |failure| {
+            let before = predecessor.map(Self::health);
+            let since = match before {
+                Some(Health::Away { since, .. }) => since,
+                _ => Instant::now(),
+            };
+            Health::Away { since, failure }
+        };
+        let health = match (&config.target, &endpoint) {
+            (Target::Unavailable { reason, message, hint }, _) => {
+                let (reason, message, hint) = (reason.clone(), message.clone(), hint.clone());
+                away(Failure::Unavailable { reason, message, hint })
+            }
+            (_, Err(problem)) => away(Failure::Unreachable(problem.clone())),
+            _ => Health::Unknown,
+        };
+        let catalog = predecessor.map_or_else(|| Arc::new(Catalog::default()), |before| before.catalog.load_full());
+        Self {
+            settled: watch::Sender::new(matches!(health, Health::Away { .. })),
+            config,
+            endpoint,
+            catalog: ArcSwap::new(catalog),
+            health: Mutex::new(health),
+            sessions: Sessions::default(),
+            next_id: AtomicU64::new(1),
+            notifications: predecessor
+                .map_or_else(|| broadcast::Sender::new(BROADCAST), |old| old.notifications.clone()),
+            refresh: Notify::new(),
+            started: Instant::now(),
+            stale_for,
+        }
+    }
+
+    pub(crate) fn catalog(&self) -> Arc<Catalog> {
+        self.catalog.load_full()
+    }
+
+    pub(crate) fn learn(&self, catalog: Catalog) {
+        self.catalog.store(Arc::new(catalog));
+    }
+
+    pub(crate) fn learn_tools(&self, tools: Vec<Item>) {
+        let before = self.catalog();
+        let mut lists = before.lists.clone();
+        lists[0] = Some(tools);
+        self.learn(Catalog { introduction: before.introduction.clone(), handshake: before.handshake.clone(), lists });
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        matches!(*self.health.lock().unwrap_or_else(PoisonError::into_inner), Health::Ready)
+    }
+
+    /// Notes how the server is; whether that is news.
+    pub(crate) fn set_health(&self, outcome: Result<(), Failure>) -> bool {
+        let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        let (after, news) = match (&*health, outcome) {
+            (Health::Ready, Ok(())) => (Health::Ready, false),
+            (_, Ok(())) => (Health::Ready, true),
+            (Health::Away { since, failure: before }, Err(failure)) => {
+                let news = before.to_string() != failure.to_string();
+                (Health::Away { since: *since, failure }, news)
+            }
+            (_, Err(failure)) => (Health::Away { since: Instant::now(), failure }, true),
+        };
+        *health = after;
+        news
+    }
+
+    pub(crate) fn status(&self) -> UpstreamStatus {
+        match (self.health(), self.catalog().handshake.clone()) {
+            (Health::Away { failure: Failure::AuthRequired(message), .. }, _) => {
+                UpstreamStatus::AuthRequired { message }
+            }
+            (Health::Away { failure: Failure::Unavailable { .. }, .. }, _) => UpstreamStatus::Unknown,
+            (Health::Away { failure, .. }, _) => UpstreamStatus::Failed { message: failure.to_string() },
+            (Health::Ready, Some(handshake)) => UpstreamStatus::Ready { handshake },
+            (Health::Ready | Health::Unknown, _) => UpstreamStatus::Unknown,
+        }
+    }
+
+    /// When the definitions of a server that is away are given up; `None` while it is not away.
+    pub(crate) fn stale_at(&self) -> Option<Instant> {
+        match self.health() {
+            Health::Away { since, .. } => Some(since + self.stale_for),
+            Health::Ready | Health::Unknown => None,
+        }
+    }
+
+    /// Whether what is known of the server may still be shown.
+    pub(crate) fn is_listed(&self) -> bool {
+        self.stale_at().is_none_or(|at| Instant::now() < at)
+    }
+
+    /// Waits for the first handshake to end, but not longer than [`SETTLE`] after the server was configured.
+    pub(crate) async fn settle(&self) {
+        self.settle_until(self.started + SETTLE).await;
+    }
+
+    async fn settle_until(&self, deadline: Instant) {
+        let mut settled = self.settled.subscribe();
+        if *settled.borrow_and_update() || Instant::now() >= deadline {
+            return;
+        }
+        // Not settled in time: what is known by then is used.
+        tokio::time::timeout_at(deadline.into(), settled.wait_for(|settled| *settled)).await.ok();
+    }
+
+    /// The server's introduction, waited for a while if it has not been made yet.
+    pub(crate) async fn introduction(&self, patience: Duration) -> Result<Introduction, Failure> {
+        if let Some(introduction) = &self.catalog().introduction {
+            return Ok(introduction.clone());
+        }
+        self.settle_until(Instant::now() + patience).await;
+        match (&self.catalog().introduction, self.health()) {
+            (Some(introduction), _) => Ok(introduction.clone()),
+            (None, Health::Away { failure, .. }) => Err(failure),
+            (None, Health::Ready | Health::Unknown) => Err(Failure::Unreachable("no handshake yet".to_owned())),
+        }
+    }
+
+    /// The server's era, known or found out.
+    pub(crate) async fn era(&self, patience: Duration) -> Result<Era, Failure> {
+        match self.config.era {
+            UpstreamEra::Known(era) => Ok(era),
+            UpstreamEra::Probe => Ok(self.introduction(patience).await?.era),
+        }
+    }
+
+    /// The era as far as it is known now.
+    pub(crate) fn known_era(&self) -> Option<Era> {
+        match self.config.era {
+            UpstreamEra::Known(era) => Some(era),
+            UpstreamEra::Probe => self.catalog.load().introduction.as_ref().map(|introduction| introduction.era),
+        }
+    }
+
+    /// Whether the server has been away so long that a request need not wait for it.
+    pub(crate) fn is_long_away(&self) -> bool {
+        matches!(self.health(), Health::Away { since, .. } if since.elapsed() > SETTLE)
+    }
+
+    /// Whether requests of several clients share one session, so that their ids have to be made different.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.config.sessions == SessionMode::Shared
+    }
+
+    pub(crate) fn next_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(crate) fn endpoint(&self) -> Result<&Endpoint, Failure> {
+        match &self.endpoint {
+            Ok(Some(endpoint)) => Ok(endpoint),
+            Err(problem) => Err(Failure::Unreachable(problem.clone())),
+            Ok(None) => match self.health() {
+                Health::Away { failure, .. } => Err(failure),
+                Health::Ready | Health::Unknown => Err(Failure::Unreachable("it has no address".to_owned())),
+            },
+        }
+    }
+
+    /// Sends one message; a 401 or 403 becomes a failure.
+    pub(crate) async fn post(&self, extra: HeaderMap, body: Bytes) -> Result<Response<Incoming>, Failure> {
+        let response = self.endpoint()?.send(Method::POST, extra, body).await?;
+        match response.status() {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(refusal(&response)),
+            _ => Ok(response),
+        }
+    }
+
+    /// The owner's session: opened if there is none, and opened again if it is still the one that the server forgot.
+    /// `capabilities` are the client's, raw.
+    pub(crate) async fn session(
+        &self,
+        owner: Owner,
+        capabilities: Option<&str>,
+        forgotten: Option<&Arc<LegacySession>>,
+    ) -> Result<Arc<LegacySession>, Failure> {
+        let owner = if self.is_shared() { Owner::Shared } else { owner };
+        let (slot, evicted) = self.sessions.slot(owner);
+        if let Some(evicted) = evicted {
+            self.end(&evicted).await;
+        }
+        let usable = |session: &Arc<LegacySession>| forgotten.is_none_or(|forgotten| !Arc::ptr_eq(forgotten, session));
+        if let Some(session) = slot.current.load_full().filter(usable) {
+            return Ok(session);
+        }
+        let _opening = slot.opening.lock().await;
+        if let Some(session) = slot.current.load_full().filter(usable) {
+            return Ok(session);
+        }
+        let (session, _) = self.open(capabilities).await?;
+        slot.current.store(Some(session.clone()));
+        if forgotten.is_some() {
+            // A server that forgot its sessions was restarted and may offer other things now.
+            self.refresh.notify_one();
+        }
+        Ok(session)
+    }
+
+    /// Opens a session for the owner, whatever there was before; the raw result of `initialize`.
+    pub(crate) async fn initialize(&self, owner: Owner, capabilities: Option<&str>) -> Result<String, Failure> {
+        let (slot, evicted) = self.sessions.slot(owner);
+        if let Some(evicted) = evicted {
+            self.end(&evicted).await;
+        }
+        let _opening = slot.opening.lock().await;
+        let (session, result) = self.open(capabilities).await?;
+        slot.current.store(Some(session));
+        Ok(result)
+    }
+
+    async fn open(&self, capabilities: Option<&str>) -> Result<(Arc<LegacySession>, String), Failure> {
+        let params = handshake::initialize_params(capabilities.unwrap_or("{}"));
+        let message = write_request(Some("0"), methods::INITIALIZE, Some(&params));
+        let opened = async {
+            let response = self.post(HeaderMap::new(), message.into()).await?;
+            let id = response.headers().get(headers::SESSION_ID).cloned();
+            let result = result_of(answer(response).await?)?;
+            Ok((id, result))
+        };
+        let (id, result) = tokio::time::timeout(PATIENCE, opened).await.map_err(|_| Failure::Timeout(PATIENCE))??;
+        let parsed: Value = serde_json::from_str(&result).map_err(|error| Failure::Unreadable(error.to_string()))?;
+        let version = parsed["protocolVersion"].as_str().unwrap_or_default();
+        if !LEGACY_VERSIONS.contains(&version) {
+            return Err(Failure::Unreadable(format!("it negotiated the unknown protocol version `{version}`")));
+        }
+        let version = HeaderValue::from_str(version).map_err(|error| Failure::Unreadable(error.to_string()))?;
+        let session = Arc::new(LegacySession { id, version });
+        let ready = write_request(None, methods::INITIALIZED, None);
+        self.post(session.headers(), ready.into()).await?;
+        Ok((session, result))
+    }
+
+    /// Ends a session at the server, which may have forgotten it or not know such a request.
+    pub(crate) async fn end(&self, session: &LegacySession) {
+        if let (Ok(endpoint), Some(_)) = (self.endpoint(), &session.id) {
+            let ending = endpoint.send(Method::DELETE, session.headers(), Bytes::new());
+            tokio::time::timeout(Duration::from_secs(2), ending).await.ok();
+        }
+    }
+
+    pub(crate) fn open_session(&self, owner: Owner) -> Option<Arc<LegacySession>> {
+        self.sessions.open(if self.is_shared() { Owner::Shared } else { owner })
+    }
+
+    pub(crate) fn take_session(&self, owner: Owner) -> Option<Arc<LegacySession>> {
+        self.sessions.take(owner)
+    }
+
+    /// The stream of a session's notifications.
+    pub(crate) async fn stream(&self, session: &LegacySession) -> Result<Response<Incoming>, Failure> {
+        self.endpoint()?.send(Method::GET, session.headers(), Bytes::new()).await
+    }
+
+    /// A request of our own; its raw result.
+    pub(crate) async fn ask(
+        &self,
+        era: Era,
+        owner: Owner,
+        method: &str,
+        params: &str,
+        patience: Duration,
+    ) -> Result<String, Failure> {
+        let asked = async {
+            let mut forgotten = None;
+            loop {
+                // Of the ids that are in use on a session, ours are numbers from one counter.
+                let message = write_request(Some(&self.next_id().to_string()), method, Some(params));
+                let (extra, session) = match era {
+                    Era::Modern => (modern_headers(method, None), None),
+                    Era::Legacy => {
+                        let session = match self.sessions.open(owner) {
+                            Some(session) if forgotten.is_none() => session,
+                            _ if self.is_shared() => self.session(owner, None, forgotten.as_ref()).await?,
+                            _ => {
+                                self.initialize(owner, None).await?;
+                                let opened = self.sessions.open(owner);
+                                opened.ok_or_else(|| Failure::Unreachable("the session was closed".to_owned()))?
+                            }
+                        };
+                        (session.headers(), Some(session))
+                    }
+                };
+                let response = self.post(extra, message.into()).await?;
+                if response.status() == StatusCode::NOT_FOUND && forgotten.is_none() && session.is_some() {
+                    forgotten = session;
+                    continue;
+                }
+                return result_of(answer(response).await?);
+            }
+        };
+        tokio::time::timeout(patience, asked).await.map_err(|_| Failure::Timeout(patience))?
+    }
+}
+
+/// What every modern request carries.
+pub(crate) fn modern_headers(method: &str, name: Option<&str>) -> HeaderMap {
+    let mut extra = HeaderMap::with_capacity(4);
+    extra.insert(headers::PROTOCOL_VERSION, HeaderValue::from_static(MODERN_VERSIONS[0]));
+    if let Ok(method) = HeaderValue::from_str(method) {
+        extra.insert(headers::METHOD, method);
+    }
+    if let Some(Ok(name)) = name.map(|name| HeaderValue::from_str(&headers::encode(name))) {
+        extra.insert(headers::NAME, name);
+    }
+    extra
+}
+
+fn refusal(response: &Response<Incoming>) -> Failure {
+    let status = response.status();
+    let challenge = response.headers().get(WWW_AUTHENTICATE).and_then(|value| value.to_str().ok());
+    let oauth = challenge.is_some_and(|challenge| challenge.contains("resource_metadata"));
+    let asks = if oauth { "it asks for OAuth" } else { "it does not take the credentials" };
+    Failure::AuthRequired(format!("the server answered {status}: {asks}"))
+}
+
+/// The answer to a request of our own, from JSON or an event stream; notifications before it are skipped.
+async fn answer(response: Response<Incoming>) -> Result<Bytes, Failure> {
+    let status = response.status();
+    if is_type(response.headers(), "text/event-stream") {
+        let mut events = Events::new(response.into_body());
+        while let Some(message) = events.next().await? {
+            if Envelope::parse(&message).is_ok_and(|envelope| envelope.kind() == Kind::Response) {
+                return Ok(message.into());
+            }
+        }
+        return Err(Failure::Gone("the stream ended without an answer".to_owned()));
+    }
+    let is_json = is_type(response.headers(), "application/json");
+    let body = collect(response.into_body()).await?;
+    if !is_json || (!status.is_success() && Envelope::parse(&body).is_err()) {
+        return Err(Failure::Unreadable(format!("HTTP {status}, and no JSON-RPC message")));
+    }
+    Ok(body)
+}
+
+fn result_of(answer: Bytes) -> Result<String, Failure> {
+    let envelope = Envelope::parse(&answer).map_err(|error| Failure::Unreadable(error.to_string()))?;
+    match (envelope.result, envelope.error) {
+        (Some(result), _) => Ok(result.get().to_owned()),
+        (None, error) => {
+            let error: Value = error.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default();
+            let message = error["message"].as_str().unwrap_or("no reason given").chars().take(300).collect();
+            Err(Failure::Refused { code: error["code"].as_i64().unwrap_or_default(), message })
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Sessions with legacy servers: opened when first needed, shared or one per client, and opened again when the server has
+//! forgotten them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use arc_swap::ArcSwapOption;
+use http::{HeaderMap, HeaderValue};
+use mcp_hub_mcp::headers;
+
+/// Sessions kept with one server that wants one per client; the one unused for longest makes room.
+const SESSIONS_MAX: usize = 1024;
+
+/// Whose session with a server it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Owner {
+    /// Everybody's.
+    Shared,
+    /// One client session's, by its nonce.
+    Session([u8; 24]),
+    /// All requests without a session that carry one token.
+    Principal([u8; 32]),
+}
+
+/// An open session with a legacy server.
+#[derive(Debug)]
+pub(crate) struct LegacySession {
+    /// Servers need not give one.
+    pub(crate) id: Option<HeaderValue>,
+    /// The version that was negotiated.
+    pub(crate) version: HeaderValue,
+}
+
+impl LegacySession {
+    pub(crate) fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::with_capacity(4);
+        if let Some(id) = &self.id {
+            headers.insert(headers::SESSION_ID, id.clone());
+        }
+        headers.insert(headers::PROTOCOL_VERSION, self.version.clone());
+        headers
+    }
+}
+
+/// A place for one owner's session.
+#[derive(Debug, Default)]
+pub(crate) struct Slot {
+    pub(crate) current: ArcSwapOption<LegacySession>,
+    /// Held while a session is being opened, so that one is opened and not one a request.
+    pub(crate) opening: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Sessions(Mutex<HashMap<Owner, (Arc<Slot>, Instant)>>);
+
+impl Sessions {
+    /// The owner's slot, and the session that had to go for it.
+    pub(crate) fn slot(&self, owner: Owner) -> (Arc<Slot>, Option<Arc<LegacySession>>) {
+        let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if let Some((slot, used)) = slots.get_mut(&owner) {
+            *used = now;
+            return (slot.clone(), None);
+        }
+        let mut evicted = None;
+        if slots.len() >= SESSIONS_MAX
+            && let Some(oldest) = slots.iter().min_by_key(|(_, (_, used))| *used).map(|(owner, _)| *owner)
+        {
+            evicted = slots.remove(&oldest).and_then(|(slot, _)| slot.current.load_full());
+        }
+        let slot = Arc::new(Slot::default());
+        slots.insert(owner, (slot.clone(), now));
+        (slot, evicted)
+    }
+
+    /// The owner's session, if one is open.
+    pub(crate) fn open(&self, owner: Owner) -> Option<Arc<LegacySession>> {
+        let slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.get(&owner)?.0.current.load_full()
+    }
+
+    /// Forgets the owner's session.
+    pub(crate) fn take(&self, owner: Owner) -> Option<Arc<LegacySession>> {
+        let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.remove(&owner)?.0.current.load_full()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_session_unused_for_longest_makes_room() {
+        let sessions = Sessions::default();
+        let owner = |n: usize| Owner::Session(std::array::from_fn(|i| n.to_le_bytes().get(i).copied().unwrap_or(0)));
+        let open = || LegacySession { id: None, version: HeaderValue::from_static("2025-11-25") };
+        for n in 0..SESSIONS_MAX {
+            sessions.slot(owner(n)).0.current.store(Some(Arc::new(open())));
+        }
+        sessions.slot(owner(0));
+        let (_, evicted) = sessions.slot(owner(SESSIONS_MAX));
+        assert!(evicted.is_some() && sessions.open(owner(0)).is_some() && sessions.open(owner(1)).is_none());
+    }
+}

@@ -1,0 +1,131 @@
+//! Clients made with the official SDKs use real servers through every door of the hub.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use mcp_hub_e2e::{Endpoint, Hub, binary, text};
+use serde_json::{Value, json};
+
+/// The servers of examples/quickstart, with a call each and a word of its answer.
+struct Expectation {
+    server: &'static str,
+    tool: &'static str,
+    arguments: Value,
+    answer: &'static str,
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap().to_owned()
+}
+
+fn expectations() -> Vec<Expectation> {
+    let demo = root().join("examples/quickstart/demo");
+    vec![
+        Expectation {
+            server: "everything",
+            tool: "echo",
+            arguments: json!({"message": "hello through the hub"}),
+            answer: "hello through the hub",
+        },
+        Expectation {
+            server: "files",
+            tool: "list_directory",
+            arguments: json!({"path": demo.to_str().unwrap()}),
+            answer: "hello.txt",
+        },
+        Expectation { server: "time", tool: "get_current_time", arguments: json!({"timezone": "UTC"}), answer: "UTC" },
+        Expectation {
+            server: "git",
+            tool: "git_status",
+            arguments: json!({"repo_path": root().to_str().unwrap()}),
+            answer: "Repository status",
+        },
+        Expectation {
+            server: "units",
+            tool: "convert",
+            arguments: json!({"value": 1, "from": "km", "to": "m"}),
+            answer: "1000",
+        },
+    ]
+}
+
+/// Where `cargo xtask test` installs the SDKs.
+fn installed() -> PathBuf {
+    let path = std::env::var_os("MCP_HUB_CLIENTS").expect("run this through `cargo xtask test --level e2e`");
+    PathBuf::from(path)
+}
+
+/// Runs a client program to its end and returns what it printed.
+fn run(hub: &Hub, client: &[&str], door: &[String], plan: &Value) -> Value {
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients");
+    let mut command = match client[0] {
+        "python" => {
+            let mut command = Command::new(installed().join("python/bin/python"));
+            command.arg(scripts.join("client.py"));
+            command
+        }
+        _ => {
+            let mut command = Command::new("node");
+            command.arg(scripts.join("client.mjs"));
+            command
+        }
+    };
+    command.arg(client[1]).args(door).env("MCP_HUB_CLIENTS", installed()).env("MCPHUB_HOME", hub.home());
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the client starts");
+    child.stdin.take().unwrap().write_all(plan.to_string().as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{client:?} {door:?}: {}\n{}", text(&output.stderr), hub.log());
+    serde_json::from_slice(&output.stdout).expect("the client prints JSON")
+}
+
+const CLIENTS: [&[&str]; 4] = [&["python", "auto"], &["python", "legacy"], &["node", "sdk"], &["node", "client"]];
+
+fn check(report: &Value, expectations: &[&Expectation], named: impl Fn(&Expectation) -> String, what: &str) {
+    let tools: Vec<&str> = report["tools"].as_array().unwrap().iter().map(|tool| tool.as_str().unwrap()).collect();
+    for (expectation, answer) in expectations.iter().zip(report["answers"].as_array().unwrap()) {
+        let name = named(expectation);
+        assert!(tools.contains(&name.as_str()), "{what}: {name} is not listed among {tools:?}");
+        assert_eq!(answer["isError"], false, "{what}: {answer}");
+        assert!(answer["text"].as_str().unwrap().contains(expectation.answer), "{what}: {answer}");
+    }
+}
+
+#[test]
+fn the_official_sdks_list_and_call_every_quickstart_server_through_every_door() {
+    let manifest = std::fs::read_to_string(root().join("examples/quickstart/servers.yaml")).unwrap();
+    // The same servers with absolute paths, because the manifest is copied.
+    let demo = root().join("examples/quickstart/demo");
+    let manifest = manifest
+        .replace("../../target/debug/units-server", binary("units-server").to_str().unwrap())
+        .replace(r#"["demo"]"#, &format!("[{:?}]", demo.to_str().unwrap()));
+    let hub = Hub::with(&manifest);
+    let expectations = expectations();
+    for expectation in &expectations {
+        hub.wait_reason(expectation.server, "Ready");
+    }
+    let Endpoint { url, token } = hub.endpoint();
+    let program = binary("mcpctl").to_str().unwrap().to_owned();
+    for client in CLIENTS {
+        let all: Vec<&Expectation> = expectations.iter().collect();
+        let prefixed = |expectation: &Expectation| format!("{}_{}", expectation.server, expectation.tool);
+        let plan: Vec<Value> = all.iter().map(|e| json!({"tool": prefixed(e), "arguments": e.arguments})).collect();
+        let doors = [
+            ("the aggregate", vec!["http".to_owned(), url.clone(), token.clone()]),
+            ("stdio", vec!["stdio".to_owned(), program.clone(), "stdio".to_owned()]),
+        ];
+        for (name, door) in doors {
+            let report = run(&hub, client, &door, &json!(plan));
+            check(&report, &all, prefixed, &format!("{client:?} through {name}"));
+        }
+        for expectation in &expectations {
+            let own = hub.endpoint().server(expectation.server);
+            let plan = json!([{"tool": expectation.tool, "arguments": expectation.arguments}]);
+            let report = run(&hub, client, &["http".to_owned(), own, token.clone()], &plan);
+            check(&report, &[expectation], |e| e.tool.to_owned(), &format!("{client:?} at {}", expectation.server));
+        }
+    }
+}
