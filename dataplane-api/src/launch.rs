@@ -51,7 +51,8 @@ pub struct Owner {
     pub name: String,
 }
 
-/// The program to run. Its environment is exactly `env` plus the pushed secrets plus [`OWNER_ENV`].
+/// The program to run. Its environment is exactly `env` plus the pushed secrets plus [`OWNER_ENV`], and with a process for
+/// each client also `MCP_BRIDGE_RUN`, by which the strays of one client's process are told from another's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Child {

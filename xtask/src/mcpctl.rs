@@ -21,18 +21,26 @@ pub(crate) enum Profile {
 impl Mcpctl {
     /// Builds the command-line tool, the bridge and the example server.
     pub(crate) fn build(home: PathBuf, profile: Profile) -> Result<Self, Error> {
-        let packages = ["--package", "mcpctl", "--package", "mcp-hub-bridge", "--package", "units-server"];
-        let mut build = shell::cargo(&["build", "--locked"]);
-        build.args(packages);
+        let programs = ["--package", "mcpctl", "--package", "units-server"];
+        let bridge = ["--package", "mcp-hub-bridge"];
+        // The quickstart's manifest names the example server of the debug build.
+        shell::run(shell::cargo(&["build", "--locked"]).args(programs).args(bridge))?;
         let folder = match profile {
-            Profile::Debug => "debug",
+            Profile::Debug => shell::target().join("debug"),
             Profile::Release => {
-                build.arg("--release");
-                "release"
+                shell::run(shell::cargo(&["build", "--locked", "--release"]).args(["--package", "mcpctl"]))?;
+                shell::run(shell::cargo(&["build", "--locked", "--profile", "bridge"]).args(bridge))?;
+                let (built, wanted) =
+                    (shell::target().join("bridge/mcp-bridge"), shell::target().join("release/mcp-bridge"));
+                std::fs::copy(&built, &wanted).map_err(|source| Error::File {
+                    action: "copy the bridge to",
+                    path: wanted.clone(),
+                    source,
+                })?;
+                shell::target().join("release")
             }
         };
-        shell::run(&mut build)?;
-        Ok(Self { home, program: shell::target().join(folder).join("mcpctl") })
+        Ok(Self { home, program: folder.join("mcpctl") })
     }
 
     pub(crate) fn command(&self, args: &[&str]) -> Command {

@@ -13,6 +13,9 @@ const INSPECT: &str = "import importlib.metadata as m, json, sys
 d = m.distribution(sys.argv[1])
 print(json.dumps({'version': d.version, 'scripts': [e.name for e in d.entry_points if e.group == 'console_scripts']}))";
 
+/// What [`INSPECT`] printed, kept with the installation: asking again would cost every start the start of an interpreter.
+const INSPECTED: &str = "mcp-hub.json";
+
 /// Folder of an installation whose version was not given; it is kept under the name until the source changes.
 const NEWEST: &str = "newest";
 
@@ -28,13 +31,22 @@ pub(super) async fn install(packages: &Packages, source: &PackageSource) -> Resu
             let venv = draft.to_string_lossy();
             packages.run(&python, &["-m", "venv", &venv], draft).await.map_err(|error| no_venv(error, &source.name))?;
             let args = ["-m", "pip", "install", "--quiet", "--no-compile", &spec];
-            packages.run(&interpreter(draft), &args, draft).await.map(drop).map_err(|error| not_found(error, &spec))
+            packages.run(&interpreter(draft), &args, draft).await.map_err(|error| not_found(error, &spec))?;
+            // Isolated: neither the working directory nor the user's own packages may stand in for the environment's.
+            let printed = packages.run(&interpreter(draft), &["-I", "-c", INSPECT, &source.name], draft).await?;
+            let path = draft.join(INSPECTED);
+            std::fs::write(&path, printed).map_err(|source| PackageError::File { action: "write", path, source })
         })
         .await?;
     let python = interpreter(&folder);
-    // Isolated: neither the working directory nor the user's own packages may stand in for the environment's.
-    let printed = packages.run(&python, &["-I", "-c", INSPECT, &source.name], &folder).await?;
-    let found: Value = serde_json::from_str(&printed).unwrap_or_default();
+    let path = folder.join(INSPECTED);
+    let printed =
+        std::fs::read(&path).map_err(|source| PackageError::File { action: "read", path: path.clone(), source })?;
+    let found: Value = serde_json::from_slice(&printed).map_err(|error| PackageError::File {
+        action: "parse",
+        path,
+        source: error.into(),
+    })?;
     let scripts = found["scripts"].as_array().into_iter().flatten().filter_map(Value::as_str);
     let scripts: BTreeMap<String, String> = scripts.map(|name| (name.to_owned(), name.to_owned())).collect();
     let script = folder.join("bin").join(choose(source, scripts)?);
