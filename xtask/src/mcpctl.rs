@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+use crate::needs::MUSL;
 use crate::shell::{self, Error};
 
 #[derive(Debug)]
