@@ -91,10 +91,13 @@ pub(crate) struct Up {
     pub(crate) output: Format,
 }
 
+/// Port of hubs that name none, unless `--port` says otherwise.
+pub(crate) const DEFAULT_PORT: u16 = 7337;
+
 #[derive(Debug, Args)]
 pub(crate) struct Port {
     /// Port of hubs that name none
-    #[arg(long, env = "MCPHUB_PORT", default_value_t = 7337, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, env = "MCPHUB_PORT", default_value_t = DEFAULT_PORT, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: u16,
 }
 

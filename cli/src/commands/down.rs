@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::admin::client::Admin;
 use crate::admin::{DaemonVersion, OriginPath, Shutdown, Synced, path};
-use crate::args::Down;
+use crate::args::{DEFAULT_PORT, Down};
 use crate::commands::up::ensure_daemon;
 use crate::error::Error;
 use crate::output;
@@ -47,9 +47,9 @@ pub(crate) async fn run(places: &Places, admin: &Admin, args: &Down) -> Result<(
                     hint: Some("`mcpctl down --all` ends them, `mcpctl up` takes them over".to_owned()),
                 });
             }
-            // Only a daemon knows what belongs to whom, so one is started to end them. Port 0 is never served: it is gone
-            // before any hub is.
-            (true, true) => ensure_daemon(places, admin, 7337).await?,
+            // Only a daemon knows what belongs to whom, so one is started to end them. Whether its hub gets the port does
+            // not matter: it is gone within moments.
+            (true, true) => ensure_daemon(places, admin, DEFAULT_PORT).await?,
         }
     }
     admin.post::<()>(path::SHUTDOWN, &Shutdown::Everything).await?;
