@@ -86,9 +86,15 @@ pub(crate) struct Up {
     pub(crate) wait: Wait,
     #[command(flatten)]
     pub(crate) port: Port,
-    /// How changes are shown where there is no terminal
-    #[arg(short, long, value_enum, default_value_t = Format::Table)]
-    pub(crate) output: Format,
+    /// How changes are shown: as text, drawn again in its place on a terminal, or as one JSON object a line
+    #[arg(short, long, value_enum, default_value_t = Changes::Text)]
+    pub(crate) output: Changes,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Changes {
+    Text,
+    Json,
 }
 
 /// Port of hubs that name none, unless `--port` says otherwise.

@@ -76,7 +76,7 @@ pub(crate) async fn run(
         ending: watch::Sender::new(None),
         ended: watch::Sender::new(false),
     });
-    daemon.follow_known();
+    daemon.follow_known()?;
 
     let listener = server::bind(&daemon.places.admin_socket())?;
     let (stop, _) = watch::channel(false);
@@ -106,8 +106,8 @@ pub(crate) async fn run(
 
 impl Daemon {
     /// The user's own configuration, and what a former daemon followed.
-    fn follow_known(&self) {
-        let known = self.store.origins().unwrap_or_default();
+    fn follow_known(&self) -> Result<(), Error> {
+        let known = self.store.origins().map_err(|error| sync_failed(&error))?;
         let own = self.places.servers();
         let others = known.into_iter().map(|origin| origin.path).filter(|path| *path != own);
         for path in std::iter::once(own.clone()).chain(others.collect::<Vec<_>>()) {
@@ -115,6 +115,7 @@ impl Daemon {
                 tracing::warn!(origin = %path.display(), %error, "origin not loaded; its last good version stays");
             }
         }
+        Ok(())
     }
 
     pub(crate) fn objects(&self) -> Objects {
@@ -144,23 +145,18 @@ impl Daemon {
     /// Loads the origin now and follows it from now on. An origin that cannot be read is not followed unless it was
     /// before.
     pub(crate) fn follow(&self, path: &Path) -> Result<Synced, Error> {
+        // Asked first: loading makes the store know the origin, also when it fails.
+        let origins = self.store.origins().map_err(|error| sync_failed(&error))?;
+        let known = path == self.places.servers() || origins.iter().any(|origin| origin.path == path);
         let (followed, result) = origins::follow(self.store.clone(), path.to_owned());
-        let own = path == self.places.servers();
-        let mut all = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = all.contains_key(path) || own || self.is_known(path);
         if result.is_ok() || known {
-            all.insert(path.to_owned(), followed);
-        }
-        drop(all);
-        if result.is_err() && !known {
+            self.followed.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned(), followed);
+        } else {
             // Refused as a whole: nothing of it stays.
+            drop(followed);
             self.store.remove_origin(path).map_err(|error| sync_failed(&error))?;
         }
         result.map(|synced| shown(&synced)).map_err(|error| load_failed(&error))
-    }
-
-    fn is_known(&self, path: &Path) -> bool {
-        self.store.origins().is_ok_and(|origins| origins.iter().any(|origin| origin.path == path && origin.objects > 0))
     }
 
     /// Follows the origin no more; returns when its servers are gone.
@@ -177,19 +173,9 @@ impl Daemon {
             loop {
                 changes.borrow_and_update();
                 let objects = self.objects();
-                let left = keys.iter().find(|key| match key.kind {
-                    ResourceKind::MCPServer => objects.servers.iter().any(|server| {
-                        server.name_any() == key.name
-                            && server.namespace().as_deref() == Some(&key.namespace)
-                            && server.metadata.deletion_timestamp.is_some()
-                    }),
-                    ResourceKind::MCPHub => objects.hubs.iter().any(|hub| {
-                        hub.name_any() == key.name
-                            && hub.namespace().as_deref() == Some(&key.namespace)
-                            && hub.metadata.deletion_timestamp.is_some()
-                    }),
-                });
-                if left.is_none() || changes.changed().await.is_err() {
+                let left =
+                    keys.iter().any(|key| objects.metadata(key).is_some_and(|of| of.deletion_timestamp.is_some()));
+                if !left || changes.changed().await.is_err() {
                     return;
                 }
             }
@@ -200,18 +186,7 @@ impl Daemon {
     }
 
     pub(crate) fn origin_of(&self, key: &ResourceKey) -> Result<OriginAnswer, Error> {
-        let objects = self.objects();
-        let exists = match key.kind {
-            ResourceKind::MCPServer => objects
-                .servers
-                .iter()
-                .any(|server| server.name_any() == key.name && server.namespace().as_deref() == Some(&key.namespace)),
-            ResourceKind::MCPHub => objects
-                .hubs
-                .iter()
-                .any(|hub| hub.name_any() == key.name && hub.namespace().as_deref() == Some(&key.namespace)),
-        };
-        if !exists {
+        if self.objects().metadata(key).is_none() {
             let what = if key.kind == ResourceKind::MCPServer { "server" } else { "hub" };
             return Err(Error::NotFound { what, name: key.name.clone(), hint: None });
         }
@@ -277,7 +252,7 @@ impl Daemon {
         let servers = self.objects().servers;
         let server = servers
             .iter()
-            .find(|server| server.name_any() == name.name && server.namespace().as_deref() == Some(&name.namespace))
+            .find(|server| name.is_of(&server.metadata))
             .ok_or_else(|| no_server(&name.name, &servers))?;
         let owner = self.owner(server)?;
         self.ports
@@ -294,17 +269,11 @@ impl Daemon {
 
     pub(crate) fn endpoint(&self, name: &Name) -> Result<HubEndpoint, Error> {
         let hubs = self.objects().hubs;
-        let hub = hubs
-            .iter()
-            .find(|hub| hub.name_any() == name.name && hub.namespace().as_deref() == Some(&name.namespace))
-            .ok_or_else(|| Error::NotFound {
-                what: "hub",
-                name: name.name.clone(),
-                hint: Some(format!(
-                    "there are: {}",
-                    hubs.iter().map(ResourceExt::name_any).collect::<Vec<_>>().join(", ")
-                )),
-            })?;
+        let hub = hubs.iter().find(|hub| name.is_of(&hub.metadata)).ok_or_else(|| Error::NotFound {
+            what: "hub",
+            name: name.name.clone(),
+            hint: Some(format!("there are: {}", hubs.iter().map(ResourceExt::name_any).collect::<Vec<_>>().join(", "))),
+        })?;
         let status = hub.status.as_ref();
         let url = status.and_then(|status| status.endpoint.clone()).ok_or_else(|| {
             let conditions = status.and_then(|status| status.conditions.clone()).unwrap_or_default();

@@ -135,11 +135,6 @@ impl Gateway {
         upstreams.find(|upstream| upstream.config.uid == uid).map(|upstream| upstream.status())
     }
 
-    /// Uid of the upstream with this name.
-    pub fn uid_of(&self, name: &str) -> Option<String> {
-        self.0.served.load().upstreams.get(name).map(|watched| watched.upstream.config.uid.clone())
-    }
-
     /// Told whenever [`status`](Self::status) may have changed.
     pub fn status_changes(&self) -> changes::Receiver<u64> {
         self.0.status.subscribe()

@@ -6,6 +6,7 @@ pub(crate) mod server;
 
 use std::path::PathBuf;
 
+use kube::core::ObjectMeta;
 use mcp_hub_crds::{MCPHub, MCPServer, ResourceKey, ResourceKind};
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +15,17 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct Objects {
     pub(crate) servers: Vec<MCPServer>,
     pub(crate) hubs: Vec<MCPHub>,
+}
+
+impl Objects {
+    /// Metadata of the object with this key.
+    pub(crate) fn metadata(&self, key: &ResourceKey) -> Option<&ObjectMeta> {
+        let name = Name { namespace: key.namespace.clone(), name: key.name.clone() };
+        match key.kind {
+            ResourceKind::MCPServer => self.servers.iter().map(|server| &server.metadata).find(|of| name.is_of(of)),
+            ResourceKind::MCPHub => self.hubs.iter().map(|hub| &hub.metadata).find(|of| name.is_of(of)),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -51,6 +63,11 @@ pub(crate) struct Name {
 }
 
 impl Name {
+    /// Whether the object is named so.
+    pub(crate) fn is_of(&self, metadata: &ObjectMeta) -> bool {
+        metadata.name.as_ref() == Some(&self.name) && metadata.namespace.as_ref() == Some(&self.namespace)
+    }
+
     pub(crate) fn key(&self, kind: ResourceKind) -> ResourceKey {
         ResourceKey { kind, namespace: self.namespace.clone(), name: self.name.clone() }
     }

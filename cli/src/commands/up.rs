@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::admin::client::Admin;
 use crate::admin::{DaemonVersion, Objects, OriginPath, Shutdown, Synced, path};
-use crate::args::{Format, Up};
+use crate::args::{Changes, Up};
 use crate::commands::status::table;
 use crate::commands::wait::{self, Of};
 use crate::daemon;
@@ -178,9 +178,9 @@ async fn foreground(admin: &Admin, args: &Up, file: Option<&Path>) -> Result<(),
         follow(admin, file).await?;
     }
     let mut shown: Box<dyn Show> = match (args.output, output::is_terminal()) {
-        (Format::Table, true) => Box::new(Live::default()),
-        (Format::Table, false) => Box::new(Lines::default()),
-        (Format::Json | Format::Yaml, _) => Box::new(Json::default()),
+        (Changes::Text, true) => Box::new(Live::default()),
+        (Changes::Text, false) => Box::new(Lines::default()),
+        (Changes::Json, _) => Box::new(Json::default()),
     };
     let waited = wait::settle(admin, args.wait, &Of::All);
     tokio::pin!(waited);

@@ -35,8 +35,7 @@ async def main() -> None:
             result = await client.call_tool(call["tool"], call["arguments"])
             text = "\n".join(part.text for part in result.content if part.type == "text")
             answers.append({"tool": call["tool"], "isError": bool(result.is_error), "text": text})
-        version = getattr(client, "protocol_version", None)
-    print(json.dumps({"tools": tools, "answers": answers, "version": version}))
+    print(json.dumps({"tools": tools, "answers": answers}))
 
 
 asyncio.run(main())
