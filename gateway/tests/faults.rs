@@ -201,25 +201,37 @@ async fn a_call_has_its_time_and_a_legacy_server_is_told_when_it_is_up() {
 
 #[tokio::test]
 async fn calls_beyond_the_limit_wait_their_turn_and_not_for_ever() {
-    let fake = Fake::start(Era::Modern, "one").await;
-    let mut upstream = fake.upstream("one");
-    upstream.call_timeout_ms = 1_500;
-    let mut configured = config(vec![upstream]);
+    let (held, brief, patient) = (
+        Fake::start(Era::Modern, "held").await,
+        Fake::start(Era::Modern, "brief").await,
+        Fake::start(Era::Modern, "patient").await,
+    );
+    let mut short = brief.upstream("brief");
+    short.call_timeout_ms = 300;
+    let mut configured = config(vec![held.upstream("held"), short, patient.upstream("patient")]);
     configured.limits.concurrent_calls = 1;
     let hub = Hub::start(configured).await;
     ready(&hub).await;
-    fake.set(|state| state.fault = Fault::Hang);
     let client = hub.connected("/mcp", Era::Modern).await;
-    let held = tokio::spawn({
+    let call = |tool: &'static str| {
         let client = client.clone();
-        async move { client.call("one_echo", json!({})).await }
-    });
-    wait_for("the first call", || fake.calls().len() == 1).await;
-    fake.set(|state| state.fault = Fault::None);
-    let second = client.call("one_echo", json!({})).await;
-    assert!(second["result"].is_object() || second["error"]["code"] == 1005, "{second}");
-    assert_eq!(held.await.unwrap()["error"]["code"], 1003);
-    assert!(client.call("one_echo", json!({})).await["result"].is_object(), "the place is free again");
+        tokio::spawn(async move { client.call(tool, json!({})).await })
+    };
+    held.set(|state| state.fault = Fault::Hang);
+    let holding = call("held_echo");
+    wait_for("the first call", || held.calls().len() == 1).await;
+    // Its time is up while another has the only place, however slow this machine is.
+    let refused = call("brief_echo").await.unwrap();
+    assert_eq!(refused["error"]["code"], 1005, "{refused}");
+    assert_eq!(brief.calls().len(), 0);
+    let waiting = call("patient_echo");
+    holding.abort();
+    let second = waiting.await.unwrap();
+    assert!(second["result"].is_object(), "{second}");
+    // A call that takes its whole time gives its place back, too.
+    brief.set(|state| state.fault = Fault::Hang);
+    assert_eq!(call("brief_echo").await.unwrap()["error"]["code"], 1003);
+    assert!(call("patient_echo").await.unwrap()["result"].is_object(), "the place is free again");
 }
 
 #[tokio::test]
