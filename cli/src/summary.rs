@@ -5,7 +5,7 @@ use kube::ResourceExt;
 use mcp_hub_crds::source::Source;
 use mcp_hub_crds::status::{Phase, condition};
 use mcp_hub_crds::{MCPHub, MCPServer};
-use mcp_hub_reconcile::workload::is_stopped;
+use mcp_hub_reconcile::workload::{RESTARTED_AT_ANNOTATION, is_stopped};
 
 use crate::output::painted;
 
@@ -87,7 +87,10 @@ pub(crate) fn settled(server: &MCPServer) -> Settled {
     let generation = server.status.as_ref().and_then(|status| status.observed_generation);
     // Nor does one from before `start`, which changes no spec.
     let started = row.phase == Phase::Paused && !is_stopped(server);
-    let current = generation == server.metadata.generation && !started;
+    // Nor one from before `restart`, which changes no spec either.
+    let asked = server.annotations().get(RESTARTED_AT_ANNOTATION);
+    let restarted = asked == server.status.as_ref().and_then(|status| status.restarted_at.as_ref());
+    let current = generation == server.metadata.generation && !started && restarted;
     match row.phase {
         _ if !current => Settled::Not,
         Phase::Ready | Phase::Asleep | Phase::Degraded if row.ready => Settled::Ready,
@@ -166,6 +169,15 @@ mod tests {
                 "{phase} {reason} {generation}"
             );
         }
+    }
+
+    #[test]
+    fn a_status_from_before_a_restart_ends_no_wait() {
+        let mut server = server(status("Ready", "True", "Ready", 2));
+        server.annotations_mut().insert(RESTARTED_AT_ANNOTATION.to_owned(), "2026-01-01T00:00:01Z".to_owned());
+        assert_eq!(settled(&server), Settled::Not);
+        server.status.as_mut().unwrap().restarted_at = Some("2026-01-01T00:00:01Z".to_owned());
+        assert_eq!(settled(&server), Settled::Ready);
     }
 
     #[test]

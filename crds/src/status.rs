@@ -31,6 +31,8 @@ pub struct MCPServerStatus {
     /// Restarts by supervision.
     pub restarts: Option<i64>,
     pub last_error: Option<String>,
+    /// The request to restart (annotation `mcphub.io/restarted-at`) that was last carried out.
+    pub restarted_at: Option<String>,
     /// Version of the lowering that its objects were made by; kept until the spec changes.
     pub lower_revision: Option<i32>,
 }

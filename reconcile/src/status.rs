@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::lower::{Degraded, LOWER_REVISION};
 use crate::observed::{Failure, Observed, PrepareState};
 use crate::ports::HubState;
-use crate::workload::is_stopped;
+use crate::workload::{RESTARTED_AT_ANNOTATION, is_stopped};
 
 /// Annotation with which a store tells that the manifest of an object cannot be read: `REASON: MESSAGE`.
 pub const MANIFEST_PROBLEM_ANNOTATION: &str = "mcphub.io/manifest-problem";
@@ -120,7 +120,17 @@ pub fn server(server: &MCPServer, findings: &Findings, failure: Option<&Error>, 
         tools,
         restarts: bridge.map(|bridge| i64::try_from(bridge.restarts).unwrap_or(i64::MAX)),
         last_error: bridge.and_then(last_error).or_else(|| failure.map(Error::chain)),
+        restarted_at: restarted_at(server, findings, failure),
         lower_revision: Some(LOWER_REVISION),
+    }
+}
+
+/// A pass that did all its steps has carried out the request to restart that its object bore.
+fn restarted_at(server: &MCPServer, findings: &Findings, failure: Option<&Error>) -> Option<String> {
+    let done = failure.is_none() && findings.unimplemented.is_empty() && findings.missing_secrets.is_empty();
+    match done {
+        true => server.annotations().get(RESTARTED_AT_ANNOTATION).cloned(),
+        false => server.status.as_ref().and_then(|previous| previous.restarted_at.clone()),
     }
 }
 

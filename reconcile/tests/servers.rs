@@ -395,7 +395,11 @@ async fn a_requested_restart_replaces_the_server_once() {
             Some([(RESTARTED_AT_ANNOTATION.to_owned(), "2026-08-01T00:00:00Z".to_owned())].into());
     });
     s.store.apply_server(restarted.clone());
-    assert_eq!(s.settle().await, ["remove bridge github", "make bridge github"]);
+    let writes = s.settle().await;
+    assert_eq!(writes, ["remove bridge github", "make bridge github", "status of github"]);
+    // By which whoever asked knows that it has been done.
+    let status = s.store.find_server("github").and_then(|server| server.status.clone()).unwrap();
+    assert_eq!(status.restarted_at.as_deref(), Some("2026-08-01T00:00:00Z"));
     s.store.apply_server(restarted);
     assert_eq!(s.settle().await, Vec::<String>::new());
 }
