@@ -58,7 +58,8 @@ impl Control {
 
     /// One item for each status that the bridge tells; ends with the bridge.
     pub(super) async fn events(&self) -> Result<BoxStream<'static, ()>, ControlError> {
-        let body = self.send(Method::GET, control::EVENTS, Bytes::new()).await?;
+        let ask = self.send(Method::GET, control::EVENTS, Bytes::new());
+        let body = tokio::time::timeout(PATIENCE, ask).await.unwrap_or(Err(ControlError::Unreachable))?;
         let frames = futures::stream::unfold(body, |mut body| async move {
             match body.frame().await {
                 Some(Ok(_)) => Some(((), body)),

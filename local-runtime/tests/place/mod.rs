@@ -22,6 +22,7 @@ use mcp_hub_reconcile::owner::OwnerKey;
 use mcp_hub_reconcile::plan::plan;
 use mcp_hub_reconcile::ports::Runtime;
 use mcp_hub_reconcile::workload::{ServerWorkload, Workload};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 /// Far longer than anything here takes; reached only by a bug.
@@ -266,9 +267,18 @@ fn pids_where(file: &str, holds: impl Fn(&str) -> bool) -> Vec<u32> {
 
 /// Only of recorded processes of this place.
 pub fn kill(pid: u32) {
+    signal(pid, Signal::KILL);
+}
+
+/// From now on the process does nothing and answers nobody.
+pub fn suspend(pid: u32) {
+    signal(pid, Signal::STOP);
+}
+
+fn signal(pid: u32, signal: Signal) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
         // Gone already is what is wanted.
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
+        rustix::process::kill_process(pid, signal).ok();
     }
 }
 
