@@ -7,6 +7,7 @@
 pub mod body;
 pub mod budget;
 pub mod calls;
+pub mod cgroup;
 pub mod clients;
 pub mod control;
 pub mod follow;
@@ -15,7 +16,6 @@ pub mod http_child;
 pub mod link;
 pub mod logs;
 pub mod mailbox;
-pub mod oom;
 pub mod pass;
 pub mod pipes;
 pub mod process;

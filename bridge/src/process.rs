@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::process::ExitStatus;
 use std::sync::Arc;
 
-use mcp_hub_dataplane_api::launch::LaunchSpec;
+use mcp_hub_dataplane_api::launch::{Cgroup, LaunchSpec};
 use mcp_hub_dataplane_api::status::Exit;
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout};
 
-use crate::oom;
+use crate::cgroup;
 use crate::spawn::{SpawnError, spawn};
 use crate::status::now;
 use crate::tree::{Scope, Tree};
@@ -21,6 +21,7 @@ pub struct Process {
     /// `NAME=VALUE` in the environment of it and its children, where the bridge runs several servers.
     mark: Option<String>,
     tree: Arc<Tree>,
+    group: Option<Cgroup>,
     oom_kills: Option<u64>,
 }
 
@@ -38,7 +39,8 @@ impl Process {
         mark: Option<(&str, String)>,
         tree: &Arc<Tree>,
     ) -> Result<(Self, Pipes), SpawnError> {
-        let oom_kills = oom::kills();
+        let group = spec.child.limits.cgroup.clone();
+        let oom_kills = cgroup::oom_kills(group.as_ref());
         let mut child = spawn(spec, secrets, mark.as_ref().map(|(name, value)| (*name, value.as_str())))?;
         // Present, because all three were asked for and nothing was awaited in between.
         let (Some(pid), Some(stdin), Some(stdout), Some(stderr)) =
@@ -48,7 +50,7 @@ impl Process {
         };
         tree.awaited(pid);
         let mark = mark.map(|(name, value)| format!("{name}={value}"));
-        Ok((Self { child, pid, mark, tree: tree.clone(), oom_kills }, Pipes { stdin, stdout, stderr }))
+        Ok((Self { child, pid, mark, tree: tree.clone(), group, oom_kills }, Pipes { stdin, stdout, stderr }))
     }
 
     pub fn pid(&self) -> u32 {
@@ -71,7 +73,7 @@ impl Process {
         Exit {
             code: status.and_then(|status| status.code()),
             signal,
-            out_of_memory: killed && oom::kills() > self.oom_kills,
+            out_of_memory: killed && cgroup::oom_kills(self.group.as_ref()) > self.oom_kills,
             at: now(),
         }
     }

@@ -15,6 +15,8 @@ use mcp_hub_dataplane_api::launch::FilesystemAccess;
 use rustix::process::{Resource, Rlimit, Signal};
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup;
+
 /// First argument that selects this mode.
 pub const MODE: &str = "exec";
 /// Environment variable with the [`Instructions`]; taken out before the server starts.
@@ -26,6 +28,8 @@ pub struct Instructions {
     pub args: Vec<String>,
     /// The bridge; if it is gone already, so is the reason to start.
     pub parent: u32,
+    /// Path of the control group to join.
+    pub cgroup: Option<String>,
     pub memory_bytes: Option<u64>,
     pub filesystem: Option<FilesystemAccess>,
 }
@@ -65,6 +69,9 @@ fn confine(instructions: &Instructions) -> Result<(), ShimError> {
     let parent = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get().unsigned_abs());
     if parent != Some(instructions.parent) {
         return Err(ShimError::ParentGone);
+    }
+    if let Some(path) = &instructions.cgroup {
+        cgroup::join(path).map_err(|source| ShimError::Limit { what: "the control group", source })?;
     }
     if let Some(bytes) = instructions.memory_bytes {
         let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };

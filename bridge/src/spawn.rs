@@ -6,6 +6,7 @@ use std::process::Stdio;
 use mcp_hub_dataplane_api::launch::{LaunchSpec, OWNER_ENV};
 use tokio::process::{Child, Command};
 
+use crate::cgroup;
 use crate::shim::{INSTRUCTIONS, Instructions, MODE};
 
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +15,8 @@ pub enum SpawnError {
     Start { program: String, source: std::io::Error },
     #[error("working directory {path} is not there")]
     WorkingDir { path: String },
+    #[error("could not make the control group {path}: {source}")]
+    Cgroup { path: String, source: std::io::Error },
     #[error("{program} has no pipes")]
     Pipes { program: String },
 }
@@ -31,10 +34,14 @@ pub fn spawn(
     if !std::path::Path::new(&child.working_dir).is_dir() {
         return Err(SpawnError::WorkingDir { path: child.working_dir.clone() });
     }
+    if let Some(group) = &child.limits.cgroup {
+        cgroup::make(group).map_err(|source| SpawnError::Cgroup { path: group.path.clone(), source })?;
+    }
     let instructions = Instructions {
         program: child.program.clone(),
         args: child.args.clone(),
         parent: std::process::id(),
+        cgroup: child.limits.cgroup.as_ref().map(|group| group.path.clone()),
         memory_bytes: child.limits.memory_bytes,
         filesystem: child.filesystem.clone(),
     };

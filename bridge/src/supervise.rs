@@ -16,7 +16,7 @@ use crate::process::{Pipes, Process, describe};
 use crate::server::{Running, Server};
 use crate::tree::Scope;
 use crate::upstream::Upstream;
-use crate::{follow, pipes};
+use crate::{cgroup, follow, pipes};
 
 /// A run of this length makes what came before it forgotten.
 pub const STEADY: Duration = Duration::from_secs(60);
@@ -98,6 +98,9 @@ pub async fn run(server: Arc<Server>) {
         }
     }
     server.tree.end(Scope::Everything).await;
+    if let Some(group) = &server.spec.child.limits.cgroup {
+        cgroup::remove(group);
+    }
     server.board.ended(Phase::Exited, None, "stopped on request".to_owned(), Vec::new(), false);
     server.has_stopped();
 }

@@ -68,16 +68,27 @@ pub struct Child {
     pub filesystem: Option<FilesystemAccess>,
 }
 
-/// Limits of each process of the server's tree, enforced by the bridge through rlimits.
-///
-/// A runtime that promises limits of the whole tree (containers, pods, a cgroup of the process runtime) sets them itself
-/// and leaves these empty.
+/// Limits that the bridge puts its server under. A runtime that has limits of its own (containers, pods) leaves these empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Limits {
-    /// `RLIMIT_DATA` in bytes: heap and private writable mappings, which is close to what users mean by memory.
-    /// (`RLIMIT_AS` would kill every Node program, which reserves address space by the gigabyte.)
+    /// Of each process: `RLIMIT_DATA` in bytes, heap and private writable mappings, which is close to what users mean by
+    /// memory. (`RLIMIT_AS` would kill every Node program, which reserves address space by the gigabyte.)
     pub memory_bytes: Option<u64>,
+    /// Of all processes together.
+    pub cgroup: Option<Cgroup>,
+}
+
+/// A control group (cgroup v2) of the server's own, below one that was delegated to the daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Cgroup {
+    /// Absolute path of its folder. The bridge makes it before the first process and removes it when it stops.
+    pub path: String,
+    /// `memory.max`; nothing of it is swapped out.
+    pub memory_bytes: Option<u64>,
+    /// `cpu.max`, in thousandths of a processor.
+    pub cpu_millis: Option<u64>,
 }
 
 /// What the child may reach in the file system; everything else is denied.

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::cgroup::Delegation;
+
 /// Variables handed on to servers: where programs and the home are, the language, proxies and CA bundles.
 const HANDED_ON: &[&str] = &[
     "PATH",
@@ -37,6 +39,8 @@ pub struct Host {
     pub gid: u32,
     /// Whether the kernel can confine a process's file access.
     pub landlock: bool,
+    /// Where limits of several processes together can be set.
+    pub cgroup: Option<Delegation>,
 }
 
 impl Host {
@@ -50,6 +54,7 @@ impl Host {
             uid: rustix::process::getuid().as_raw(),
             gid: rustix::process::getgid().as_raw(),
             landlock: has_landlock(),
+            cgroup: Delegation::of_this_process(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! One machine as a place to run MCP servers: processes behind bridges, packages in a cache, objects in SQLite, gateways
 //! in this process.
 
+pub mod cgroup;
 pub mod host;
 pub mod origins;
 pub mod packages;

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use mcp_hub_dataplane_api::status::Phase;
-use mcp_hub_reconcile::observed::PrepareState;
+use mcp_hub_local_runtime::cgroup::Delegation;
+use mcp_hub_reconcile::observed::{Observed, PrepareState};
 use mcp_hub_reconcile::owner::OwnerKey;
 use mcp_hub_reconcile::ports::{LogQuery, Runtime, RuntimeEvent};
 use mcp_hub_reconcile::workload::Workload;
-use place::{BRIDGE, PATIENCE, Place, bridges_on, is_ready, kill, marked, until, until_prepared, until_ready};
+use place::{BRIDGE, PATIENCE, Place, bridges_on, is_ready, kill, marked, suspend, until, until_prepared, until_ready};
 use serde_json::json;
 
 /// All past lines of a server's log that the server itself wrote, without the time before each.
@@ -59,7 +60,7 @@ async fn a_new_daemon_adopts_what_runs_and_hears_of_it() {
     assert_eq!(place.everything(), Vec::<String>::new());
 }
 
-fn observed_restarts(observed: &mcp_hub_reconcile::observed::Observed) -> u64 {
+fn observed_restarts(observed: &Observed) -> u64 {
     observed.bridge.as_ref().map_or(0, |bridge| bridge.restarts)
 }
 
@@ -115,6 +116,27 @@ async fn a_server_dies_with_its_bridge() {
 }
 
 #[tokio::test]
+async fn a_bridge_that_hangs_is_ended_with_its_server_and_another_one_starts() {
+    let place = Place::new();
+    let workload = place.resolved(&place.server("hung", &[]));
+    let runtime = place.runtime();
+    place.apply(&*runtime, &workload).await;
+    let before = until_ready(&*runtime, &workload.owner).await;
+    let folder = place.folder_of(&workload.owner).expect("a folder");
+    bridges_on(&folder).into_iter().for_each(suspend);
+
+    let mute = |observed: &Observed| observed.failure.as_ref().is_some_and(|failure| failure.reason == "BridgeMute");
+    until(&*runtime, &workload.owner, "mute", mute).await;
+    until(&*runtime, &workload.owner, "ended", |observed| !mute(observed) && observed.bridge.is_none()).await;
+    assert_eq!(marked(&workload.owner.id()), Vec::<u32>::new(), "the server ended with its bridge");
+    place.apply(&*runtime, &workload).await;
+    let after = until_ready(&*runtime, &workload.owner).await;
+    assert_ne!(before.activity.child_pid, after.activity.child_pid);
+    place.remove(&*runtime, &workload.owner).await;
+    assert_eq!(place.everything(), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn a_bridge_left_without_its_secrets_is_given_them_by_the_next_daemon() {
     let place = Place::new();
     place.secrets.set("login", "token", "hunter2");
@@ -139,7 +161,7 @@ async fn a_bridge_left_without_its_secrets_is_given_them_by_the_next_daemon() {
     until(&*runtime, owner, "without a bridge", |observed| observed.bridge.is_none() && observed.failure.is_none())
         .await;
     let mut bridge = tokio::process::Command::new(&*BRIDGE).arg(&folder).env_clear().spawn().unwrap();
-    let waits = |observed: &mcp_hub_reconcile::observed::Observed| {
+    let waits = |observed: &Observed| {
         observed.bridge.as_ref().is_some_and(|bridge| matches!(bridge.phase, Phase::WaitingForSecrets { .. }))
     };
     until(&*runtime, owner, "waiting for secrets", waits).await;
@@ -171,7 +193,7 @@ async fn a_server_that_exits_at_once_says_why() {
     let runtime = place.runtime();
     let workload = place.resolved(&place.server("exit", &["exit"]));
     place.apply(&*runtime, &workload).await;
-    let crashed = |observed: &mcp_hub_reconcile::observed::Observed| {
+    let crashed = |observed: &Observed| {
         observed.bridge.as_ref().is_some_and(|bridge| matches!(bridge.phase, Phase::CrashLoop { .. }))
     };
     let bridge = until(&*runtime, &workload.owner, "in a crash loop", crashed).await.bridge.unwrap();
@@ -284,6 +306,35 @@ async fn a_memory_limit_is_in_force() {
         assert_eq!(logged(&*runtime, &workload.owner, "allocating").await, outcome, "{limit}");
         place.remove(&*runtime, &workload.owner).await;
     }
+}
+
+/// The group is a folder here: what is written into it, and that the server joined it before it ran, is ours; what the
+/// kernel makes of it is not.
+#[tokio::test]
+async fn with_a_delegated_control_group_limits_hold_for_all_processes_together() {
+    let mut place = Place::new();
+    let group = place.path().join("cgroup");
+    std::fs::create_dir(&group).unwrap();
+    place.host.cgroup = Some(Delegation { path: group.clone(), memory: true, cpu: true });
+    let runtime = place.runtime();
+    let limits = json!({"resources": {"limits": {"memory": "128Mi", "cpu": "1500m"}}});
+    let workload = place.resolved(&place.server_with("limited", &[], limits));
+    let lowered = runtime.lower(&Workload::Server(Box::new(workload.clone()))).unwrap();
+    assert_eq!(lowered.degraded, []);
+    place.apply(&*runtime, &workload).await;
+    until_ready(&*runtime, &workload.owner).await;
+    let groups: Vec<_> = std::fs::read_dir(&group).unwrap().flatten().map(|entry| entry.path()).collect();
+    let [own] = &groups[..] else { panic!("one group for one server: {groups:?}") };
+    let read = |name: &str| std::fs::read_to_string(own.join(name)).unwrap();
+    assert_eq!((read("memory.max"), read("cpu.max")), ("134217728".to_owned(), "150000 100000".to_owned()));
+    assert_eq!(read("cgroup.procs"), "0", "the kernel takes 0 for the process that writes it");
+
+    // Unlike the kernel's, these files have to be removed one by one.
+    for file in std::fs::read_dir(own).unwrap().flatten() {
+        std::fs::remove_file(file.path()).unwrap();
+    }
+    place.remove(&*runtime, &workload.owner).await;
+    assert!(!own.exists(), "the group goes with its server");
 }
 
 #[tokio::test]

@@ -41,6 +41,11 @@ impl RunFolder {
         Self(run_dir.join(&hex::encode(Sha256::digest(owner.id()))[..12]))
     }
 
+    /// Its last part, unlike that of any other owner's.
+    pub(super) fn name(&self) -> &str {
+        self.0.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.0
     }
@@ -82,6 +87,12 @@ impl RunFolder {
         let mut object = Object::new(lower::bridge_id(&owner), lower::BRIDGE_STAGE, Change::Recreate, object);
         object.digest = digest.as_str().unwrap_or_default().to_owned();
         Ok(Some(object))
+    }
+
+    /// The control group that the server was given, also by a daemon that could give one and this one cannot.
+    pub(super) fn cgroup(&self) -> Option<PathBuf> {
+        let launch = self.read("launch.json").ok()??;
+        launch["child"]["limits"]["cgroup"]["path"].as_str().map(PathBuf::from)
     }
 
     fn read(&self, name: &str) -> Result<Option<Value>, ProcessError> {

@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use mcp_hub_crds::server::{FilesystemPermission, NetworkPermissions, Permissions, Volume};
+use mcp_hub_crds::Quantity;
+use mcp_hub_crds::server::{FilesystemPermission, NetworkPermissions, Permissions, Resources, Volume};
 use mcp_hub_crds::source::{Resolved, SecretKeyRef, Source};
 use mcp_hub_dataplane_api::SessionMode;
 use mcp_hub_dataplane_api::launch::{
-    Child, ChildTransport, FilesystemAccess, LaunchSpec, Limits, LogPolicy, Owner, Roots,
+    Cgroup, Child, ChildTransport, FilesystemAccess, LaunchSpec, Limits, LogPolicy, Owner, Roots,
 };
 use mcp_hub_reconcile::lower::{Change, Degraded, Lowered, Object, ObjectId, Stage, Unsupported};
 use mcp_hub_reconcile::owner::OwnerKey;
@@ -17,6 +18,7 @@ use serde_json::{Value, json};
 
 use super::NAME;
 use super::folder::RunFolder;
+use crate::cgroup::Delegation;
 use crate::host::Host;
 
 pub(super) const BRIDGE_STAGE: Stage = Stage::Workload;
@@ -74,20 +76,7 @@ pub(super) fn lower(workload: &Workload, host: &Host, run_dir: &Path) -> Result<
             message: "applies in clusters only".to_owned(),
         });
     }
-    if let Some(limits) = resources.as_ref().and_then(|resources| resources.limits.as_ref()) {
-        if limits.memory.is_some() {
-            degraded.push(Degraded {
-                field: "spec.resources.limits.memory".to_owned(),
-                message: "limits each process of the server, not all of them together".to_owned(),
-            });
-        }
-        if limits.cpu.is_some() {
-            degraded.push(Degraded {
-                field: "spec.resources.limits.cpu".to_owned(),
-                message: "a process cannot be limited in processor time without a cgroup".to_owned(),
-            });
-        }
-    }
+    let limits = limits_of(resources.as_ref(), host, RunFolder::of(run_dir, owner).name(), &mut degraded);
     if resources.as_ref().is_some_and(|resources| resources.requests.is_some()) {
         degraded.push(Degraded {
             field: "spec.resources.requests".to_owned(),
@@ -181,12 +170,7 @@ pub(super) fn lower(workload: &Workload, host: &Host, run_dir: &Path) -> Result<
             working_dir: working_dir.to_string_lossy().into_owned(),
             env: plain,
             secret_env: secrets.keys().cloned().collect(),
-            limits: Limits {
-                memory_bytes: resources
-                    .as_ref()
-                    .and_then(|resources| resources.limits.as_ref()?.memory.as_ref())
-                    .map(mcp_hub_crds::Quantity::units),
-            },
+            limits,
             filesystem,
         },
         transport: transport.clone(),
@@ -225,6 +209,40 @@ pub(super) fn secrets(body: &Value) -> Vec<(String, SecretKeyRef)> {
         .flatten()
         .map(|(variable, from)| (variable.clone(), SecretKeyRef { name: text(&from["name"]), key: text(&from["key"]) }))
         .collect()
+}
+
+/// A control group limits all processes of a server together. Without one there is a limit of memory for each of them,
+/// and none of processor time.
+fn limits_of(resources: Option<&Resources>, host: &Host, group: &str, degraded: &mut Vec<Degraded>) -> Limits {
+    let wanted = resources.and_then(|resources| resources.limits.as_ref());
+    let memory = wanted.and_then(|limits| limits.memory.as_ref()).map(Quantity::units);
+    let cpu = wanted.and_then(|limits| limits.cpu.as_ref()).map(Quantity::millis);
+    let grouped = |controller: fn(&Delegation) -> bool| host.cgroup.as_ref().is_some_and(controller);
+    let (memory_grouped, cpu_grouped) = (grouped(|group| group.memory), grouped(|group| group.cpu));
+    if memory.is_some() && !memory_grouped {
+        degraded.push(Degraded {
+            field: "spec.resources.limits.memory".to_owned(),
+            message: "limits each process of the server, not all of them together; no control group is delegated to \
+                      the daemon"
+                .to_owned(),
+        });
+    }
+    if cpu.is_some() && !cpu_grouped {
+        degraded.push(Degraded {
+            field: "spec.resources.limits.cpu".to_owned(),
+            message: "not limited: no control group is delegated to the daemon".to_owned(),
+        });
+    }
+    let (grouped_memory, grouped_cpu) = (memory.filter(|_| memory_grouped), cpu.filter(|_| cpu_grouped));
+    let cgroup = host.cgroup.as_ref().filter(|_| grouped_memory.is_some() || grouped_cpu.is_some());
+    Limits {
+        memory_bytes: memory.filter(|_| !memory_grouped),
+        cgroup: cgroup.map(|delegation| Cgroup {
+            path: delegation.path.join(format!("mcphub-{group}")).to_string_lossy().into_owned(),
+            memory_bytes: grouped_memory,
+            cpu_millis: grouped_cpu,
+        }),
+    }
 }
 
 /// Volumes as a process can have them: folders of the machine where they are. Gives the path of each and whether it may

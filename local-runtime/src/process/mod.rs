@@ -7,6 +7,7 @@
 mod console;
 mod control;
 mod folder;
+mod follow;
 mod lower;
 mod prepare;
 mod seam;
@@ -51,8 +52,6 @@ pub const NAME: &str = "process";
 const BRIDGE_START: Duration = Duration::from_secs(20);
 /// A stop takes the server's grace period at most, and a little.
 const BRIDGE_STOP: Duration = Duration::from_secs(15);
-/// How often a bridge is looked at that went silent and still holds its lock.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// A bridge that finds its folder locked by one that is just ending is started again, this often.
 const BRIDGE_STARTS: u32 = 5;
 /// Exit code of such a bridge.
@@ -196,7 +195,12 @@ impl ProcessRuntime {
             info: RuntimeInfo {
                 name: NAME.to_owned(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
-                enforces: Enforces { filesystem: config.host.landlock, ..Enforces::default() },
+                enforces: Enforces {
+                    filesystem: config.host.landlock,
+                    memory_limit: config.host.cgroup.as_ref().is_some_and(|group| group.memory),
+                    cpu_limit: config.host.cgroup.as_ref().is_some_and(|group| group.cpu),
+                    ..Enforces::default()
+                },
                 collects_garbage: false,
             },
             preparations: Preparations::new(
@@ -228,34 +232,9 @@ impl ProcessRuntime {
         Ok(all)
     }
 
-    /// Tells of changes of a bridge's status, and of its end. One follower an owner: a successor's takes its place.
+    /// One follower an owner: a successor's takes its place.
     fn follow(&self, owner: OwnerKey, folder: &RunFolder) {
-        let (events, folder) = (self.events.clone(), folder.clone());
-        let control = Control::new(folder.control_socket());
-        let follower = tokio::spawn({
-            let owner = owner.clone();
-            async move {
-                // Nobody listening is no loss: who listens later looks at everything first.
-                let tell = || events.send(RuntimeEvent::Changed(owner.clone())).ok();
-                loop {
-                    if let Ok(mut lines) = control.events().await {
-                        while lines.next().await.is_some() {
-                            tell();
-                        }
-                    }
-                    tell();
-                    // The sockets of a dying bridge close before its lock opens, and whoever looks in between sees a mute
-                    // bridge instead of a dead one; so its end is told once more.
-                    while control.status().await.is_err() {
-                        if !folder.is_held() {
-                            tell();
-                            return;
-                        }
-                        tokio::time::sleep(LOOK_AGAIN).await;
-                    }
-                }
-            }
-        });
+        let follower = tokio::spawn(follow::run(owner.clone(), folder.clone(), self.events.clone()));
         let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(predecessor) = followers.insert(owner, follower.abort_handle()) {
             predecessor.abort();
@@ -375,7 +354,11 @@ impl ProcessRuntime {
         self.seam.before("end strays")?;
         // First bridges that a dead daemon started and that have not taken the lock yet, then what servers left.
         sweep::end_bridges(owner, folder.path()).await?;
-        sweep::end_strays(owner).await
+        sweep::end_strays(owner).await?;
+        match folder.cgroup() {
+            Some(group) => sweep::end_group(owner, &group).await,
+            None => Ok(()),
+        }
     }
 
     async fn remove(&self, owner: &OwnerKey) -> Result<(), ProcessError> {

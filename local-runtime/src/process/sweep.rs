@@ -26,6 +26,21 @@ pub(super) async fn end_strays(owner: &OwnerKey) -> Result<(), ProcessError> {
     end_all(owner, |pid| has_word(pid, "environ", mark.as_bytes())).await
 }
 
+/// Kills what is left in the server's control group, which no process leaves by itself, and removes the group.
+pub(super) async fn end_group(owner: &OwnerKey, group: &Path) -> Result<(), ProcessError> {
+    let is_member = |pid: u32| {
+        let members = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+        members.lines().any(|line| line.parse() == Ok(pid))
+    };
+    end_all(owner, is_member).await?;
+    match std::fs::remove_dir(group) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(ProcessError::File { action: "delete", path: group.to_owned(), source: error })
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 /// Kills every bridge that was started on the run folder and holds no lock (yet), and waits until none is left.
 pub(super) async fn end_bridges(owner: &OwnerKey, run_folder: &Path) -> Result<(), ProcessError> {
     let argument = [run_folder.as_os_str().as_bytes(), b"\0"].concat();
