@@ -101,6 +101,9 @@ async fn serve(places: &Places, port: u16) -> Result<(), Error> {
     daemon::run(places.clone(), port, leave).await
 }
 
+/// Lines that wait for the disk; more are dropped. The queue's memory is taken at once, 32 bytes a line.
+const LOG_LINES: usize = 4096;
+
 /// The daemon's log: JSON lines in the state folder, a file a day, seven kept. Ends with the returned guard.
 fn log_to_file(places: &Places) -> Result<tracing_appender::non_blocking::WorkerGuard, Error> {
     places.create()?;
@@ -113,7 +116,8 @@ fn log_to_file(places: &Places) -> Result<tracing_appender::non_blocking::Worker
         .max_log_files(7)
         .build(&folder)
         .map_err(|error| Error::DaemonStart(format!("no log in {}: {error}", folder.display())))?;
-    let (writer, guard) = tracing_appender::non_blocking(appender);
+    let (writer, guard) =
+        tracing_appender::non_blocking::NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES).finish(appender);
     let filter = tracing_subscriber::EnvFilter::try_from_env("MCPHUB_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(writer).init();
