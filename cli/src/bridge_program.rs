@@ -1,8 +1,9 @@
 //! The bridge that this release starts in front of servers.
 //!
-//! It is kept in the cache under its own digest: an upgrade puts a new one beside the old one, which running servers go on
-//! with.
+//! A release carries bridges of several targets inside itself; a development build takes the one beside it. Either is kept
+//! in the cache under its own digest: an upgrade puts a new one beside the old one, which running servers go on with.
 
+use std::borrow::Cow;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -14,14 +15,47 @@ use crate::places::Places;
 
 const NAME: &str = "mcp-bridge";
 
-/// Path of the bridge in the cache, copied there unless it is there already.
-pub(crate) fn place(places: &Places) -> Result<PathBuf, Error> {
+/// A bridge inside this program.
+struct Carried {
+    /// Target triple it was built for.
+    target: &'static str,
+    image: &'static [u8],
+}
+
+include!(concat!(env!("OUT_DIR"), "/carried.rs"));
+
+/// Targets of the bridges that this program carries.
+pub(crate) fn carried() -> Vec<&'static str> {
+    CARRIED.iter().map(|bridge| bridge.target).collect()
+}
+
+/// The target whose bridge runs on this machine. On Linux that is the static one, which needs no library.
+fn own_target() -> String {
+    let system = if cfg!(target_os = "macos") { "apple-darwin" } else { "unknown-linux-musl" };
+    format!("{}-{system}", std::env::consts::ARCH)
+}
+
+/// The bridge for this machine.
+fn image() -> Result<Cow<'static, [u8]>, Error> {
+    let target = own_target();
+    if let Some(bridge) = CARRIED.iter().find(|bridge| bridge.target == target) {
+        return Ok(Cow::Borrowed(bridge.image));
+    }
     let own = std::env::current_exe().map_err(Error::file("find", "mcpctl itself"))?;
     let program = own.with_file_name(NAME);
     let image = std::fs::read(&program).map_err(|error| Error::Invalid {
-        message: format!("the bridge {} cannot be read: {error}", program.display()),
-        hint: Some("it belongs beside mcpctl; `cargo build` makes it with `--package mcp-hub-bridge`".to_owned()),
+        message: format!("mcpctl carries no bridge for {target}, and {} cannot be read: {error}", program.display()),
+        hint: Some(
+            "`cargo xtask dist` makes an mcpctl that carries it; `cargo build --package mcp-hub-bridge` one beside"
+                .to_owned(),
+        ),
     })?;
+    Ok(Cow::Owned(image))
+}
+
+/// Path of the bridge in the cache, copied there unless it is there already.
+pub(crate) fn place(places: &Places) -> Result<PathBuf, Error> {
+    let image = image()?;
     let digest = hex::encode(Sha256::digest(&image));
     let folder = places.cache().join("bridges").join(&digest[..16]);
     let path = folder.join(NAME);

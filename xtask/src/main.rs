@@ -2,6 +2,7 @@
 
 mod bench;
 mod clients;
+mod dist;
 mod generate;
 mod mcpctl;
 mod needs;
@@ -43,6 +44,8 @@ enum Command {
         #[arg(value_enum)]
         name: Bench,
     },
+    /// Build one mcpctl that carries the bridges of every target, in target/dist/release
+    Dist,
     /// Write generated files: CRD YAML and the CLI reference
     Generate {
         /// Write nothing; fail if a file is stale
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Command::Quickstart { once } => quickstart::run(once),
         Command::Test { setup, level } => test::run(setup, &level),
         Command::Bench { name: Bench::Local } => bench::local::run(),
+        Command::Dist => dist::run(),
         Command::Generate { check } => generate::run(check),
     };
     match result {

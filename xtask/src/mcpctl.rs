@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::needs::MUSL;
+use crate::dist;
 use crate::shell::{self, Error};
 
 #[derive(Debug)]
@@ -26,24 +26,17 @@ impl Mcpctl {
         let bridge = ["--package", "mcp-hub-bridge"];
         // The quickstart's manifest names the example server of the debug build.
         shell::run(shell::cargo(&["build", "--locked"]).args(programs).args(bridge))?;
-        let folder = match profile {
-            Profile::Debug => shell::target().join("debug"),
-            Profile::Release => {
-                shell::run(shell::cargo(&["build", "--locked", "--release"]).args(["--package", "mcpctl"]))?;
-                // As it is shipped: static, so that it runs in any image, which halves its memory, too.
-                let build = ["build", "--locked", "--profile", "bridge", "--target", MUSL];
-                shell::run(shell::cargo(&build).args(bridge))?;
-                let built = shell::target().join(MUSL).join("bridge/mcp-bridge");
-                let wanted = shell::target().join("release/mcp-bridge");
-                std::fs::copy(&built, &wanted).map_err(|source| Error::File {
-                    action: "copy the bridge to",
-                    path: wanted.clone(),
-                    source,
-                })?;
-                shell::target().join("release")
-            }
+        let program = match profile {
+            Profile::Debug => shell::target().join("debug/mcpctl"),
+            // As it is shipped: with static bridges inside.
+            Profile::Release => dist::carrying(&dist::bridges()?, "release")?,
         };
-        Ok(Self { home, program: folder.join("mcpctl") })
+        Ok(Self::at(program, home))
+    }
+
+    /// An `mcpctl` that is built already.
+    pub(crate) fn at(program: PathBuf, home: PathBuf) -> Self {
+        Self { home, program }
     }
 
     pub(crate) fn command(&self, args: &[&str]) -> Command {

@@ -8,7 +8,7 @@ use crate::shell::{self, Error};
 pub(crate) enum Need {
     Node,
     Python,
-    MuslTarget,
+    MuslTargets,
 }
 
 impl Need {
@@ -17,11 +17,11 @@ impl Need {
             Self::Node => which::which("node").is_ok() && which::which("npm").is_ok(),
             // `venv` is a package of its own on Debian.
             Self::Python => answers(Command::new("python3").args(["-c", "import venv, ensurepip"])),
-            Self::MuslTarget => {
+            Self::MuslTargets => MUSL_TARGETS.iter().all(|target| {
                 let mut rustc = Command::new("rustc");
-                rustc.args(["--print", "target-libdir", "--target", MUSL]).current_dir(shell::root());
+                rustc.args(["--print", "target-libdir", "--target", target]).current_dir(shell::root());
                 shell::output(&mut rustc).is_ok_and(|folder| std::path::Path::new(folder.trim()).is_dir())
-            }
+            }),
         }
     }
 
@@ -30,8 +30,9 @@ impl Need {
         match self {
             Self::Node => apt(&["nodejs", "npm"]),
             Self::Python => apt(&["python3", "python3-venv"]),
-            Self::MuslTarget => {
-                shell::run(Command::new("rustup").args(["target", "add", MUSL]).current_dir(shell::root()))
+            Self::MuslTargets => {
+                let mut rustup = Command::new("rustup");
+                shell::run(rustup.args(["target", "add"]).args(MUSL_TARGETS).current_dir(shell::root()))
             }
         }
     }
@@ -42,12 +43,15 @@ impl Need {
             Self::Python => {
                 "Python 3 with venv: `apt-get install python3 python3-venv`, `brew install python`, or python.org"
             }
-            Self::MuslTarget => "the musl target: `rustup target add x86_64-unknown-linux-musl`",
+            Self::MuslTargets => {
+                "the musl targets: `rustup target add x86_64-unknown-linux-musl aarch64-unknown-linux-musl`"
+            }
         }
     }
 }
 
-pub(crate) const MUSL: &str = "x86_64-unknown-linux-musl";
+/// Targets of the static bridge.
+pub(crate) const MUSL_TARGETS: [&str; 2] = ["x86_64-unknown-linux-musl", "aarch64-unknown-linux-musl"];
 
 fn answers(command: &mut Command) -> bool {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success())

@@ -3,6 +3,7 @@
 use crate::admin::client::Admin;
 use crate::admin::{DaemonVersion, path};
 use crate::args::{Format, OutputOnly};
+use crate::bridge_program;
 use crate::error::Error;
 use crate::output;
 
@@ -17,8 +18,15 @@ pub(crate) async fn run(admin: &Admin, args: &OutputOnly) -> Result<(), Error> {
         Format::Table => {
             let daemon =
                 daemon.map_or_else(|| "not running".to_owned(), |d| format!("{} (process {})", d.version, d.pid));
-            output::data(&format!("mcpctl {own}\ndaemon {daemon}\n"))
+            let bridges = match bridge_program::carried() {
+                none if none.is_empty() => "beside mcpctl".to_owned(),
+                targets => targets.join(", "),
+            };
+            output::data(&format!("mcpctl {own}\ndaemon {daemon}\nbridges {bridges}\n"))
         }
-        format => output::document(format, &serde_json::json!({"mcpctl": own, "daemon": daemon})),
+        format => output::document(
+            format,
+            &serde_json::json!({"mcpctl": own, "daemon": daemon, "bridges": bridge_program::carried()}),
+        ),
     }
 }

@@ -1,0 +1,69 @@
+//! `cargo xtask dist`: one `mcpctl` that carries the bridges, so that it can be copied anywhere by itself.
+
+use std::path::{Path, PathBuf};
+
+use crate::needs::{MUSL_TARGETS, Need};
+use crate::shell::{self, Error};
+
+/// ELF header, `e_machine` (System V ABI, figure 4-4): x86-64 and AArch64.
+const MACHINES: [(&str, u16); 2] = [("x86_64", 62), ("aarch64", 183)];
+
+pub(crate) fn run() -> Result<(), Error> {
+    if !Need::MuslTargets.is_there() {
+        shell::say(&format!("dist needs {}; installing it", Need::MuslTargets.hint()));
+        Need::MuslTargets.install()?;
+    }
+    let program = carrying(&bridges()?, "release")?;
+    shell::say(&format!("made {}", program.display()));
+    Ok(())
+}
+
+/// Builds the static bridges into one folder, each under its target's name.
+pub(crate) fn bridges() -> Result<PathBuf, Error> {
+    let folder = shell::target().join("bridges");
+    std::fs::create_dir_all(&folder).map_err(file("create", &folder))?;
+    for target in MUSL_TARGETS {
+        let build = ["build", "--locked", "--package", "mcp-hub-bridge", "--profile", "bridge", "--target", target];
+        shell::run(&mut shell::cargo(&build))?;
+        let built = shell::target().join(target).join("bridge/mcp-bridge");
+        check(&built, target)?;
+        let kept = folder.join(target);
+        std::fs::copy(&built, &kept).map_err(file("write", &kept))?;
+    }
+    Ok(folder)
+}
+
+/// Builds `mcpctl` with these bridges inside; gives its path in `target/dist`.
+pub(crate) fn carrying(bridges: &Path, profile: &str) -> Result<PathBuf, Error> {
+    let name = if profile == "dev" { "debug" } else { profile };
+    let mut build = shell::cargo(&["build", "--locked", "--package", "mcpctl", "--profile", profile]);
+    shell::run(build.env("MCP_HUB_BRIDGES", bridges))?;
+    let folder = shell::target().join("dist").join(name);
+    std::fs::create_dir_all(&folder).map_err(file("create", &folder))?;
+    let program = folder.join("mcpctl");
+    std::fs::copy(shell::target().join(name).join("mcpctl"), &program).map_err(file("write", &program))?;
+    Ok(program)
+}
+
+/// The bridge must run in an image made from scratch, so it names no loader (program header `PT_INTERP`), and it is of its
+/// target's machine.
+fn check(path: &Path, target: &str) -> Result<(), Error> {
+    let image = std::fs::read(path).map_err(file("read", path))?;
+    let wrong = |message: String| Err(Error::Output { command: path.display().to_string(), message });
+    if image.windows(LOADER.len()).any(|window| window == LOADER) {
+        return wrong("it is linked dynamically".to_owned());
+    }
+    let machine = image.get(18..20).and_then(|bytes| Some(u16::from_le_bytes(bytes.try_into().ok()?)));
+    let wanted = MACHINES.iter().find(|(name, _)| target.starts_with(name)).map(|(_, machine)| *machine);
+    match machine == wanted {
+        true => Ok(()),
+        false => wrong(format!("it is for machine {machine:?}, not for {target}")),
+    }
+}
+
+/// Every loader of a Linux program is a file of such a name.
+const LOADER: &[u8] = b"/ld-linux";
+
+fn file(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    move |source| Error::File { action, path: path.to_owned(), source }
+}
