@@ -9,6 +9,8 @@ pub(crate) enum Need {
     Node,
     Python,
     MuslTargets,
+    /// A Secret Service, on Linux; other systems have their keyring built in.
+    Keyring,
 }
 
 impl Need {
@@ -22,6 +24,10 @@ impl Need {
                 rustc.args(["--print", "target-libdir", "--target", target]).current_dir(shell::root());
                 shell::output(&mut rustc).is_ok_and(|folder| std::path::Path::new(folder.trim()).is_dir())
             }),
+            Self::Keyring => {
+                !cfg!(target_os = "linux")
+                    || ["dbus-daemon", "gnome-keyring-daemon"].iter().all(|p| which::which(p).is_ok())
+            }
         }
     }
 
@@ -30,6 +36,7 @@ impl Need {
         match self {
             Self::Node => apt(&["nodejs", "npm"]),
             Self::Python => apt(&["python3", "python3-venv"]),
+            Self::Keyring => apt(&["dbus", "gnome-keyring"]),
             Self::MuslTargets => {
                 let mut rustup = Command::new("rustup");
                 shell::run(rustup.args(["target", "add"]).args(MUSL_TARGETS).current_dir(shell::root()))
@@ -43,6 +50,7 @@ impl Need {
             Self::Python => {
                 "Python 3 with venv: `apt-get install python3 python3-venv`, `brew install python`, or python.org"
             }
+            Self::Keyring => "a keyring: `apt-get install dbus gnome-keyring`",
             Self::MuslTargets => {
                 "the musl targets: `rustup target add x86_64-unknown-linux-musl aarch64-unknown-linux-musl`"
             }

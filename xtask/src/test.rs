@@ -22,7 +22,7 @@ const LEVELS: [Level; 5] = [
     Level { name: "rust", needs: &[Need::Python], run: rust },
     Level { name: "static-bridge", needs: &[Need::MuslTargets], run: static_bridge },
     Level { name: "quickstart", needs: &[Need::Node, Need::Python], run: || quickstart::run(true) },
-    Level { name: "e2e", needs: &[Need::Node, Need::Python], run: e2e },
+    Level { name: "e2e", needs: &[Need::Node, Need::Python, Need::Keyring], run: e2e },
 ];
 
 pub(crate) fn run(setup: bool, only: &[String]) -> Result<(), Error> {
