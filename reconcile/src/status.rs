@@ -111,7 +111,12 @@ pub fn server(server: &MCPServer, findings: &Findings, failure: Option<&Error>, 
         )),
         endpoint: match &server.spec.source {
             Source::Remote(remote) => Some(remote.url.clone()),
-            Source::Image(_) | Source::Package(_) | Source::Command(_) => bridge.map(|bridge| bridge.endpoint.clone()),
+            Source::Image(_) | Source::Package(_) | Source::Command(_) => match bridge {
+                Some(bridge) => Some(bridge.endpoint.clone()),
+                // Not seen is not gone: whoever calls the server goes on.
+                None if failure.is_some() => previous.and_then(|status| status.endpoint.clone()),
+                None => None,
+            },
         },
         runtime: Some(findings.runtime.clone()).filter(|name| !name.is_empty()),
         replicas: (!remote).then(|| i32::from(bridge.is_some())),

@@ -623,6 +623,7 @@ async fn a_runtime_that_does_not_answer_is_named_and_nothing_is_forgotten() {
     - Available Blind: the runtime does not answer (hint: wait)
     - Ready Blind: the runtime does not answer (hint: wait)
     + RuntimeSupported Supported: the runtime honours the spec in full
+    endpoint: http://127.0.0.1/github
     version: 1.0.0
     server: fake-server 1.2.3
     tools: 3

@@ -3,6 +3,7 @@
 //!
 //! Each write counts and can be cut, see [`Writes`]. [`FakeRuntime`] passes the [contract suite](crate::contract).
 
+mod lower;
 mod runtime;
 mod sink;
 mod store;
