@@ -18,9 +18,10 @@ pub(crate) struct Row {
     pub(crate) reason: String,
     /// What to know or to do next; empty for a server that is well.
     pub(crate) note: String,
-    pub(crate) tools: String,
-    pub(crate) start: String,
-    pub(crate) restarts: String,
+    pub(crate) tools: Option<i32>,
+    /// From its start to the end of its handshake.
+    pub(crate) start_millis: Option<i64>,
+    pub(crate) restarts: i64,
     pub(crate) source: String,
 }
 
@@ -54,11 +55,9 @@ pub(crate) fn row(server: &MCPServer) -> Row {
         ready: is_ready,
         reason: ready.map_or_else(|| "Pending".to_owned(), |c| c.reason.clone()),
         note,
-        tools: status.and_then(|s| s.tools.as_ref()).map_or_else(|| "-".to_owned(), |tools| tools.count.to_string()),
-        start: status
-            .and_then(|s| s.server.as_ref()?.start_millis)
-            .map_or_else(|| "-".to_owned(), |millis| format!("{}.{:02} s", millis / 1000, millis % 1000 / 10)),
-        restarts: status.and_then(|s| s.restarts).unwrap_or_default().to_string(),
+        tools: status.and_then(|s| Some(s.tools.as_ref()?.count)),
+        start_millis: status.and_then(|s| s.server.as_ref()?.start_millis),
+        restarts: status.and_then(|s| s.restarts).unwrap_or_default(),
         source: source(server),
     }
 }
@@ -103,6 +102,23 @@ pub(crate) fn settled(server: &MCPServer) -> Settled {
 }
 
 impl Row {
+    pub(crate) fn tools(&self) -> String {
+        self.tools.map_or_else(|| "-".to_owned(), |count| count.to_string())
+    }
+
+    pub(crate) fn start(&self) -> String {
+        self.start_millis
+            .map_or_else(|| "-".to_owned(), |millis| format!("{}.{:02} s", millis / 1000, millis % 1000 / 10))
+    }
+
+    /// For programs.
+    pub(crate) fn document(&self) -> serde_json::Value {
+        serde_json::json!({
+            "name": self.name, "phase": self.phase, "ready": self.ready, "reason": self.reason, "note": self.note,
+            "tools": self.tools, "startMillis": self.start_millis, "restarts": self.restarts,
+        })
+    }
+
     /// The state in its colour.
     pub(crate) fn state(&self) -> String {
         let colour = match self.phase {
@@ -184,6 +200,6 @@ mod tests {
     fn a_note_stands_where_something_is_to_be_known_and_in_one_line() {
         assert_eq!(row(&server(status("Ready", "True", "Ready", 2))).note, "");
         let row = row(&server(status("CrashLoop", "False", "CrashLoop", 2)));
-        assert_eq!((row.note.as_str(), row.start.as_str()), ("as it is", "1.23 s"));
+        assert_eq!((row.note.as_str(), row.start().as_str()), ("as it is", "1.23 s"));
     }
 }

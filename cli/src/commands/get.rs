@@ -31,7 +31,7 @@ async fn servers(admin: &Admin, args: &Get) -> Result<(), Error> {
     if args.output.output == Format::Table {
         let rows = chosen.iter().map(|server| {
             let row = row(server);
-            vec![row.name.clone(), row.state(), row.reason.clone(), row.tools, row.restarts, row.source]
+            vec![row.name.clone(), row.state(), row.reason.clone(), row.tools(), row.restarts.to_string(), row.source]
         });
         return output::data(&output::table(
             &["NAME", "STATE", "REASON", "TOOLS", "RESTARTS", "SOURCE"],

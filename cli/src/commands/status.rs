@@ -19,15 +19,7 @@ pub(crate) async fn run(admin: &Admin, args: &Status) -> Result<(), Error> {
     let rows: Vec<Row> =
         rows.into_iter().filter(|row| args.names.is_empty() || args.names.contains(&row.name)).collect();
     if args.output.output != Format::Table {
-        let servers: Vec<_> = rows
-            .iter()
-            .map(|row| {
-                json!({
-                    "name": row.name, "phase": row.phase, "ready": row.ready, "reason": row.reason, "note": row.note,
-                    "tools": row.tools.parse::<i64>().ok(), "restarts": row.restarts.parse::<i64>().ok(),
-                })
-            })
-            .collect();
+        let servers: Vec<_> = rows.iter().map(Row::document).collect();
         let hubs: Vec<_> =
             objects.hubs.iter().map(|hub| json!({"name": hub.metadata.name, "status": hub.status})).collect();
         return output::document(args.output.output, &json!({"servers": servers, "hubs": hubs}));
@@ -51,14 +43,7 @@ pub(crate) fn table(rows: &[Row]) -> String {
         return "no servers yet; `mcpctl add NAME -- COMMAND` adds one\n".to_owned();
     }
     let lines = rows.iter().map(|row| {
-        vec![
-            row.name.clone(),
-            row.state(),
-            row.tools.clone(),
-            row.start.clone(),
-            row.restarts.clone(),
-            row.source.clone(),
-        ]
+        vec![row.name.clone(), row.state(), row.tools(), row.start(), row.restarts.to_string(), row.source.clone()]
     });
     let mut text = output::table(&["NAME", "STATE", "TOOLS", "START", "RESTARTS", "SOURCE"], lines.collect());
     for row in rows.iter().filter(|row| !row.note.is_empty()) {

@@ -300,8 +300,11 @@ impl Show for Lines {
         for row in objects.servers.iter().map(row) {
             let state = (row.reason.clone(), row.note.clone());
             if self.servers.insert(row.name.clone(), state.clone()).as_ref() != Some(&state) {
-                let tools =
-                    if row.ready { format!("  {} tools, started in {}", row.tools, row.start) } else { String::new() };
+                let tools = if row.ready {
+                    format!("  {} tools, started in {}", row.tools(), row.start())
+                } else {
+                    String::new()
+                };
                 let note = if row.note.is_empty() { String::new() } else { format!("  {}", row.note) };
                 output::data(&format!("{}  {}{tools}{note}\n", row.name, row.reason))?;
             }
@@ -344,11 +347,7 @@ impl Show for Json {
             if self.servers.get(&row.name) == Some(&row) {
                 continue;
             }
-            let line = serde_json::json!({
-                "server": row.name, "phase": row.phase, "ready": row.ready, "reason": row.reason, "note": row.note,
-                "tools": row.tools.parse::<i64>().ok(),
-            });
-            output::data(&format!("{line}\n"))?;
+            output::data(&format!("{}\n", row.document()))?;
             self.servers.insert(row.name.clone(), row);
         }
         Ok(())
