@@ -24,6 +24,7 @@ pub struct Hub {
 #[derive(Debug, Clone)]
 pub struct Endpoint {
     pub url: String,
+    /// Empty where the hub asks for none.
     pub token: String,
 }
 
@@ -179,7 +180,10 @@ impl Hub {
             let output = self.mcpctl(&["endpoint", "-o", "json"]);
             output.status.success().then(|| serde_json::from_slice::<Value>(&output.stdout).unwrap())
         });
-        Endpoint { url: json["url"].as_str().unwrap().to_owned(), token: json["token"].as_str().unwrap().to_owned() }
+        Endpoint {
+            url: json["url"].as_str().unwrap().to_owned(),
+            token: json["token"].as_str().unwrap_or_default().to_owned(),
+        }
     }
 
     /// Process ids of everything that runs for this hub: servers name its folder in their environment, bridges
