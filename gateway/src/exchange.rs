@@ -12,11 +12,14 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use hyper::body::Incoming;
 use mcp_hub_dataplane_api::Era;
-use mcp_hub_mcp::envelope::{Envelope, Params, quoted, splice, string, write_error_with, write_request, write_result};
+use mcp_hub_mcp::envelope::{
+    Envelope, Params, quoted, splice, string, write_error, write_error_with, write_request, write_result,
+};
 use mcp_hub_mcp::object::RawObject;
 use mcp_hub_mcp::{error, headers, methods, sse};
 use serde_json::json;
-use tokio::sync::OwnedSemaphorePermit;
+use sha2::{Digest, Sha256};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
 use crate::Inner;
@@ -25,8 +28,10 @@ use crate::client::Client;
 use crate::flights::{Flight, OnDrop};
 use crate::metrics::count;
 use crate::names;
+use crate::parked::{Claim, NotWaiting};
+use crate::questions;
 use crate::translate;
-use crate::upstream::{Failure, LegacySession, Upstream, collect, list, modern_headers};
+use crate::upstream::{Failure, LegacySession, Owner, Upstream, collect, list, modern_headers};
 
 /// Silence after which a client is given a stream with comments, so that nothing between us takes it for dead.
 pub(crate) const COMMENT_EVERY: Duration = Duration::from_secs(15);
@@ -62,6 +67,47 @@ pub(crate) struct Exchange {
     pub(crate) aggregate: bool,
     /// `Mcp-Param-*` of a modern client.
     pub(crate) param_headers: HeaderMap,
+    pub(crate) seat: Seat,
+    /// With which a modern client goes on with a call, raw.
+    pub(crate) request_state: Option<String>,
+    /// Whether this is a later round of a call, which its server must not take for the first.
+    pub(crate) is_retry: bool,
+}
+
+/// Whose session with a server a request goes into, and what its client can be asked there.
+#[derive(Debug, Clone)]
+pub(crate) struct Seat {
+    pub(crate) owner: Owner,
+    /// Raw, as a server of the other era is told them if the client is modern.
+    pub(crate) capabilities: Option<String>,
+}
+
+impl Seat {
+    /// Modern clients have no sessions: those of one token that can be asked the same things share one, where a server
+    /// has a session for each client.
+    pub(crate) fn of(client: &Client, upstream: &Upstream, params: &Params<'_>) -> Self {
+        let capabilities = match client.era {
+            Era::Legacy => client.session.as_ref().and_then(|session| session.capabilities.clone()),
+            Era::Modern if upstream.is_shared() => None,
+            Era::Modern => {
+                let declared = params.meta().client_capabilities.map(|raw| raw.get());
+                let told = questions::client_capabilities(declared);
+                let owner =
+                    Owner::Principal(Sha256::digest([&client.principal.0[..], told.as_bytes()].concat()).into());
+                return Self { owner, capabilities: Some(told) };
+            }
+        };
+        Self { owner: client.owner(), capabilities }
+    }
+}
+
+/// A retry that goes on with a call that waits.
+#[derive(Debug)]
+pub(crate) struct Return {
+    pub(crate) exchange: Exchange,
+    pub(crate) permit: Permit,
+    pub(crate) deadline: Instant,
+    pub(crate) sender: mpsc::Sender<Bytes>,
 }
 
 /// A message as a server is to get it.
@@ -144,20 +190,18 @@ impl Exchange {
     }
 
     async fn drive(self) -> Response<Body> {
-        let limit = Duration::from_millis(self.upstream.config.call_timeout_ms);
+        let limit = self.limit();
         let deadline = Instant::now() + limit;
-        let permit = if self.is_subscription() {
-            None
-        } else {
-            let calls = self.inner.served().calls.clone();
-            match tokio::time::timeout_at(deadline, calls.acquire_owned()).await {
-                Ok(Ok(permit)) => Some(permit),
-                Ok(Err(_)) | Err(_) => {
-                    let text = "too many calls at a time; this one waited its whole time and was not made";
-                    return crate::body::error(StatusCode::OK, Some(&self.id), error::OVERLOADED, text);
-                }
-            }
+        let permit = match self.permit(deadline).await {
+            Ok(permit) => permit,
+            Err(refusal) => return json_response(refusal),
         };
+        if let Some(state) = &self.request_state
+            && self.upstream.known_era() == Some(Era::Legacy)
+        {
+            let state: String = serde_json::from_str(state).unwrap_or_default();
+            return self.resume(&state, permit, deadline);
+        }
         let opened = async {
             if self.is_subscription() {
                 return Ok(self.open(None).await);
@@ -174,12 +218,57 @@ impl Exchange {
         }
     }
 
+    /// Longest time of one round.
+    pub(crate) fn limit(&self) -> Duration {
+        Duration::from_millis(self.upstream.config.call_timeout_ms)
+    }
+
+    /// A place among the calls in flight; the refusal for the client if there is none in time.
+    pub(crate) async fn permit(&self, deadline: Instant) -> Result<Permit, Bytes> {
+        if self.is_subscription() {
+            return Ok(None);
+        }
+        let calls = self.inner.served().calls.clone();
+        match tokio::time::timeout_at(deadline, calls.acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(Some(permit)),
+            Ok(Err(_)) | Err(_) => {
+                let text = "too many calls at a time; this one waited its whole time and was not made";
+                Err(write_error(Some(&self.id), error::OVERLOADED, text).into())
+            }
+        }
+    }
+
+    /// What a call that waits and its retry have in common.
+    pub(crate) fn claim(&self) -> Claim {
+        let envelope = Envelope::parse(&self.message).ok();
+        let params = envelope.and_then(|envelope| envelope.params).map(|raw| raw.get());
+        Claim::of(&self.upstream.config.uid, &self.method, params)
+    }
+
+    /// Goes on with the call that waits for this request.
+    fn resume(self, state: &str, permit: Permit, deadline: Instant) -> Response<Body> {
+        let id = self.id.clone();
+        let found = self.inner.parked.find(self.client.principal, &self.claim(), state);
+        let gone = found.and_then(|call| {
+            let (sender, response) = events();
+            let back = Return { exchange: self, permit, deadline, sender };
+            call.send(back).map(|()| response).map_err(|_| NotWaiting::Gone)
+        });
+        gone.unwrap_or_else(|problem| {
+            let code = match problem {
+                NotWaiting::Forged | NotWaiting::OtherRequest => error::INVALID_PARAMS,
+                NotWaiting::Gone => error::CALL_NOT_WAITING,
+            };
+            crate::body::error(StatusCode::OK, Some(&id), code, &problem.to_string())
+        })
+    }
+
     pub(crate) fn is_subscription(&self) -> bool {
         self.method == methods::LISTEN
     }
 
     /// Sends the request, again only if it is certain that no server has worked on it.
-    async fn open(&self, deadline: Option<Instant>) -> Result<Opened, Failure> {
+    pub(crate) async fn open(&self, deadline: Option<Instant>) -> Result<Opened, Failure> {
         let mut upstream = self.upstream.clone();
         let until = Instant::now() + REPLACEMENT;
         let mut pause = Duration::from_millis(25);
@@ -221,8 +310,8 @@ impl Exchange {
             let session = match era {
                 Era::Modern => None,
                 Era::Legacy => {
-                    let owner = self.client.owner();
-                    let session = upstream.session(owner, self.capabilities(), forgotten.as_ref()).await;
+                    let capabilities = self.seat.capabilities.as_deref().filter(|_| !upstream.is_shared());
+                    let session = upstream.session(self.seat.owner, capabilities, forgotten.as_ref()).await;
                     Some(session.map_err(not_begun)?)
                 }
             };
@@ -233,7 +322,7 @@ impl Exchange {
             let flight = Flight::new(
                 &self.inner,
                 upstream,
-                (self.client.owner(), self.id.clone()),
+                (self.seat.owner, self.id.clone()),
                 session.clone(),
                 outgoing.id.clone(),
                 if self.client.era == Era::Modern { OnDrop::Cancel } else { OnDrop::Forget },
@@ -243,7 +332,7 @@ impl Exchange {
                 () = flight.cancelled() => Err(Failure::Cancelled),
                 () = at(deadline) => {
                     flight.abandon();
-                    return Err(Failure::Timeout(Duration::from_millis(self.upstream.config.call_timeout_ms)));
+                    return Err(Failure::Timeout(self.limit()));
                 }
             };
             let response = match sent {
@@ -274,10 +363,10 @@ impl Exchange {
         Err(Failure::Unreachable("it forgets every session at once".to_owned()))
     }
 
-    /// Client capabilities for a session of this client's own.
-    fn capabilities(&self) -> Option<&str> {
-        let session = self.client.session.as_ref().filter(|_| !self.aggregate)?;
-        session.capabilities.as_deref()
+    /// What the client can be asked in the middle of the call, raw. A legacy client is asked on a stream.
+    pub(crate) fn capabilities(&self) -> Option<&str> {
+        let can_be_asked = self.client.era == Era::Modern || self.client.takes_events;
+        self.seat.capabilities.as_deref().filter(|_| can_be_asked)
     }
 
     fn outgoing(&self, upstream: &Upstream, era: Era) -> Result<Outgoing, Failure> {
@@ -285,8 +374,13 @@ impl Exchange {
         let envelope = Envelope::parse(&self.message).map_err(unreadable)?;
         let params = Params::of(envelope.params);
         let own_session = !upstream.is_shared() && self.client.session.is_some();
-        let renumbered = era == Era::Legacy && !own_session;
-        let id = if renumbered { upstream.next_id().to_string() } else { self.id.clone() };
+        let renumbered = era == Era::Legacy && !own_session || self.is_retry;
+        let id = match (self.is_retry, renumbered) {
+            // A number may be the id that the client gave to the first round.
+            (true, _) => format!("\"hub-retry-{}\"", upstream.next_id()),
+            (false, true) => upstream.next_id().to_string(),
+            (false, false) => self.id.clone(),
+        };
         let theirs = params.meta().progress_token.filter(|_| renumbered);
         let token = theirs.map(|token| token.get().to_owned());
         let body = if era == self.client.era {
@@ -312,7 +406,7 @@ impl Exchange {
                 Some(Aim::Reference(reference)) => object.set("ref", reference.clone()),
             }
             match era {
-                Era::Modern => translate::params_to_modern(&mut object),
+                Era::Modern => translate::params_to_modern(&mut object, self.capabilities()),
                 Era::Legacy => translate::params_to_legacy(&mut object),
             }
             if theirs.is_some()

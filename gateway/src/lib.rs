@@ -5,14 +5,19 @@
 //! an envelope and a name are looked at, the rest is bytes.
 
 mod aggregate;
+mod asked;
 mod body;
 mod client;
+mod conversation;
 mod exchange;
 mod flights;
 mod guard;
 mod metrics;
 mod names;
+mod parked;
+mod questions;
 mod relay;
+mod seal;
 mod serve;
 mod session;
 mod translate;
@@ -31,8 +36,12 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, broadcast, watch as changes};
 
 use crate::aggregate::Lists;
+use crate::asked::Asked;
+use crate::exchange::Return;
 use crate::flights::Flights;
 use crate::metrics::Metrics;
+use crate::parked::Parked;
+use crate::seal::Seal;
 use crate::session::SessionKeys;
 use crate::upstream::{HttpClient, Watched};
 
@@ -46,6 +55,8 @@ pub(crate) struct Inner {
     sessions: SessionKeys,
     http: HttpClient,
     flights: Flights,
+    pub(crate) asked: Asked,
+    pub(crate) parked: Parked<Return>,
     pub(crate) metrics: Metrics,
     /// Methods of `list_changed` notifications of the merged lists.
     outdated: broadcast::Sender<&'static str>,
@@ -66,12 +77,15 @@ pub(crate) struct Served {
 pub enum GatewayError {
     #[error("no TLS for upstream connections: {0}")]
     Tls(String),
+    #[error("the system gives no random numbers")]
+    Random,
 }
 
 impl Gateway {
     /// `sealing_key` seals session ids: with the same key the sessions of an earlier gateway go on. Needs a tokio runtime.
     pub fn new(sealing_key: [u8; 32], config: GatewayConfig) -> Result<Self, GatewayError> {
         let calls = Arc::new(Semaphore::new(config.limits.concurrent_calls as usize));
+        let seal = Seal::new(sealing_key);
         let empty = GatewayConfig { upstreams: Vec::new(), ..config.clone() };
         let gateway = Self(Arc::new(Inner {
             served: ArcSwap::from_pointee(Served {
@@ -80,9 +94,11 @@ impl Gateway {
                 lists: Lists::default(),
                 calls,
             }),
-            sessions: SessionKeys::new(sealing_key),
+            sessions: SessionKeys::new(seal.clone()),
             http: upstream::http_client()?,
             flights: Flights::default(),
+            asked: Asked::default(),
+            parked: Parked::new(seal).ok_or(GatewayError::Random)?,
             metrics: Metrics::default(),
             outdated: broadcast::Sender::new(64),
             status: changes::Sender::new(0),

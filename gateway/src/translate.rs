@@ -8,16 +8,14 @@ use mcp_hub_mcp::methods;
 use mcp_hub_mcp::object::RawObject;
 use serde_json::Value;
 
+use crate::questions;
 use crate::upstream::modern_meta;
 
+const CLIENT_CAPABILITIES: &str = "io.modelcontextprotocol/clientCapabilities";
 const LOG_LEVEL: &str = "io.modelcontextprotocol/logLevel";
 /// Members of a request's `_meta` that only the modern era knows.
-const MODERN_META: [&str; 4] = [
-    "io.modelcontextprotocol/protocolVersion",
-    "io.modelcontextprotocol/clientInfo",
-    "io.modelcontextprotocol/clientCapabilities",
-    LOG_LEVEL,
-];
+const MODERN_META: [&str; 4] =
+    ["io.modelcontextprotocol/protocolVersion", "io.modelcontextprotocol/clientInfo", CLIENT_CAPABILITIES, LOG_LEVEL];
 /// Members of a result that only the modern era knows.
 const MODERN_RESULT: [&str; 3] = ["resultType", "ttlMs", "cacheScope"];
 
@@ -27,8 +25,8 @@ pub(crate) fn is_translatable(method: &str) -> bool {
         || matches!(method, methods::TOOLS_CALL | methods::PROMPTS_GET | methods::RESOURCES_READ | methods::COMPLETE)
 }
 
-/// Params of a legacy request for a modern server.
-pub(crate) fn params_to_modern(params: &mut RawObject) {
+/// Params of a request of a legacy client with these capabilities for a modern server.
+pub(crate) fn params_to_modern(params: &mut RawObject, capabilities: Option<&str>) {
     let mut meta = params.get("_meta").and_then(RawObject::parse).unwrap_or_default();
     if let Some(ours) = RawObject::parse(&modern_meta()) {
         for name in MODERN_META {
@@ -37,11 +35,16 @@ pub(crate) fn params_to_modern(params: &mut RawObject) {
             }
         }
     }
+    if capabilities.is_some() {
+        meta.set(CLIENT_CAPABILITIES, questions::client_capabilities(capabilities));
+    }
     params.set("_meta", meta.to_string());
 }
 
 /// Params of a modern request for a legacy server.
 pub(crate) fn params_to_legacy(params: &mut RawObject) {
+    params.remove("inputResponses");
+    params.remove("requestState");
     let Some(mut meta) = params.get("_meta").and_then(RawObject::parse) else { return };
     for name in MODERN_META {
         meta.remove(name);
@@ -180,7 +183,7 @@ mod tests {
     fn a_request_crosses_over_and_back_unchanged() {
         for params in [r#"{"name":"a","arguments":{"x":1.0}}"#, r#"{"_meta":{"progressToken":7},"name":"a"}"#, "{}"] {
             let mut object = RawObject::parse(params).unwrap();
-            params_to_modern(&mut object);
+            params_to_modern(&mut object, None);
             let there: Value = serde_json::from_str(&object.to_string()).unwrap();
             assert_eq!(there["_meta"]["io.modelcontextprotocol/protocolVersion"], "2026-07-28");
             assert_eq!(there["_meta"]["io.modelcontextprotocol/clientCapabilities"], json!({}));

@@ -85,11 +85,7 @@ impl Ask {
                 }
             },
         }
-        let capabilities = match &self.scope {
-            Scope::Server(upstream) if !upstream.is_shared() => params.get("capabilities"),
-            Scope::Server(_) | Scope::Aggregate => None,
-        };
-        let capabilities = capabilities.filter(|raw| raw.len() <= CAPABILITIES_MAX);
+        let capabilities = params.get("capabilities").filter(|raw| raw.len() <= CAPABILITIES_MAX);
         let session = self.inner.sessions.open(self.client.principal, &self.scope.text(), version, capabilities);
         let Some(Ok(session)) = session.map(|session| HeaderValue::from_str(&session)) else {
             let text = "no random numbers for a session id";
@@ -119,6 +115,12 @@ impl Ask {
     async fn notified(self, message: &Bytes, envelope: &Envelope<'_>, params: &Params<'_>) -> Response<Body> {
         let method = envelope.method();
         let owner = self.client.owner();
+        if envelope.kind() == Kind::Response
+            && let Some(id) = envelope.id
+            && self.inner.asked.answer(owner, id.get(), message)
+        {
+            return full(StatusCode::ACCEPTED, "text/plain", Bytes::new());
+        }
         if method == methods::CANCELLED {
             if let Some(request) = params.request_id {
                 self.inner.flights.cancel(&(owner, request.get().to_owned()));

@@ -19,7 +19,7 @@ use mcp_hub_mcp::{error, headers, methods};
 
 use crate::aggregate;
 use crate::body::{self, Body, full, json};
-use crate::exchange::{Aim, Exchange};
+use crate::exchange::{Aim, Exchange, Seat};
 use crate::guard::Principal;
 use crate::names;
 use crate::session::Session;
@@ -202,7 +202,11 @@ impl Ask {
         } else {
             HeaderMap::new()
         };
+        let seat = Seat::of(&self.client, &upstream, params);
         let exchange = Exchange {
+            seat,
+            request_state: params.request_state.map(|raw| raw.get().to_owned()),
+            is_retry: false,
             inner: self.inner,
             upstream,
             client: self.client,
