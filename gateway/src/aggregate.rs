@@ -9,8 +9,8 @@ use mcp_hub_mcp::methods::{self, LISTS};
 use mcp_hub_mcp::object::RawObject;
 
 use crate::Served;
-use crate::exchange::Aim;
 use crate::names;
+use crate::outgoing::Aim;
 use crate::upstream::{Item, Upstream};
 use crate::uris;
 

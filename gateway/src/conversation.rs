@@ -18,9 +18,10 @@ use tokio::time::Instant;
 
 use crate::asked::{Asking, OPEN_MAX};
 use crate::body::{EVENTS, JSON};
-use crate::exchange::{COMMENT_EVERY, Exchange, Outgoing, Permit, Return};
+use crate::exchange::{COMMENT_EVERY, Exchange, Permit, Return};
 use crate::flights::Flight;
 use crate::metrics::count;
+use crate::outgoing::Outgoing;
 use crate::questions::{self, InputRequired, Question, can_answer};
 use crate::relay::Finished;
 use crate::translate;

@@ -9,15 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, Response, StatusCode};
 use hyper::body::Incoming;
 use mcp_hub_dataplane_api::Era;
-use mcp_hub_mcp::envelope::{
-    Envelope, Params, quoted, splice, string, write_error, write_error_with, write_request, write_result,
-};
+use mcp_hub_mcp::envelope::{Envelope, Params, write_error};
 use mcp_hub_mcp::object::RawObject;
-use mcp_hub_mcp::{error, headers, methods, sse};
-use serde_json::json;
+use mcp_hub_mcp::{error, methods, sse};
 use sha2::{Digest, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
@@ -28,10 +25,10 @@ use crate::client::Client;
 use crate::flights::{Flight, OnDrop};
 use crate::metrics::count;
 use crate::names;
+use crate::outgoing::{Aim, Outgoing};
 use crate::parked::{Claim, NotWaiting};
 use crate::questions;
-use crate::translate;
-use crate::upstream::{Failure, LegacySession, Owner, Upstream, collect, list, modern_headers};
+use crate::upstream::{Failure, LegacySession, Owner, Upstream, collect, list};
 
 /// Silence after which a client is given a stream with comments, so that nothing between us takes it for dead.
 pub(crate) const COMMENT_EVERY: Duration = Duration::from_secs(15);
@@ -41,17 +38,6 @@ const REPLACEMENT: Duration = Duration::from_secs(3);
 const ATTEMPTS_MAX: usize = 4;
 /// How long a request waits for the era of a server to be found out.
 const INTRODUCTION: Duration = Duration::from_secs(10);
-
-/// What the server is to read in place of what the client wrote.
-#[derive(Debug, Clone)]
-pub(crate) enum Aim {
-    /// `params.name`.
-    Name(String),
-    /// `params.uri`.
-    Uri(String),
-    /// `params.ref`, raw.
-    Reference(String),
-}
 
 #[derive(Debug)]
 pub(crate) struct Exchange {
@@ -108,20 +94,6 @@ pub(crate) struct Return {
     pub(crate) permit: Permit,
     pub(crate) deadline: Instant,
     pub(crate) sender: mpsc::Sender<Bytes>,
-}
-
-/// A message as a server is to get it.
-#[derive(Debug)]
-pub(crate) struct Outgoing {
-    pub(crate) era: Era,
-    body: Bytes,
-    headers: HeaderMap,
-    /// The id under which the server knows the request, raw.
-    pub(crate) id: String,
-    /// Whether that is not the client's.
-    pub(crate) renumbered: bool,
-    /// The client's progress token, raw, if the server got another.
-    pub(crate) token: Option<String>,
 }
 
 /// A request that a server is working on.
@@ -367,157 +339,6 @@ impl Exchange {
     pub(crate) fn capabilities(&self) -> Option<&str> {
         let can_be_asked = self.client.era == Era::Modern || self.client.takes_events;
         self.seat.capabilities.as_deref().filter(|_| can_be_asked)
-    }
-
-    fn outgoing(&self, upstream: &Upstream, era: Era) -> Result<Outgoing, Failure> {
-        let unreadable = |error: mcp_hub_mcp::envelope::MalformedMessage| Failure::Unreadable(error.to_string());
-        let envelope = Envelope::parse(&self.message).map_err(unreadable)?;
-        let params = Params::of(envelope.params);
-        let own_session = !upstream.is_shared() && self.client.session.is_some();
-        let renumbered = era == Era::Legacy && !own_session || self.is_retry;
-        let id = match (self.is_retry, renumbered) {
-            // A number may be the id that the client gave to the first round.
-            (true, _) => format!("\"hub-retry-{}\"", upstream.next_id()),
-            (false, true) => upstream.next_id().to_string(),
-            (false, false) => self.id.clone(),
-        };
-        let theirs = params.meta().progress_token.filter(|_| renumbered);
-        let token = theirs.map(|token| token.get().to_owned());
-        let body = if era == self.client.era {
-            let aimed = match &self.aim {
-                None => None,
-                Some(Aim::Name(name)) => params.name.map(|raw| (raw, quoted(name))),
-                Some(Aim::Uri(uri)) => params.uri.map(|raw| (raw, quoted(uri))),
-                Some(Aim::Reference(reference)) => params.reference.map(|raw| (raw, reference.clone())),
-            };
-            let mut changes: Vec<(&serde_json::value::RawValue, &[u8])> = Vec::with_capacity(3);
-            if renumbered {
-                changes.extend(envelope.id.map(|raw| (raw, id.as_bytes())));
-                changes.extend(theirs.map(|raw| (raw, id.as_bytes())));
-            }
-            changes.extend(aimed.as_ref().map(|(raw, with)| (*raw, with.as_bytes())));
-            if changes.is_empty() { self.message.clone() } else { splice(&self.message, &mut changes).into() }
-        } else {
-            let mut object = envelope.params.and_then(|raw| RawObject::parse(raw.get())).unwrap_or_default();
-            match &self.aim {
-                None => {}
-                Some(Aim::Name(name)) => object.set("name", quoted(name)),
-                Some(Aim::Uri(uri)) => object.set("uri", quoted(uri)),
-                Some(Aim::Reference(reference)) => object.set("ref", reference.clone()),
-            }
-            match era {
-                Era::Modern => translate::params_to_modern(&mut object, self.capabilities()),
-                Era::Legacy => translate::params_to_legacy(&mut object),
-            }
-            if theirs.is_some()
-                && let Some(mut meta) = object.get("_meta").and_then(RawObject::parse)
-            {
-                meta.set("progressToken", id.clone());
-                object.set("_meta", meta.to_string());
-            }
-            write_request(Some(&id), &self.method, Some(&object.to_string())).into()
-        };
-        let headers = match era {
-            Era::Legacy => HeaderMap::new(),
-            Era::Modern => self.modern_headers(upstream, &params),
-        };
-        Ok(Outgoing { era, body, headers, id, renumbered, token })
-    }
-
-    fn modern_headers(&self, upstream: &Upstream, params: &Params<'_>) -> HeaderMap {
-        let named = match (&*self.method, &self.aim) {
-            (methods::TOOLS_CALL | methods::PROMPTS_GET, Some(Aim::Name(name))) => Some(name.clone()),
-            (methods::TOOLS_CALL | methods::PROMPTS_GET, _) => params.name.and_then(string).map(Into::into),
-            (methods::RESOURCES_READ, Some(Aim::Uri(uri))) => Some(uri.clone()),
-            (methods::RESOURCES_READ, _) => params.uri.and_then(string).map(Into::into),
-            _ => None,
-        };
-        let mut extra = modern_headers(&self.method, named.as_deref());
-        match self.client.era {
-            Era::Modern => extra.extend(self.param_headers.clone()),
-            Era::Legacy if self.method == methods::TOOLS_CALL => {
-                let catalog = upstream.catalog();
-                let tool = catalog.lists[0].iter().flatten().find(|tool| Some(&tool.key) == named.as_ref());
-                let envelope = Envelope::parse(&self.message).ok();
-                let object = envelope.and_then(|envelope| RawObject::parse(envelope.params?.get()));
-                let arguments = object.as_ref().and_then(|object| object.get("arguments"));
-                for (name, value) in tool.map(|tool| translate::param_headers(&tool.raw, arguments)).unwrap_or_default()
-                {
-                    let name = HeaderName::from_bytes(name.as_bytes());
-                    if let (Ok(name), Ok(value)) = (name, HeaderValue::from_str(&headers::encode(&value))) {
-                        extra.insert(name, value);
-                    }
-                }
-            }
-            Era::Legacy => {}
-        }
-        extra
-    }
-
-    /// The message that tells the client of a failure.
-    pub(crate) fn failure(&self, failure: &Failure) -> Bytes {
-        let unseen =
-            matches!(failure, Failure::Unavailable { .. } | Failure::Unreachable(_) | Failure::AuthRequired(_));
-        if unseen {
-            count(&self.inner.metrics.calls_unavailable);
-        }
-        if let Some(remembered) = self.remembered() {
-            return remembered;
-        }
-        let name = &self.upstream.config.name;
-        let text = format!("server `{name}`: {failure}");
-        let code = match failure {
-            Failure::Unavailable { .. } | Failure::Unreachable(_) | Failure::AuthRequired(_) => {
-                if self.method == methods::TOOLS_CALL {
-                    return self.tool_error(failure, &text);
-                }
-                error::SERVER_UNAVAILABLE
-            }
-            Failure::Gone(_) | Failure::Cancelled => error::SERVER_GONE,
-            Failure::Unreadable(_) => error::ANSWER_UNREADABLE,
-            Failure::Timeout(_) => error::CALL_TIMEOUT,
-            Failure::Refused { code, .. } => *code,
-        };
-        let data = match failure {
-            Failure::Unavailable { reason, hint, .. } => Some(json!({"reason": reason, "hint": hint}).to_string()),
-            _ => None,
-        };
-        write_error_with(Some(&self.id), code, &text, data.as_deref()).into()
-    }
-
-    /// A result in which the model reads why the tool could not be called.
-    pub(crate) fn tool_error(&self, failure: &Failure, text: &str) -> Bytes {
-        let text = match failure {
-            Failure::Unavailable { reason, hint: Some(hint), .. } => {
-                format!("{text} ({reason})\nhint: {hint}\nThe tool was not called.")
-            }
-            Failure::Unavailable { reason, hint: None, .. } => format!("{text} ({reason})\nThe tool was not called."),
-            _ => format!("{text}\nThe tool was not called."),
-        };
-        let content = json!({"content": [{"type": "text", "text": text}], "isError": true}).to_string();
-        let mut result = RawObject::parse(&content).unwrap_or_default();
-        if self.client.era == Era::Modern {
-            translate::complete(&self.method, &mut result);
-        }
-        write_result(&self.id, &result.to_string()).into()
-    }
-
-    /// The list as it was when the server was last there, on its own endpoint.
-    fn remembered(&self) -> Option<Bytes> {
-        let place = methods::LISTS.iter().position(|(list, _)| *list == self.method)?;
-        let key = methods::LISTS[place].1;
-        if !self.upstream.is_listed() {
-            return None;
-        }
-        let catalog = self.upstream.catalog();
-        let items: Vec<&str> = catalog.lists[place].as_ref()?.iter().map(|item| item.raw.as_str()).collect();
-        let mut result = RawObject::default();
-        result.set(key, format!("[{}]", items.join(",")));
-        if self.client.era == Era::Modern {
-            translate::complete(&self.method, &mut result);
-        }
-        let result = self.ruled(&result.to_string());
-        Some(write_result(&self.id, &result).into())
     }
 
     /// A list of tools with only what the rules offer, under the names that they give.

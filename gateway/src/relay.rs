@@ -10,7 +10,8 @@ use tokio::time::Instant;
 
 use crate::body::{Body, EVENTS, JSON, events, json};
 use crate::conversation::{Line, Source};
-use crate::exchange::{Exchange, Opened, Outgoing, Permit, whole};
+use crate::exchange::{Exchange, Opened, Permit, whole};
+use crate::outgoing::Outgoing;
 use crate::questions::InputRequired;
 use crate::translate;
 use crate::upstream::{Events, Failure, collect, is_type};

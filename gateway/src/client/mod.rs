@@ -19,9 +19,10 @@ use mcp_hub_mcp::{error, headers, methods};
 
 use crate::aggregate;
 use crate::body::{self, Body, full, json};
-use crate::exchange::{Aim, Exchange, Seat};
+use crate::exchange::{Exchange, Seat};
 use crate::guard::Principal;
 use crate::names;
+use crate::outgoing::Aim;
 use crate::session::Session;
 use crate::translate;
 use crate::upstream::{Owner, Upstream};
