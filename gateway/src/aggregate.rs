@@ -192,7 +192,7 @@ impl Served {
         Some(Route { upstream: owner.0, aim: Aim::Name(owner.1) })
     }
 
-    async fn route_uri(&self, uri: &str) -> Option<Route> {
+    pub(crate) async fn route_uri(&self, uri: &str) -> Option<Route> {
         if let Some((server, own)) = uris::inward(uri) {
             return Some(Route { upstream: self.find(server)?, aim: Aim::Uri(own) });
         }

@@ -7,8 +7,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::StatusCode;
-use hyper::body::Incoming;
+use http::{Response, StatusCode};
 use mcp_hub_dataplane_api::Era;
 use mcp_hub_mcp::envelope::{Envelope, Kind, Params, splice, write_error, write_request, write_result};
 use mcp_hub_mcp::object::RawObject;
@@ -17,15 +16,17 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::asked::{Asking, OPEN_MAX};
-use crate::body::{EVENTS, JSON};
-use crate::exchange::{COMMENT_EVERY, Exchange, Permit, Return};
+use crate::body::{Body, events};
+use crate::ears::Ear;
+use crate::exchange::{COMMENT_EVERY, Exchange, Permit, Reply, Return};
 use crate::flights::Flight;
 use crate::metrics::count;
 use crate::outgoing::Outgoing;
 use crate::questions::{self, InputRequired, Question, can_answer};
 use crate::relay::Finished;
+use crate::source::Source;
 use crate::translate;
-use crate::upstream::{Events, Failure, collect, is_type};
+use crate::upstream::Failure;
 
 /// Servers that ask for several things at once do so within this; a modern client is asked for all of them together.
 const GATHER: Duration = Duration::from_millis(30);
@@ -44,20 +45,23 @@ pub(crate) struct Line {
     sender: mpsc::Sender<Bytes>,
     /// What a legacy client was asked.
     asking: Option<Asking>,
+    ear: Option<Ear>,
     /// Questions of the server, counted over all rounds.
     asked: usize,
     rounds: u32,
 }
 
 impl Line {
-    pub(crate) fn new(
+    /// With the client's response.
+    pub(crate) fn open(
         outgoing: Outgoing,
         flight: Flight,
+        ear: Option<Ear>,
         permit: Permit,
         deadline: Instant,
-        sender: mpsc::Sender<Bytes>,
-    ) -> Self {
-        Self { outgoing, flight, permit, deadline, sender, asking: None, asked: 0, rounds: 0 }
+    ) -> (Self, Response<Body>) {
+        let (sender, response) = events();
+        (Self { outgoing, flight, permit, deadline, sender, asking: None, ear, asked: 0, rounds: 0 }, response)
     }
 
     /// Says something to the server in the session of the call. One that does not take it ends its own request.
@@ -65,15 +69,6 @@ impl Line {
         let session = self.flight.session().map(|session| session.headers()).unwrap_or_default();
         self.flight.upstream().post(session, message.into()).await.ok();
     }
-}
-
-/// Where the server's next words come from.
-#[derive(Debug)]
-pub(crate) enum Source {
-    Stream(Events),
-    Whole(Incoming),
-    /// They were read already.
-    Wanted(InputRequired),
 }
 
 /// How a turn of the server ended.
@@ -101,10 +96,12 @@ enum Interim {
 impl Exchange {
     pub(crate) async fn converse(mut self, mut line: Line, mut source: Source) {
         loop {
-            let turn = match &mut source {
-                Source::Stream(messages) => self.listen(&mut line, messages).await,
-                Source::Whole(body) => self.read(&line, body).await,
-                Source::Wanted(wanted) => Turn::Wanted(wanted.clone()),
+            let turn = match source {
+                Source::Wanted(wanted) => {
+                    source = Source::Ended;
+                    Turn::Wanted(wanted)
+                }
+                ref mut source => self.listen(&mut line, source).await,
             };
             let turn = match turn {
                 Turn::Questions(asked) => match self.park(line, asked).await {
@@ -142,14 +139,14 @@ impl Exchange {
     }
 
     /// Passes on what the server says until it is the client's turn.
-    async fn listen(&self, line: &mut Line, messages: &mut Events) -> Turn {
+    async fn listen(&self, line: &mut Line, source: &mut Source) -> Turn {
         // A legacy client may come and go; a modern server would take the end of the connection for a cancellation.
         let follows = self.client.era == Era::Modern || line.outgoing.era == Era::Legacy;
         let mut questions: Vec<Question> = Vec::new();
         let mut gathered = Instant::now();
         loop {
             let message = tokio::select! {
-                message = messages.next() => match message {
+                message = source.next() => match message {
                     Ok(Some(message)) => message,
                     Ok(None) => {
                         let failure = Failure::Gone("its stream ended without an answer".to_owned());
@@ -159,6 +156,7 @@ impl Exchange {
                 },
                 () = line.sender.closed(), if follows => return Turn::Over,
                 () = line.flight.cancelled() => return Turn::Over,
+                message = heard(&mut line.ear) => message,
                 (server_id, answer) = answered(&mut line.asking) => {
                     if let Ok(envelope) = Envelope::parse(&answer) && let Some(id) = envelope.id {
                         line.reply(splice(&answer, &mut [(id, server_id.as_bytes())])).await;
@@ -175,7 +173,7 @@ impl Exchange {
             };
             let Ok(envelope) = Envelope::parse(&message) else { continue };
             if envelope.kind() == Kind::Response {
-                return self.turn(&line.outgoing, &message.into());
+                return self.turn(&line.outgoing, &message);
             }
             if envelope.method() == methods::CANCELLED && !questions.is_empty() {
                 let withdrawn = Params::of(envelope.params).request_id;
@@ -200,25 +198,6 @@ impl Exchange {
         }
     }
 
-    /// A response that is no stream, of a later round.
-    async fn read(&self, line: &Line, body: &mut Incoming) -> Turn {
-        let reading = collect(body);
-        tokio::pin!(reading);
-        loop {
-            tokio::select! {
-                answer = &mut reading => return match answer {
-                    Ok(message) => self.turn(&line.outgoing, &message),
-                    Err(failure) => Turn::Answer(self.failure(&failure)),
-                },
-                () = line.flight.cancelled() => return Turn::Over,
-                () = tokio::time::sleep_until(line.deadline) => return Turn::TimedOut,
-                () = tokio::time::sleep(COMMENT_EVERY) => {
-                    line.sender.send(Bytes::from_static(sse::COMMENT)).await.ok();
-                }
-            }
-        }
-    }
-
     fn turn(&self, outgoing: &Outgoing, message: &Bytes) -> Turn {
         match self.finish(outgoing, message, StatusCode::OK) {
             Ok(Finished::Answer(message, _)) => Turn::Answer(message),
@@ -238,17 +217,16 @@ impl Exchange {
         if crossed && self.client.era == Era::Modern {
             match &*method {
                 methods::PROGRESS => {}
-                methods::MESSAGE => {
-                    let params = Envelope::parse(&self.message).map(|request| Params::of(request.params));
-                    let wanted = params.ok().and_then(|params| translate::log_level(params.meta.map(|raw| raw.get())));
-                    let text = envelope.params.map(|raw| raw.get());
-                    if wanted.is_none_or(|from| !translate::is_wanted(text, from)) {
-                        return Interim::Drop;
-                    }
-                }
+                methods::MESSAGE if self.log_level().is_some() => {}
                 // Nothing else belongs into a response stream of the modern era.
                 _ => return Interim::Drop,
             }
+        }
+        if method == methods::MESSAGE
+            && let Some(from) = self.log_level()
+            && translate::level_of(envelope.params.map(|raw| raw.get())) < from
+        {
+            return Interim::Drop;
         }
         let token = Params::of(envelope.params).progress_token.filter(|_| method == methods::PROGRESS);
         match (token, &outgoing.token) {
@@ -307,7 +285,7 @@ impl Exchange {
             };
             count(&self.inner.metrics.parked);
             let result = write_result(&self.id, &questions::input_required(&questions, &state));
-            let Line { outgoing, flight, permit, sender, asking, asked, rounds, .. } = line;
+            let Line { outgoing, flight, permit, sender, asking, ear, asked, rounds, .. } = line;
             // Whoever is gone does not come back, and the call ends with its time.
             sender.send(sse::event(&result)).await.ok();
             drop((sender, permit));
@@ -318,7 +296,7 @@ impl Exchange {
             };
             let Return { exchange, permit, deadline, sender } = back;
             self = exchange;
-            line = Line { outgoing, flight, permit, deadline, sender, asking, asked, rounds };
+            line = Line { outgoing, flight, permit, deadline, sender, asking, ear, asked, rounds };
             let envelope = Envelope::parse(&self.message).ok()?;
             // The server knows of a token, or it does not: the retry's takes its place.
             line.outgoing.token = match line.outgoing.token {
@@ -382,15 +360,10 @@ impl Exchange {
         })?;
         line.outgoing = opened.outgoing;
         std::mem::replace(&mut line.flight, opened.flight).landed();
-        let (parts, body) = opened.response.into_parts();
-        if is_type(&parts.headers, EVENTS) {
-            return Ok(Source::Stream(Events::new(body)));
+        match opened.reply {
+            Reply::Begun(response) => Source::of(response).map_err(|failure| Turn::Answer(self.failure(&failure))),
+            Reply::Pending(begins) => Ok(Source::Pending(begins)),
         }
-        if is_type(&parts.headers, JSON) {
-            return Ok(Source::Whole(body));
-        }
-        let failure = Failure::Unreadable(format!("HTTP {}, and no JSON", parts.status));
-        Err(Turn::Answer(self.failure(&failure)))
     }
 
     /// Puts questions to a legacy client; its answers under the server's keys.
@@ -439,6 +412,14 @@ impl Exchange {
 async fn answered(asking: &mut Option<Asking>) -> (String, Bytes) {
     match asking {
         Some(asking) => asking.answered().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The next message from outside of the call's own stream; never where there is no ear for it.
+async fn heard(ear: &mut Option<Ear>) -> Bytes {
+    match ear {
+        Some(ear) => ear.heard().await,
         None => std::future::pending().await,
     }
 }

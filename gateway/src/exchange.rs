@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use http::{HeaderMap, Response, StatusCode};
 use hyper::body::Incoming;
 use mcp_hub_dataplane_api::Era;
@@ -22,12 +23,15 @@ use tokio::time::Instant;
 use crate::Inner;
 use crate::body::{Body, JSON, events, full, json as json_response};
 use crate::client::Client;
+use crate::ears::{self, Ear};
 use crate::flights::{Flight, OnDrop};
 use crate::metrics::count;
 use crate::names;
 use crate::outgoing::{Aim, Outgoing};
 use crate::parked::{Claim, NotWaiting};
 use crate::questions;
+use crate::source::Begins;
+use crate::translate;
 use crate::upstream::{Failure, LegacySession, Owner, Upstream, collect, list};
 
 /// Silence after which a client is given a stream with comments, so that nothing between us takes it for dead.
@@ -100,8 +104,26 @@ pub(crate) struct Return {
 #[derive(Debug)]
 pub(crate) struct Opened {
     pub(crate) outgoing: Outgoing,
-    pub(crate) response: Response<Incoming>,
+    pub(crate) reply: Reply,
     pub(crate) flight: Flight,
+    /// Hears what the server says outside of the call's own stream, where the session is the gateway's.
+    pub(crate) ear: Option<Ear>,
+}
+
+/// What a server does with a request.
+pub(crate) enum Reply {
+    Begun(Response<Incoming>),
+    /// It says something elsewhere first.
+    Pending(Begins),
+}
+
+impl std::fmt::Debug for Reply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Begun(_) => "Begun",
+            Self::Pending(_) => "Pending",
+        })
+    }
 }
 
 impl Exchange {
@@ -284,7 +306,14 @@ impl Exchange {
                 Era::Legacy => {
                     let capabilities = self.seat.capabilities.as_deref().filter(|_| !upstream.is_shared());
                     let session = upstream.session(self.seat.owner, capabilities, forgotten.as_ref()).await;
-                    Some(session.map_err(not_begun)?)
+                    let session = session.map_err(not_begun)?;
+                    if self.is_heard(upstream) {
+                        ears::open(&self.inner, upstream, self.seat.owner, &session);
+                    }
+                    if let Some(level) = self.log_level() {
+                        upstream.tune(self.seat.owner, &session, level).await;
+                    }
+                    Some(session)
                 }
             };
             let outgoing = self.outgoing(upstream, era)?;
@@ -299,8 +328,20 @@ impl Exchange {
                 outgoing.id.clone(),
                 if self.client.era == Era::Modern { OnDrop::Cancel } else { OnDrop::Forget },
             );
+            let mut ear = self.is_heard(upstream).then(|| Ear::new(&self.inner, upstream, self.seat.owner));
+            let sending = async {
+                let Some(ear) = &mut ear else {
+                    return upstream.post(extra, outgoing.body.clone()).await.map(Reply::Begun);
+                };
+                let (upstream, body) = (upstream.clone(), outgoing.body.clone());
+                let mut begins: Begins = async move { upstream.post(extra, body).await }.boxed();
+                tokio::select! {
+                    response = &mut begins => response.map(Reply::Begun),
+                    () = ear.listen() => Ok(Reply::Pending(begins)),
+                }
+            };
             let sent = tokio::select! {
-                sent = upstream.post(extra, outgoing.body.clone()) => sent,
+                sent = sending => sent,
                 () = flight.cancelled() => Err(Failure::Cancelled),
                 () = at(deadline) => {
                     flight.abandon();
@@ -308,7 +349,8 @@ impl Exchange {
                 }
             };
             let response = match sent {
-                Ok(response) => response,
+                Ok(Reply::Begun(response)) => response,
+                Ok(reply @ Reply::Pending(_)) => return Ok(Opened { outgoing, reply, flight, ear }),
                 Err(failure) => {
                     flight.landed();
                     return Err(failure);
@@ -330,9 +372,26 @@ impl Exchange {
                 }
                 continue;
             }
-            return Ok(Opened { outgoing, response, flight });
+            return Ok(Opened { outgoing, reply: Reply::Begun(response), flight, ear });
         }
         Err(Failure::Unreachable("it forgets every session at once".to_owned()))
+    }
+
+    /// Whether the session with the server is the gateway's own, for this client, so that it listens to its stream.
+    pub(crate) fn is_heard(&self, upstream: &Upstream) -> bool {
+        !upstream.is_shared() && (self.aggregate || self.client.era == Era::Modern)
+    }
+
+    /// The level from which on the client wants log messages; `None` if it has not said.
+    pub(crate) fn log_level(&self) -> Option<usize> {
+        match (self.client.era, &self.client.session) {
+            (Era::Legacy, Some(session)) => self.inner.interests.level(session.nonce),
+            (Era::Legacy, None) => None,
+            (Era::Modern, _) => {
+                let envelope = Envelope::parse(&self.message).ok()?;
+                translate::log_level(Params::of(envelope.params).meta.map(|raw| raw.get()))
+            }
+        }
     }
 
     /// What the client can be asked in the middle of the call, raw. A legacy client is asked on a stream.

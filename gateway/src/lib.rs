@@ -9,10 +9,12 @@ mod asked;
 mod body;
 mod client;
 mod conversation;
+mod ears;
 mod exchange;
 mod failures;
 mod flights;
 mod guard;
+mod interests;
 mod metrics;
 mod names;
 mod outgoing;
@@ -22,6 +24,8 @@ mod relay;
 mod seal;
 mod serve;
 mod session;
+mod source;
+mod told;
 mod translate;
 mod upstream;
 mod uris;
@@ -39,12 +43,15 @@ use tokio::sync::{Semaphore, broadcast, watch as changes};
 
 use crate::aggregate::Lists;
 use crate::asked::Asked;
+use crate::ears::Hearers;
 use crate::exchange::Return;
 use crate::flights::Flights;
+use crate::interests::Interests;
 use crate::metrics::Metrics;
 use crate::parked::Parked;
 use crate::seal::Seal;
 use crate::session::SessionKeys;
+use crate::told::Told;
 use crate::upstream::{HttpClient, Watched};
 
 /// A gateway; cheap to clone, all clones are one.
@@ -58,6 +65,10 @@ pub(crate) struct Inner {
     http: HttpClient,
     flights: Flights,
     pub(crate) asked: Asked,
+    pub(crate) hearers: Hearers,
+    pub(crate) interests: Interests,
+    /// What servers say outside of calls, besides that lists changed.
+    pub(crate) told: broadcast::Sender<Told>,
     pub(crate) parked: Parked<Return>,
     pub(crate) metrics: Metrics,
     /// Methods of `list_changed` notifications of the merged lists.
@@ -100,6 +111,9 @@ impl Gateway {
             http: upstream::http_client()?,
             flights: Flights::default(),
             asked: Asked::default(),
+            hearers: Hearers::default(),
+            interests: Interests::default(),
+            told: broadcast::Sender::new(told::BACKLOG),
             parked: Parked::new(seal).ok_or(GatewayError::Random)?,
             metrics: Metrics::default(),
             outdated: broadcast::Sender::new(64),

@@ -75,7 +75,7 @@ impl Exchange {
                 Some(Aim::Reference(reference)) => object.set("ref", reference.clone()),
             }
             match era {
-                Era::Modern => translate::params_to_modern(&mut object, self.capabilities()),
+                Era::Modern => translate::params_to_modern(&mut object, self.capabilities(), self.log_level()),
                 Era::Legacy => translate::params_to_legacy(&mut object),
             }
             if theirs.is_some()

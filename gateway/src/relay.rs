@@ -9,10 +9,11 @@ use mcp_hub_mcp::{error, methods};
 use tokio::time::Instant;
 
 use crate::body::{Body, EVENTS, JSON, events, json};
-use crate::conversation::{Line, Source};
-use crate::exchange::{Exchange, Opened, Permit, whole};
+use crate::conversation::Line;
+use crate::exchange::{Exchange, Opened, Permit, Reply, whole};
 use crate::outgoing::Outgoing;
 use crate::questions::InputRequired;
+use crate::source::Source;
 use crate::translate;
 use crate::upstream::{Events, Failure, collect, is_type};
 use crate::uris;
@@ -30,14 +31,18 @@ pub(crate) enum Finished {
 
 impl Exchange {
     pub(crate) async fn relay(self, opened: Opened, permit: Permit, deadline: Instant) -> Response<Body> {
-        let Opened { outgoing, response, flight } = opened;
+        let Opened { outgoing, reply, flight, ear } = opened;
+        let response = match reply {
+            Reply::Begun(response) if is_type(response.headers(), EVENTS) => {
+                let source = Source::Stream(Events::new(response.into_body()));
+                return self.stream(Line::open(outgoing, flight, ear, permit, deadline), source);
+            }
+            Reply::Begun(response) => response,
+            Reply::Pending(begins) => {
+                return self.stream(Line::open(outgoing, flight, ear, permit, deadline), Source::Pending(begins));
+            }
+        };
         let status = response.status();
-        if is_type(response.headers(), EVENTS) {
-            let (sender, ours) = events();
-            let line = Line::new(outgoing, flight, permit, deadline, sender);
-            tokio::spawn(self.converse(line, Source::Stream(Events::new(response.into_body()))));
-            return ours;
-        }
         if !is_type(response.headers(), JSON) {
             flight.landed();
             return json(self.failure(&Failure::Unreadable(format!("HTTP {status}, and no JSON"))));
@@ -63,10 +68,7 @@ impl Exchange {
         };
         match message {
             Ok(Finished::Wanted(wanted)) if self.client.takes_events => {
-                let (sender, ours) = events();
-                let line = Line::new(outgoing, flight, permit, deadline, sender);
-                tokio::spawn(self.converse(line, Source::Wanted(wanted)));
-                ours
+                self.stream(Line::open(outgoing, flight, ear, permit, deadline), Source::Wanted(wanted))
             }
             Ok(Finished::Wanted(_)) => {
                 flight.landed();
@@ -85,6 +87,12 @@ impl Exchange {
                 json(self.failure(&failure))
             }
         }
+    }
+
+    /// A response that is a conversation.
+    fn stream(self, (line, response): (Line, Response<Body>), source: Source) -> Response<Body> {
+        tokio::spawn(self.converse(line, source));
+        response
     }
 
     /// HTTP status of a JSON-RPC answer: only modern clients are told more than that there is one.

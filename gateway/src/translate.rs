@@ -3,6 +3,7 @@
 //! Lists, calls, reads, gets and completions translate exactly. What has no counterpart is refused, never guessed.
 
 use mcp_hub_dataplane_api::Era;
+use mcp_hub_mcp::envelope::quoted;
 use mcp_hub_mcp::error::{INVALID_PARAMS, RESOURCE_NOT_FOUND_LEGACY};
 use mcp_hub_mcp::methods;
 use mcp_hub_mcp::object::RawObject;
@@ -25,8 +26,9 @@ pub(crate) fn is_translatable(method: &str) -> bool {
         || matches!(method, methods::TOOLS_CALL | methods::PROMPTS_GET | methods::RESOURCES_READ | methods::COMPLETE)
 }
 
-/// Params of a request of a legacy client with these capabilities for a modern server.
-pub(crate) fn params_to_modern(params: &mut RawObject, capabilities: Option<&str>) {
+/// Params of a request for a modern server of a legacy client with these capabilities, which wants log messages from this
+/// level on.
+pub(crate) fn params_to_modern(params: &mut RawObject, capabilities: Option<&str>, level: Option<usize>) {
     let mut meta = params.get("_meta").and_then(RawObject::parse).unwrap_or_default();
     if let Some(ours) = RawObject::parse(&modern_meta()) {
         for name in MODERN_META {
@@ -37,6 +39,9 @@ pub(crate) fn params_to_modern(params: &mut RawObject, capabilities: Option<&str
     }
     if capabilities.is_some() {
         meta.set(CLIENT_CAPABILITIES, questions::client_capabilities(capabilities));
+    }
+    if let Some(level) = level.and_then(|level| LEVELS.get(level)) {
+        meta.set(LOG_LEVEL, quoted(level));
     }
     params.set("_meta", meta.to_string());
 }
@@ -109,30 +114,31 @@ pub(crate) fn error(client: Era, method: &str, error: &str) -> String {
 }
 
 /// Log levels, the least urgent first.
-const LEVELS: [&str; 8] = ["debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"];
+pub(crate) const LEVELS: [&str; 8] = ["debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"];
 
 /// The level from which on a modern client wants log messages of its request; `None` if it wants none.
 pub(crate) fn log_level(meta: Option<&str>) -> Option<usize> {
     let meta = meta.filter(|meta| meta.contains(LOG_LEVEL)).and_then(RawObject::parse)?;
     let level: String = serde_json::from_str(meta.get(LOG_LEVEL)?).ok()?;
-    LEVELS.iter().position(|known| *known == level)
+    level_named(&level)
 }
 
-/// Whether a log message is as urgent as that.
-pub(crate) fn is_wanted(message_params: Option<&str>, from: usize) -> bool {
+/// The level of this name.
+pub(crate) fn level_named(name: &str) -> Option<usize> {
+    LEVELS.iter().position(|known| *known == name)
+}
+
+/// How urgent a log message is, by its params; one of an unknown level is as urgent as can be.
+pub(crate) fn level_of(message_params: Option<&str>) -> usize {
     let params: Value = message_params.and_then(|raw| serde_json::from_str(raw).ok()).unwrap_or_default();
-    let level = params["level"].as_str().and_then(|level| LEVELS.iter().position(|known| *known == level));
-    level.is_none_or(|level| level >= from)
+    params["level"].as_str().and_then(level_named).unwrap_or(LEVELS.len() - 1)
 }
 
 /// Capabilities of a server of one era for a client of the other: what would be refused is not advertised.
 pub(crate) fn capabilities(capabilities: &Value) -> Value {
     let mut translated = capabilities.clone();
     let Some(members) = translated.as_object_mut() else { return Value::Object(serde_json::Map::new()) };
-    members.retain(|name, _| !matches!(name.as_str(), "logging" | "tasks"));
-    if let Some(resources) = members.get_mut("resources").and_then(Value::as_object_mut) {
-        resources.remove("subscribe");
-    }
+    members.retain(|name, _| name != "tasks");
     if let Some(extensions) = members.get_mut("extensions").and_then(Value::as_object_mut) {
         extensions.remove("io.modelcontextprotocol/tasks");
     }
@@ -183,7 +189,7 @@ mod tests {
     fn a_request_crosses_over_and_back_unchanged() {
         for params in [r#"{"name":"a","arguments":{"x":1.0}}"#, r#"{"_meta":{"progressToken":7},"name":"a"}"#, "{}"] {
             let mut object = RawObject::parse(params).unwrap();
-            params_to_modern(&mut object, None);
+            params_to_modern(&mut object, None, None);
             let there: Value = serde_json::from_str(&object.to_string()).unwrap();
             assert_eq!(there["_meta"]["io.modelcontextprotocol/protocolVersion"], "2026-07-28");
             assert_eq!(there["_meta"]["io.modelcontextprotocol/clientCapabilities"], json!({}));

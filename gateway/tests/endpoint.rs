@@ -78,7 +78,8 @@ async fn what_is_no_message_or_too_large_is_refused() {
         ("[]", 400, -32600),
         (r#"[{"jsonrpc":"2.0","id":1,"method":"ping"}]"#, 400, -32600),
         (r#"{"jsonrpc":"2.0","id":1,"method":"no/such"}"#, 200, -32601),
-        (r#"{"jsonrpc":"2.0","id":1,"method":"logging/setLevel"}"#, 200, -32601),
+        (r#"{"jsonrpc":"2.0","id":1,"method":"logging/setLevel","params":{"level":"info"}}"#, 200, -32600),
+        (r#"{"jsonrpc":"2.0","id":1,"method":"resources/subscribe","params":{"uri":"one+a:b"}}"#, 200, -32600),
         (r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"none"}}"#, 200, -32602),
         (r#"{"jsonrpc":"2.0","id":1,"method":"tools/call"}"#, 200, -32602),
     ] {

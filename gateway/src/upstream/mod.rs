@@ -3,6 +3,7 @@
 mod handshake;
 mod http;
 mod sessions;
+mod topics;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,12 +28,17 @@ pub(crate) use self::handshake::{
 };
 pub(crate) use self::http::{Endpoint, Events, HttpClient, collect, http_client, is_type};
 pub(crate) use self::sessions::{LegacySession, Owner, Sessions};
+pub(crate) use self::topics::{Topic, Topics};
 use crate::Inner;
+use crate::translate::LEVELS;
 
 /// Notifications that a slow listener may lag behind.
 const BROADCAST: usize = 64;
 /// How long after its start a server holds up merged lists that want its definitions; afterwards it delays nobody's.
 pub(crate) const SETTLE: Duration = Duration::from_secs(3);
+
+/// Longest wait for a server to change its log level.
+const TUNING: Duration = Duration::from_secs(5);
 
 /// Why a server gave no answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -87,6 +93,7 @@ pub(crate) struct Upstream {
     health: Mutex<Health>,
     sessions: Sessions,
     next_id: AtomicU64,
+    pub(crate) topics: Arc<Topics>,
     /// Notifications of the server that belong to no request, as it wrote them.
     pub(crate) notifications: broadcast::Sender<Bytes>,
     /// Wakes the watch: the lists may be outdated.
@@ -152,6 +159,7 @@ impl Upstream {
             health: Mutex::new(health),
             sessions: Sessions::default(),
             next_id: AtomicU64::new(1),
+            topics: predecessor.map_or_else(Arc::default, |old| old.topics.clone()),
             notifications: predecessor
                 .map_or_else(|| broadcast::Sender::new(BROADCAST), |old| old.notifications.clone()),
             refresh: Notify::new(),
@@ -359,7 +367,7 @@ impl Upstream {
             return Err(Failure::Unreadable(format!("it negotiated the unknown protocol version `{version}`")));
         }
         let version = HeaderValue::from_str(version).map_err(|error| Failure::Unreadable(error.to_string()))?;
-        let session = Arc::new(LegacySession { id, version });
+        let session = Arc::new(LegacySession::new(id, version));
         let ready = write_request(None, methods::INITIALIZED, None);
         self.post(session.headers(), ready.into()).await?;
         Ok((session, result))
@@ -370,6 +378,25 @@ impl Upstream {
         if let (Ok(endpoint), Some(_)) = (self.endpoint(), &session.id) {
             let ending = endpoint.send(Method::DELETE, session.headers(), Bytes::new());
             tokio::time::timeout(Duration::from_secs(2), ending).await.ok();
+        }
+    }
+
+    /// Asks for log messages of this level and above in this session, unless it brings them already.
+    pub(crate) async fn tune(&self, owner: Owner, session: &LegacySession, level: usize) {
+        let offers = self.catalog().introduction.as_ref().is_some_and(|known| known.offers("logging"));
+        if !offers || level >= session.level.fetch_min(level, Ordering::Relaxed) {
+            return;
+        }
+        let owner = if self.is_shared() { Owner::Shared } else { owner };
+        let params = format!(r#"{{"level":"{}"}}"#, LEVELS[level.min(LEVELS.len() - 1)]);
+        // Log messages are worth no failed call.
+        self.ask(Era::Legacy, owner, methods::SET_LEVEL, &params, TUNING).await.ok();
+    }
+
+    /// Ends sessions that nobody else does.
+    pub(crate) async fn end_idle_sessions(&self) {
+        for session in self.sessions.take_idle(Instant::now()) {
+            self.end(&session).await;
         }
     }
 
@@ -406,6 +433,10 @@ impl Upstream {
                         let session = match self.sessions.open(owner) {
                             Some(session) if forgotten.is_none() => session,
                             _ if self.is_shared() => self.session(owner, None, forgotten.as_ref()).await?,
+                            // What this client can do is not known here; its next call opens another.
+                            _ if owner != Owner::Shared => {
+                                return Err(Failure::Unreachable("the session is over".to_owned()));
+                            }
                             _ => {
                                 self.initialize(owner, None).await?;
                                 let opened = self.sessions.open(owner);

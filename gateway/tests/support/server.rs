@@ -35,6 +35,8 @@ pub enum Fault {
     Hang,
     /// Answers as bytes in a stream after a progress notification.
     Stream,
+    /// Logs on the call's stream before it answers: an error, and what is worth a debug message.
+    Log,
     /// Asks the client for what [`State::rounds`] says before it answers with what it was told.
     Ask,
 }
@@ -52,6 +54,10 @@ pub struct State {
     pub unauthorized: bool,
     /// What the server asks in the middle of a call, round after round: requests without ids.
     pub rounds: Vec<Vec<Value>>,
+    /// Whether it asks on the streams of sessions, not of calls.
+    pub asks_outside: bool,
+    /// Whether it does not tell of changed resources.
+    pub no_subscriptions: bool,
     /// Whether nothing follows the last answer.
     pub hangs_after_questions: bool,
     /// Questions asked so far.
@@ -66,11 +72,18 @@ pub struct State {
     pub wanted_header: Option<&'static str>,
 }
 
+/// Something said outside of calls, in one session or in all.
+#[derive(Debug, Clone)]
+struct Told {
+    session: Option<String>,
+    message: Value,
+}
+
 #[derive(Debug, Clone)]
 pub struct Fake {
     pub state: Arc<Mutex<State>>,
     pub address: SocketAddr,
-    notify: broadcast::Sender<Bytes>,
+    notify: broadcast::Sender<Told>,
     task: Arc<Task>,
 }
 
@@ -102,6 +115,8 @@ impl Fake {
             rounds: Vec::new(),
             asked: 0,
             hangs_after_questions: false,
+            asks_outside: false,
+            no_subscriptions: false,
             seen: Vec::new(),
             id_last: false,
             large: 0,
@@ -155,7 +170,26 @@ impl Fake {
     }
 
     pub fn tell(&self, method: &str) {
-        self.notify.send(json!({"jsonrpc": "2.0", "method": method}).to_string().into()).ok();
+        self.say(None, json!({"jsonrpc": "2.0", "method": method}));
+    }
+
+    /// Says this on the streams of one session, or of all.
+    pub fn say(&self, session: Option<&str>, message: Value) {
+        self.notify.send(Told { session: session.map(str::to_owned), message }).ok();
+    }
+
+    /// Open streams of sessions and subscriptions.
+    pub fn streams(&self) -> usize {
+        self.notify.receiver_count()
+    }
+
+    pub fn update(&self, uri: &str) {
+        self.say(None, json!({"jsonrpc": "2.0", "method": "notifications/resources/updated", "params": {"uri": uri}}));
+    }
+
+    pub fn log(&self, level: &str) {
+        let params = json!({"level": level, "logger": "db", "data": level});
+        self.say(None, json!({"jsonrpc": "2.0", "method": "notifications/message", "params": params}));
     }
 
     pub fn upstream(&self, name: &str) -> Upstream {
@@ -210,7 +244,7 @@ impl Drop for Abandoned {
 async fn answer(
     request: Request<Incoming>,
     state: Arc<Mutex<State>>,
-    notify: broadcast::Sender<Bytes>,
+    notify: broadcast::Sender<Told>,
 ) -> Result<Response<Body>, std::io::Error> {
     let headers = request.headers().clone();
     let session = headers.get("mcp-session-id").map(|value| value.to_str().unwrap().to_owned());
@@ -229,7 +263,7 @@ async fn answer(
     let (method, _) = (request.method().clone(), ());
     if method == Method::GET {
         let (sender, receiver) = mpsc::channel(16);
-        tokio::spawn(forward(notify.subscribe(), sender, None));
+        tokio::spawn(forward(notify.subscribe(), sender, Listening::Session(session)));
         return Ok(stream(receiver));
     }
     if method == Method::DELETE {
@@ -282,7 +316,8 @@ async fn answer(
         let acknowledged =
             json!({"jsonrpc": "2.0", "method": "notifications/subscriptions/acknowledged", "params": params});
         sender.send(Ok(sse::event(acknowledged.to_string().as_bytes()))).await.unwrap();
-        tokio::spawn(forward(notify.subscribe(), sender, Some(meta)));
+        let wanted = message["params"]["notifications"].clone();
+        tokio::spawn(forward(notify.subscribe(), sender, Listening::Subscription { wanted, meta }));
         return Ok(stream(receiver));
     }
     let reply = |result: Result<Value, (i64, &str)>| {
@@ -323,15 +358,45 @@ async fn answer(
                 sender.send(Ok(sse::event(done.as_bytes()))).await.unwrap();
                 return Ok(stream(receiver));
             }
+            Fault::Log => {
+                let levels = ["debug", "error"];
+                let from = message["params"]["_meta"]["io.modelcontextprotocol/logLevel"].as_str();
+                let from = from.map(|level| levels.iter().position(|known| *known == level).unwrap());
+                for (place, level) in levels.into_iter().enumerate() {
+                    if era == Era::Modern && from.is_none_or(|from| place < from) {
+                        continue;
+                    }
+                    let log = json!({"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": level}});
+                    sender.send(Ok(sse::event(log.to_string().as_bytes()))).await.unwrap();
+                }
+                let done = reply(Ok(result_of(era, &name, &message, &state)?.unwrap()));
+                sender.send(Ok(sse::event(done.as_bytes()))).await.unwrap();
+                return Ok(stream(receiver));
+            }
             Fault::Ask => {
                 if era == Era::Modern {
                     return Ok(whole(StatusCode::OK, reply(Ok(next_round(&message["params"], &state)))));
                 }
+                let (rounds, hangs, outside) = {
+                    let state = state.lock().unwrap();
+                    (state.rounds.clone(), state.hangs_after_questions, state.asks_outside)
+                };
+                let answered = move |told: Vec<Value>| {
+                    let result = json!({"content": [{"type": "text", "text": Value::from(told).to_string()}]});
+                    json!({"jsonrpc": "2.0", "id": id, "result": result}).to_string()
+                };
+                if outside {
+                    // The call's own response begins when all is known.
+                    let (beside, asked) = mpsc::channel(16);
+                    let saying = tokio::spawn(say_beside(asked, notify, session));
+                    let mut told = Vec::new();
+                    for round in rounds {
+                        told = ask(round, &beside, &state).await;
+                    }
+                    saying.abort();
+                    return Ok(whole(StatusCode::OK, answered(told)));
+                }
                 tokio::spawn(async move {
-                    let (rounds, hangs) = {
-                        let state = state.lock().unwrap();
-                        (state.rounds.clone(), state.hangs_after_questions)
-                    };
                     let mut told = Vec::new();
                     for round in rounds {
                         told = ask(round, &sender, &state).await;
@@ -339,10 +404,7 @@ async fn answer(
                     if hangs {
                         return sender.closed().await;
                     }
-                    let text = Value::from(told).to_string();
-                    let result = json!({"content": [{"type": "text", "text": text}]});
-                    let done = json!({"jsonrpc": "2.0", "id": id, "result": result});
-                    sender.send(Ok(sse::event(done.to_string().as_bytes()))).await.ok();
+                    sender.send(Ok(sse::event(answered(told).as_bytes()))).await.ok();
                 });
                 return Ok(stream(receiver));
             }
@@ -392,6 +454,19 @@ async fn ask(
     }
 }
 
+/// Says on the session's stream what would belong into the call's.
+async fn say_beside(
+    mut asked: mpsc::Receiver<Result<Bytes, std::io::Error>>,
+    notify: broadcast::Sender<Told>,
+    session: Option<String>,
+) {
+    while let Some(Ok(event)) = asked.recv().await {
+        let text = String::from_utf8(event.to_vec()).unwrap();
+        let message = text.lines().find_map(|line| line.strip_prefix("data: ")).unwrap();
+        notify.send(Told { session: session.clone(), message: serde_json::from_str(message).unwrap() }).ok();
+    }
+}
+
 /// What a modern server answers that keeps nothing between the rounds.
 fn next_round(params: &Value, state: &Arc<Mutex<State>>) -> Value {
     let rounds = state.lock().unwrap().rounds.clone();
@@ -425,7 +500,7 @@ fn result_of(
     let lists = method.ends_with("/list");
     let mut result = match method {
         "server/discover" if era == Era::Modern => json!({"supportedVersions": [MODERN],
-            "capabilities": {"tools": {"listChanged": true}, "prompts": {}, "resources": {}},
+            "capabilities": {"tools": {"listChanged": true}, "prompts": {}, "resources": {"subscribe": !state.no_subscriptions}, "logging": {}},
             "instructions": format!("Use {}.", state.name),
             "_meta": {"io.modelcontextprotocol/serverInfo": {"name": state.name, "version": "1"}}}),
         "tools/list" => match params["cursor"].as_str() {
@@ -449,7 +524,7 @@ fn result_of(
         }
         "resources/read" => json!({"contents": [{"uri": params["uri"], "text": state.name}]}),
         "completion/complete" => json!({"completion": {"values": [params["ref"]["name"]]}}),
-        "logging/setLevel" | "resources/subscribe" if era == Era::Legacy => json!({}),
+        "logging/setLevel" | "resources/subscribe" | "resources/unsubscribe" if era == Era::Legacy => json!({}),
         _ => return Ok(Err((-32601, "no such method"))),
     };
     if era == Era::Modern {
@@ -462,18 +537,45 @@ fn result_of(
     Ok(Ok(result))
 }
 
+/// A legacy session's stream, or a modern subscription with its filter and metadata.
+#[derive(Debug)]
+enum Listening {
+    Session(Option<String>),
+    Subscription { wanted: Value, meta: Value },
+}
+
+impl Listening {
+    fn shows(&self, told: Told) -> Option<Value> {
+        let mut message = told.message;
+        match self {
+            Self::Session(session) => (told.session.is_none() || told.session == *session).then_some(message),
+            Self::Subscription { wanted, meta } => {
+                let asked = match message["method"].as_str().unwrap() {
+                    "notifications/tools/list_changed" => wanted["toolsListChanged"] == true,
+                    "notifications/resources/updated" => {
+                        let uris = wanted["resourceSubscriptions"].as_array();
+                        uris.is_some_and(|uris| uris.contains(&message["params"]["uri"]))
+                    }
+                    _ => false,
+                };
+                message["params"]["_meta"] = meta.clone();
+                asked.then_some(message)
+            }
+        }
+    }
+}
+
 async fn forward(
-    mut notifications: broadcast::Receiver<Bytes>,
+    mut notifications: broadcast::Receiver<Told>,
     sender: mpsc::Sender<Result<Bytes, std::io::Error>>,
-    meta: Option<Value>,
+    listening: Listening,
 ) {
     sender.send(Ok(Bytes::from_static(sse::COMMENT))).await.ok();
     loop {
         tokio::select! {
             received = notifications.recv() => {
                 let Ok(received) = received else { return };
-                let mut message: Value = serde_json::from_slice(&received).unwrap();
-                if let Some(meta) = &meta { message["params"] = json!({"_meta": meta}) }
+                let Some(message) = listening.shows(received) else { continue };
                 if sender.send(Ok(sse::event(message.to_string().as_bytes()))).await.is_err() { return }
             }
             () = sender.closed() => return,
