@@ -32,7 +32,7 @@ use crate::parked::{Claim, NotWaiting};
 use crate::questions;
 use crate::source::Begins;
 use crate::translate;
-use crate::upstream::{Failure, LegacySession, Owner, Upstream, collect, list};
+use crate::upstream::{Failure, LegacySession, Owner, Upstream, collect, is_usable, list};
 
 /// Silence after which a client is given a stream with comments, so that nothing between us takes it for dead.
 pub(crate) const COMMENT_EVERY: Duration = Duration::from_secs(15);
@@ -400,10 +400,16 @@ impl Exchange {
         self.seat.capabilities.as_deref().filter(|_| can_be_asked)
     }
 
-    /// A list of tools with only what the rules offer, under the names that they give.
-    pub(crate) fn ruled(&self, result: &str) -> String {
+    /// Whether a list of tools is not passed on as it is: for the rules, or because some of them may not be offered.
+    pub(crate) fn is_picked(&self, era: Era) -> bool {
+        self.method == methods::TOOLS_LIST && (era == Era::Modern || !names::are_open(&self.upstream.config.tools))
+    }
+
+    /// A list of tools of a server of this era with only what the rules offer, under the names that they give.
+    pub(crate) fn picked(&self, era: Era, result: &str) -> String {
         let rules = &self.upstream.config.tools;
-        if self.method != methods::TOOLS_LIST || names::are_open(rules) {
+        let annotated = || memchr::memmem::find(result.as_bytes(), b"x-mcp-header").is_some();
+        if !self.is_picked(era) || names::are_open(rules) && !annotated() {
             return result.to_owned();
         }
         let Some(mut object) = RawObject::parse(result) else { return result.to_owned() };
@@ -413,6 +419,9 @@ impl Exchange {
         for raw in items {
             let Some(item) = crate::upstream::item("tools", raw) else { continue };
             let Some(name) = names::offered(rules, &item.key) else { continue };
+            if !is_usable(era, &self.method, &item) {
+                continue;
+            }
             kept.push(if name == item.key {
                 item.raw.clone()
             } else {
@@ -425,8 +434,7 @@ impl Exchange {
 
     /// Whether what the server answers is what the client gets, byte by byte.
     pub(crate) fn is_verbatim(&self, outgoing: &Outgoing) -> bool {
-        let ruled = self.method == methods::TOOLS_LIST && !names::are_open(&self.upstream.config.tools);
-        !outgoing.renumbered && outgoing.era == self.client.era && !self.aggregate && !ruled
+        !outgoing.renumbered && outgoing.era == self.client.era && !self.aggregate && !self.is_picked(outgoing.era)
     }
 }
 

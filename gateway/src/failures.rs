@@ -75,7 +75,8 @@ impl Exchange {
         if self.client.era == Era::Modern {
             translate::complete(&self.method, &mut result);
         }
-        let result = self.ruled(&result.to_string());
+        let era = self.upstream.known_era().unwrap_or(self.client.era);
+        let result = self.picked(era, &result.to_string());
         Some(write_result(&self.id, &result).into())
     }
 }

@@ -18,6 +18,7 @@ mod interests;
 mod metrics;
 mod names;
 mod outgoing;
+mod param_headers;
 mod parked;
 mod questions;
 mod relay;

@@ -1,14 +1,15 @@
 //! A client's request as a server is to get it: spliced where both speak one era, else translated.
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::HeaderMap;
 use mcp_hub_dataplane_api::Era;
 use mcp_hub_mcp::envelope::{Envelope, MalformedMessage, Params, quoted, splice, string, write_request};
+use mcp_hub_mcp::methods;
 use mcp_hub_mcp::object::RawObject;
-use mcp_hub_mcp::{headers, methods};
 use serde_json::value::RawValue;
 
 use crate::exchange::Exchange;
+use crate::param_headers;
 use crate::translate;
 use crate::upstream::{Failure, Upstream, modern_headers};
 
@@ -106,16 +107,11 @@ impl Exchange {
             Era::Modern => extra.extend(self.param_headers.clone()),
             Era::Legacy if self.method == methods::TOOLS_CALL => {
                 let catalog = upstream.catalog();
-                let tool = catalog.lists[0].iter().flatten().find(|tool| Some(&tool.key) == named.as_ref());
-                let envelope = Envelope::parse(&self.message).ok();
-                let object = envelope.and_then(|envelope| RawObject::parse(envelope.params?.get()));
-                let arguments = object.as_ref().and_then(|object| object.get("arguments"));
-                for (name, value) in tool.map(|tool| translate::param_headers(&tool.raw, arguments)).unwrap_or_default()
-                {
-                    let name = HeaderName::from_bytes(name.as_bytes());
-                    if let (Ok(name), Ok(value)) = (name, HeaderValue::from_str(&headers::encode(&value))) {
-                        extra.insert(name, value);
-                    }
+                if let Some(annotations) = named.as_ref().and_then(|name| catalog.annotations.get(name)) {
+                    let envelope = Envelope::parse(&self.message).ok();
+                    let object = envelope.and_then(|envelope| RawObject::parse(envelope.params?.get()));
+                    let arguments = object.as_ref().and_then(|object| object.get("arguments"));
+                    extra.extend(param_headers::headers(annotations, arguments));
                 }
             }
             Era::Legacy => {}

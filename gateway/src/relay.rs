@@ -123,8 +123,7 @@ impl Exchange {
         };
         let crossed = outgoing.era != self.client.era;
         let named = self.aggregate && names_uris(result.get());
-        let ruled = self.method == methods::TOOLS_LIST;
-        if !crossed && !named && !ruled {
+        if !crossed && !named && !self.is_picked(outgoing.era) {
             let answer = if outgoing.renumbered {
                 splice(message, &mut [(id, self.id.as_bytes())]).into()
             } else {
@@ -155,7 +154,7 @@ impl Exchange {
         if named {
             result = uris::rewrite(&self.upstream.config.name, &result);
         }
-        Ok(Finished::Answer(write_result(&self.id, &self.ruled(&result)).into(), None))
+        Ok(Finished::Answer(write_result(&self.id, &self.picked(outgoing.era, &result)).into(), None))
     }
 
     /// The answer for a client that cannot give what the server asks for.
@@ -177,6 +176,10 @@ impl Exchange {
         {
             let text = format!("server `{}`: {message}", self.upstream.config.name);
             return (self.tool_error(&Failure::Unreachable(message.clone()), &text), None);
+        }
+        if parsed.as_ref().is_some_and(|parsed| parsed.code == error::HEADER_MISMATCH) {
+            // The client made the headers and is told; the schema that it made them from may be our old one.
+            self.upstream.refresh.notify_one();
         }
         let translated = if self.upstream.known_era() == Some(self.client.era) {
             raw.to_owned()

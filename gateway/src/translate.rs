@@ -29,6 +29,8 @@ pub(crate) fn is_translatable(method: &str) -> bool {
 /// Params of a request for a modern server of a legacy client with these capabilities, which wants log messages from this
 /// level on.
 pub(crate) fn params_to_modern(params: &mut RawObject, capabilities: Option<&str>, level: Option<usize>) {
+    // Tasks of the legacy era are not offered; a request for one is a request (2025-11-25, "Tasks").
+    params.remove("task");
     let mut meta = params.get("_meta").and_then(RawObject::parse).unwrap_or_default();
     if let Some(ours) = RawObject::parse(&modern_meta()) {
         for name in MODERN_META {
@@ -151,33 +153,6 @@ pub(crate) fn capabilities(capabilities: &Value) -> Value {
     translated
 }
 
-/// `Mcp-Param-*` headers that a tool's schema asks for: header name and value as text.
-pub(crate) fn param_headers(tool: &str, arguments: Option<&str>) -> Vec<(String, String)> {
-    if !tool.contains("x-mcp-header") {
-        return Vec::new();
-    }
-    let tool: Value = serde_json::from_str(tool).unwrap_or_default();
-    let arguments: Value = arguments.and_then(|raw| serde_json::from_str(raw).ok()).unwrap_or_default();
-    let mut found = Vec::new();
-    collect_headers(&tool["inputSchema"]["properties"], &arguments, &mut found);
-    found
-}
-
-fn collect_headers(properties: &Value, arguments: &Value, found: &mut Vec<(String, String)>) {
-    for (name, schema) in properties.as_object().into_iter().flatten() {
-        let Some(argument) = arguments.get(name) else { continue };
-        let text = match argument {
-            Value::String(text) => Some(text.clone()),
-            Value::Number(_) | Value::Bool(_) => Some(argument.to_string()),
-            Value::Null | Value::Array(_) | Value::Object(_) => None,
-        };
-        if let (Some(header), Some(text)) = (schema["x-mcp-header"].as_str(), text) {
-            found.push((format!("mcp-param-{}", header.to_ascii_lowercase()), text));
-        }
-        collect_headers(&schema["properties"], argument, found);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -220,20 +195,6 @@ mod tests {
         assert_eq!(error(Era::Modern, methods::RESOURCES_READ, legacy), modern);
         assert_eq!(error(Era::Legacy, methods::RESOURCES_READ, modern), legacy);
         assert_eq!(error(Era::Legacy, methods::TOOLS_CALL, modern), modern);
-    }
-
-    #[test]
-    fn arguments_become_headers_where_the_schema_says_so() {
-        let tool = json!({"inputSchema": {"properties": {
-            "region": {"type": "string", "x-mcp-header": "Region"},
-            "deep": {"properties": {"n": {"type": "integer", "x-mcp-header": "N"}}},
-            "other": {"type": "string"},
-        }}});
-        let found = param_headers(&tool.to_string(), Some(r#"{"region":"eu","deep":{"n":3},"other":"x"}"#));
-        assert_eq!(
-            found,
-            [("mcp-param-region".to_owned(), "eu".to_owned()), ("mcp-param-n".to_owned(), "3".to_owned())]
-        );
     }
 
     proptest! {

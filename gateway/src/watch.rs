@@ -103,7 +103,7 @@ async fn refresh(upstream: &Upstream, inner: &Weak<Inner>) -> Result<Introductio
     let changed: Vec<usize> =
         (0..LISTS.len()).filter(|place| before.lists[*place] != lists[*place] || !was_listed).collect();
     let introduced = before.introduction.as_ref().map(|old| &old.result) != Some(&introduction.result);
-    upstream.learn(Catalog { introduction: Some(introduction.clone()), handshake: Some(handshake), lists });
+    upstream.learn(Catalog::new(Some(introduction.clone()), Some(handshake), lists));
     note(upstream, inner, Ok(()));
     upstream.settled.send_replace(true);
     tell(upstream, inner, &changed);
@@ -230,7 +230,7 @@ async fn look_again(
         if let (Some(handshake), Some(tools)) = (&mut handshake, &lists[0]) {
             handshake.tools = Some(crate::upstream::tools_summary(tools));
         }
-        upstream.learn(Catalog { introduction: before.introduction.clone(), handshake, lists });
+        upstream.learn(Catalog::new(before.introduction.clone(), handshake, lists));
         if let Some(inner) = inner.upgrade() {
             inner.status_changed();
         }

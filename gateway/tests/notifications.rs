@@ -6,7 +6,7 @@ mod support;
 use mcp_hub_dataplane_api::gateway::Upstream;
 use mcp_hub_dataplane_api::{Era, SessionMode};
 use serde_json::{Value, json};
-use support::{Client, Fake, Fault, Hub, Reader, config, ready, wait_for};
+use support::{Client, Fake, Fault, Hub, Manner, Reader, config, ready, wait_for};
 
 const ENDPOINTS: [(&str, &str); 2] = [("/mcp", "one+"), ("/servers/one/mcp", "")];
 const UPDATED: &str = "notifications/resources/updated";
@@ -206,7 +206,7 @@ async fn where_each_client_has_a_session_a_change_is_told_to_whose_session_it_ca
 #[tokio::test]
 async fn a_server_that_tells_of_no_changes_is_not_subscribed_to() {
     let fake = Fake::start(Era::Modern, "one").await;
-    fake.set(|state| state.no_subscriptions = true);
+    fake.set(|state| state.capabilities["resources"] = json!({}));
     let hub = Hub::start(config(vec![fake.upstream("one")])).await;
     ready(&hub).await;
     let client = hub.connected("/mcp", Era::Legacy).await;
@@ -305,7 +305,7 @@ async fn a_question_outside_of_any_calls_stream_reaches_the_clients_newest_call_
     fake.set(|state| {
         state.fault = Fault::Ask;
         state.rounds = vec![vec![json!({"method": "roots/list"})]];
-        state.asks_outside = true;
+        state.manner = Manner::Outside;
     });
     let asked = client.call("one_echo", json!({})).await;
     assert_eq!(asked["result"]["inputRequests"]["q1"]["method"], "roots/list", "{asked}");

@@ -6,7 +6,7 @@ mod support;
 use mcp_hub_dataplane_api::gateway::Upstream;
 use mcp_hub_dataplane_api::{Era, SessionMode};
 use serde_json::{Value, json};
-use support::{Client, Fake, Fault, Hub, Reader, config, read, ready, wait_for};
+use support::{Client, Fake, Fault, Hub, Manner, Reader, config, read, ready, wait_for};
 
 const ENDPOINTS: [(&str, &str); 2] = [("/mcp", "one_echo"), ("/servers/one/mcp", "echo")];
 
@@ -269,7 +269,7 @@ async fn metrics(hub: &Hub) -> String {
 #[tokio::test]
 async fn a_continued_call_is_cancelled_when_its_client_goes_away() {
     let (fake, hub) = asking(Era::Legacy, vec![vec![form()]]).await;
-    fake.set(|state| state.hangs_after_questions = true);
+    fake.set(|state| state.manner = Manner::Hanging);
     let client = modern(&hub, "/mcp");
     let asked = client.call("one_echo", json!({})).await;
     let answers = json!({ key(&asked, "elicitation/create"): {"action": "accept"} });

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::BodyExt;
 use mcp_hub_dataplane_api::{Era, LEGACY_VERSIONS};
-use mcp_hub_mcp::envelope::{Envelope, Kind, Params, quoted, string, write_result};
+use mcp_hub_mcp::envelope::{Envelope, Kind, Params, quoted, string, write_error, write_result};
 use mcp_hub_mcp::object::RawObject;
 use mcp_hub_mcp::{error, headers, methods};
 use serde_json::Value;
@@ -227,10 +227,16 @@ impl Ask {
         for raw in messages {
             let single = Bytes::copy_from_slice(raw.get().as_bytes());
             let Ok(envelope) = Envelope::parse(&single) else {
-                let problem = mcp_hub_mcp::envelope::write_error(None, error::INVALID_REQUEST, "no JSON-RPC message");
+                let problem = write_error(None, error::INVALID_REQUEST, "no JSON-RPC message");
                 answers.extend(String::from_utf8(problem));
                 continue;
             };
+            if envelope.method() == methods::INITIALIZE {
+                let text = "initialize may not be part of a batch";
+                let id = envelope.id.map(|id| id.get());
+                answers.extend(String::from_utf8(write_error(id, error::INVALID_REQUEST, text)));
+                continue;
+            }
             let mut ask = self.clone();
             // The answers become one JSON text, so none of them may be a stream.
             ask.client.takes_events = false;

@@ -23,9 +23,10 @@ use crate::exchange::{Exchange, Seat};
 use crate::guard::Principal;
 use crate::names;
 use crate::outgoing::Aim;
+use crate::param_headers::{self, Mismatch};
 use crate::session::Session;
 use crate::translate;
-use crate::upstream::{Owner, Upstream};
+use crate::upstream::{Owner, Upstream, list};
 use crate::{Inner, Served};
 
 /// A client that has not sent its message by then is not going to; 32 MiB in it are less than 5 Mbit/s.
@@ -193,6 +194,12 @@ impl Ask {
                 }
             }
         };
+        if self.client.era == Era::Modern
+            && method == methods::TOOLS_CALL
+            && let Err(mismatch) = self.check_arguments(&upstream, aim.as_ref(), envelope, params).await
+        {
+            return body::error(StatusCode::BAD_REQUEST, Some(id), error::HEADER_MISMATCH, &mismatch.to_string());
+        }
         let shown = |name: &HeaderName| name.as_str().starts_with("mcp-param-");
         let param_headers = if self.client.era == Era::Modern {
             self.headers
@@ -219,6 +226,34 @@ impl Ask {
             param_headers,
         };
         exchange.run().await
+    }
+
+    /// Holds `Mcp-Param-*` against the arguments of a call. What disagrees with a schema that may be an old one is looked at
+    /// again with the newest.
+    async fn check_arguments(
+        &self,
+        upstream: &Upstream,
+        aim: Option<&Aim>,
+        envelope: &Envelope<'_>,
+        params: &Params<'_>,
+    ) -> Result<(), Mismatch> {
+        let name = match aim {
+            Some(Aim::Name(own)) => own.clone(),
+            _ => params.name.and_then(string).unwrap_or_default().into_owned(),
+        };
+        let check = || {
+            let catalog = upstream.catalog();
+            let Some(annotations) = catalog.annotations.get(&name) else { return Ok(()) };
+            let object = envelope.params.and_then(|raw| RawObject::parse(raw.get()));
+            let arguments = object.as_ref().and_then(|object| object.get("arguments"));
+            param_headers::check(annotations, arguments, &self.headers)
+        };
+        let Err(mismatch) = check() else { return Ok(()) };
+        let Some(era) = upstream.known_era() else { return Err(mismatch) };
+        if let Ok(tools) = list(upstream, era, methods::TOOLS_LIST, "tools").await {
+            upstream.learn_tools(tools);
+        }
+        check()
     }
 
     async fn translates(&self, upstream: &Upstream, method: &str) -> bool {

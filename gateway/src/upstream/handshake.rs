@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{Failure, Owner, Upstream};
+use crate::param_headers;
 
 /// Pages followed of one list; a server that has more is taken for one whose cursor goes in circles.
 const PAGES_MAX: usize = 100;
@@ -134,13 +135,28 @@ pub(crate) async fn list(upstream: &Upstream, era: Era, method: &str, key: &str)
         let params = format!("{{{}}}", params.join(","));
         let result = upstream.ask(era, Owner::Shared, method, &params, PATIENCE).await?;
         let (page, next) = page(&result, key).ok_or_else(|| Failure::Unreadable(format!("{method}: no {key}")))?;
-        items.extend(page);
+        items.extend(page.into_iter().filter(|item| is_usable(era, method, item)));
         match next {
             Some(next) if cursor.as_ref() != Some(&next) => cursor = Some(next),
             _ => break,
         }
     }
     Ok(items)
+}
+
+/// Whether HTTP clients may offer this: tools of modern servers with invalid annotations are none (2026-07-28, "Streamable
+/// HTTP: Schema extension").
+pub(crate) fn is_usable(era: Era, method: &str, item: &Item) -> bool {
+    if era == Era::Legacy || method != methods::TOOLS_LIST {
+        return true;
+    }
+    match param_headers::annotations(&item.raw) {
+        Ok(_) => true,
+        Err(problem) => {
+            tracing::warn!(tool = item.key, %problem, "tool left out");
+            false
+        }
+    }
 }
 
 /// Items and next cursor of one page.

@@ -5,6 +5,7 @@ mod http;
 mod sessions;
 mod topics;
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,12 +25,13 @@ use tokio::sync::{Notify, broadcast, watch};
 use tokio::task::JoinHandle;
 
 pub(crate) use self::handshake::{
-    Introduction, Item, ItemLists, PATIENCE, introduce, item, list, modern_meta, summary, tools_summary,
+    Introduction, Item, ItemLists, PATIENCE, introduce, is_usable, item, list, modern_meta, summary, tools_summary,
 };
 pub(crate) use self::http::{Endpoint, Events, HttpClient, collect, http_client, is_type};
 pub(crate) use self::sessions::{LegacySession, Owner, Sessions};
 pub(crate) use self::topics::{Topic, Topics};
 use crate::Inner;
+use crate::param_headers::{self, Annotation};
 use crate::translate::LEVELS;
 
 /// Notifications that a slow listener may lag behind.
@@ -72,6 +74,22 @@ pub(crate) struct Catalog {
     pub(crate) introduction: Option<Introduction>,
     pub(crate) handshake: Option<Handshake>,
     pub(crate) lists: ItemLists,
+    /// Tools whose schemas want arguments in headers, by their own names.
+    pub(crate) annotations: HashMap<String, Vec<Annotation>>,
+}
+
+impl Catalog {
+    pub(crate) fn new(introduction: Option<Introduction>, handshake: Option<Handshake>, lists: ItemLists) -> Self {
+        let mut annotations = HashMap::new();
+        for tool in lists[0].iter().flatten() {
+            // Where they are invalid there are none.
+            let found = param_headers::annotations(&tool.raw).unwrap_or_default();
+            if !found.is_empty() {
+                annotations.insert(tool.key.clone(), found);
+            }
+        }
+        Self { introduction, handshake, lists, annotations }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -180,7 +198,7 @@ impl Upstream {
         let before = self.catalog();
         let mut lists = before.lists.clone();
         lists[0] = Some(tools);
-        self.learn(Catalog { introduction: before.introduction.clone(), handshake: before.handshake.clone(), lists });
+        self.learn(Catalog::new(before.introduction.clone(), before.handshake.clone(), lists));
     }
 
     pub(crate) fn health(&self) -> Health {

@@ -19,7 +19,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 pub use self::client::{Client, Reader, read};
-pub use self::server::{Fake, Fault, State, tool};
+pub use self::server::{Fake, Fault, Manner, State, tool};
 
 pub const TOKEN: &str = "token of the tests";
 pub const MODERN: &str = "2026-07-28";

@@ -41,6 +41,17 @@ pub enum Fault {
     Ask,
 }
 
+/// How a legacy server asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// On the call's stream, and answers the call in the end.
+    Well,
+    /// On the stream of the session, before the call's response begins.
+    Outside,
+    /// On the call's stream, and says nothing more after the last answer.
+    Hanging,
+}
+
 #[derive(Debug)]
 pub struct State {
     pub era: Era,
@@ -54,12 +65,11 @@ pub struct State {
     pub unauthorized: bool,
     /// What the server asks in the middle of a call, round after round: requests without ids.
     pub rounds: Vec<Vec<Value>>,
-    /// Whether it asks on the streams of sessions, not of calls.
-    pub asks_outside: bool,
-    /// Whether it does not tell of changed resources.
-    pub no_subscriptions: bool,
-    /// Whether nothing follows the last answer.
-    pub hangs_after_questions: bool,
+    pub manner: Manner,
+    /// With which every call is refused.
+    pub refusal: Option<(i64, &'static str)>,
+    /// What it says that it offers.
+    pub capabilities: Value,
     /// Questions asked so far.
     pub asked: usize,
     /// Requests in order: headers and body.
@@ -114,9 +124,10 @@ impl Fake {
             unauthorized: false,
             rounds: Vec::new(),
             asked: 0,
-            hangs_after_questions: false,
-            asks_outside: false,
-            no_subscriptions: false,
+            manner: Manner::Well,
+            refusal: None,
+            capabilities: json!({"tools": {"listChanged": true}, "prompts": {}, "resources": {"subscribe": true},
+                "completions": {}, "logging": {}}),
             seen: Vec::new(),
             id_last: false,
             large: 0,
@@ -302,8 +313,7 @@ async fn answer(
         state.opened += 1;
         let session = format!("session-{}-{}", state.name, state.opened);
         state.sessions.insert(session.clone());
-        let result = json!({"protocolVersion": "2025-06-18", "capabilities": {"tools": {"listChanged": true},
-            "prompts": {}, "resources": {"subscribe": true}, "logging": {}}, "serverInfo": {"name": state.name, "version": "1"},
+        let result = json!({"protocolVersion": "2025-06-18", "capabilities": state.capabilities, "serverInfo": {"name": state.name, "version": "1"},
             "instructions": format!("Use {}.", state.name)});
         let mut response = whole(StatusCode::OK, json!({"jsonrpc": "2.0", "id": id, "result": result}).to_string());
         response.headers_mut().insert("mcp-session-id", session.parse().unwrap());
@@ -377,15 +387,15 @@ async fn answer(
                 if era == Era::Modern {
                     return Ok(whole(StatusCode::OK, reply(Ok(next_round(&message["params"], &state)))));
                 }
-                let (rounds, hangs, outside) = {
+                let (rounds, manner) = {
                     let state = state.lock().unwrap();
-                    (state.rounds.clone(), state.hangs_after_questions, state.asks_outside)
+                    (state.rounds.clone(), state.manner)
                 };
                 let answered = move |told: Vec<Value>| {
                     let result = json!({"content": [{"type": "text", "text": Value::from(told).to_string()}]});
                     json!({"jsonrpc": "2.0", "id": id, "result": result}).to_string()
                 };
-                if outside {
+                if manner == Manner::Outside {
                     // The call's own response begins when all is known.
                     let (beside, asked) = mpsc::channel(16);
                     let saying = tokio::spawn(say_beside(asked, notify, session));
@@ -401,7 +411,7 @@ async fn answer(
                     for round in rounds {
                         told = ask(round, &sender, &state).await;
                     }
-                    if hangs {
+                    if manner == Manner::Hanging {
                         return sender.closed().await;
                     }
                     sender.send(Ok(sse::event(answered(told).as_bytes()))).await.ok();
@@ -500,7 +510,7 @@ fn result_of(
     let lists = method.ends_with("/list");
     let mut result = match method {
         "server/discover" if era == Era::Modern => json!({"supportedVersions": [MODERN],
-            "capabilities": {"tools": {"listChanged": true}, "prompts": {}, "resources": {"subscribe": !state.no_subscriptions}, "logging": {}},
+            "capabilities": state.capabilities,
             "instructions": format!("Use {}.", state.name),
             "_meta": {"io.modelcontextprotocol/serverInfo": {"name": state.name, "version": "1"}}}),
         "tools/list" => match params["cursor"].as_str() {
@@ -511,6 +521,7 @@ fn result_of(
         "prompts/list" => json!({"prompts": [{"name": "greet", "arguments": [{"name": "who"}]}]}),
         "resources/list" => json!({"resources": [{"uri": "test://text", "name": "text"}]}),
         "resources/templates/list" => json!({"resourceTemplates": [{"uriTemplate": "test://{id}", "name": "t"}]}),
+        "tools/call" if state.refusal.is_some() => return Ok(Err(state.refusal.unwrap())),
         "tools/call" if state.tools.iter().any(|tool| tool["name"] == params["name"]) => {
             let text = json!({"server": state.name, "tool": params["name"], "arguments": params["arguments"]});
             json!({"content": [{"type": "text", "text": text.to_string()}], "n": 1.0})
