@@ -60,6 +60,8 @@ pub(crate) struct Exchange {
     pub(crate) seat: Seat,
     /// With which a modern client goes on with a call, raw.
     pub(crate) request_state: Option<String>,
+    /// Largest tool result in bytes.
+    pub(crate) result_limit: Option<usize>,
     /// Whether this is a later round of a call, which its server must not take for the first.
     pub(crate) is_retry: bool,
 }
@@ -430,6 +432,11 @@ impl Exchange {
         }
         object.set("tools", format!("[{}]", kept.join(",")));
         object.to_string()
+    }
+
+    /// Whether an answer of so many bytes may pass as it is.
+    pub(crate) fn fits(&self, bytes: u64) -> bool {
+        self.method != methods::TOOLS_CALL || self.result_limit.is_none_or(|limit| bytes <= limit as u64)
     }
 
     /// Whether what the server answers is what the client gets, byte by byte.

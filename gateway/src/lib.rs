@@ -22,6 +22,7 @@ mod param_headers;
 mod parked;
 mod questions;
 mod relay;
+mod result_limit;
 mod seal;
 mod serve;
 mod session;

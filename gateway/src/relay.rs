@@ -13,6 +13,7 @@ use crate::conversation::Line;
 use crate::exchange::{Exchange, Opened, Permit, Reply, whole};
 use crate::outgoing::Outgoing;
 use crate::questions::InputRequired;
+use crate::result_limit;
 use crate::source::Source;
 use crate::translate;
 use crate::upstream::{Events, Failure, collect, is_type};
@@ -48,7 +49,10 @@ impl Exchange {
             return json(self.failure(&Failure::Unreadable(format!("HTTP {status}, and no JSON"))));
         }
         let length = response.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        if self.is_verbatim(&outgoing) && status.is_success() && length.is_some_and(|length| length > READ_FIRST) {
+        if self.is_verbatim(&outgoing)
+            && status.is_success()
+            && length.is_some_and(|length| length > READ_FIRST && self.fits(length))
+        {
             flight.landed();
             let mut ours = json(Bytes::new());
             *ours.body_mut() = Body::Upstream(response.into_body(), permit);
@@ -110,7 +114,8 @@ impl Exchange {
     /// The server's response in the client's terms.
     pub(crate) fn finish(&self, outgoing: &Outgoing, message: &Bytes, status: StatusCode) -> Result<Finished, Failure> {
         let unreadable = |error: &dyn std::fmt::Display| Failure::Unreadable(format!("HTTP {status}: {error}"));
-        if self.is_verbatim(outgoing) && status.is_success() && !may_be_unavailable(message) {
+        let fits = self.fits(message.len() as u64);
+        if fits && self.is_verbatim(outgoing) && status.is_success() && !may_be_unavailable(message) {
             return Ok(Finished::Answer(message.clone(), None));
         }
         let envelope = Envelope::parse(message).map_err(|error| unreadable(&error))?;
@@ -123,7 +128,7 @@ impl Exchange {
         };
         let crossed = outgoing.era != self.client.era;
         let named = self.aggregate && names_uris(result.get());
-        if !crossed && !named && !self.is_picked(outgoing.era) {
+        if fits && !crossed && !named && !self.is_picked(outgoing.era) {
             let answer = if outgoing.renumbered {
                 splice(message, &mut [(id, self.id.as_bytes())]).into()
             } else {
@@ -151,6 +156,9 @@ impl Exchange {
                 return Ok(Finished::Answer(answer.into(), Some(error::NOT_TRANSLATABLE)));
             }
         };
+        if let Some(limit) = self.result_limit.filter(|_| !fits) {
+            result = result_limit::cut(&result, limit);
+        }
         if named {
             result = uris::rewrite(&self.upstream.config.name, &result);
         }

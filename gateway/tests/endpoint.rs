@@ -290,3 +290,29 @@ async fn arguments_that_a_modern_servers_schema_wants_in_headers_are_put_there_f
     assert_eq!(fake.calls().len(), 3);
     assert_eq!(fake.calls()[2].0["mcp-param-zone"], "b");
 }
+
+#[tokio::test]
+async fn the_text_of_a_result_over_the_limit_is_cut_visibly_and_a_smaller_one_passes_whole() {
+    for server in [Era::Legacy, Era::Modern] {
+        let fake = Fake::start(server, "one").await;
+        let mut configured = config(vec![fake.upstream("one")]);
+        configured.limits.result_bytes = Some(100_000);
+        let hub = Hub::start(configured).await;
+        ready(&hub).await;
+        for era in [Era::Legacy, Era::Modern] {
+            for (path, name) in [("/mcp", "one_echo"), ("/servers/one/mcp", "echo")] {
+                let client = hub.client(path, era);
+                fake.set(|state| state.large = 99_000);
+                let whole = client.call(name, json!({})).await;
+                assert_eq!(whole["result"]["content"][0]["text"].as_str().unwrap().len(), 99_000);
+                fake.set(|state| state.large = 200_000);
+                let cut = client.call(name, json!({})).await;
+                let text = cut["result"]["content"][0]["text"].as_str().unwrap();
+                assert!((99_000..100_200).contains(&text.len()), "{}", text.len());
+                assert!(text.ends_with("of 200000 bytes of this text; spec.limits.resultBytes of the hub]"));
+                assert_eq!(cut["result"]["n"].to_string(), "1.0", "the rest is as it was");
+                assert_eq!(cut["result"].get("resultType").is_some(), era == Era::Modern);
+            }
+        }
+    }
+}

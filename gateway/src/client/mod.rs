@@ -215,6 +215,7 @@ impl Ask {
             seat,
             request_state: params.request_state.map(|raw| raw.get().to_owned()),
             is_retry: false,
+            result_limit: self.served.config.limits.result_bytes.and_then(|bytes| usize::try_from(bytes).ok()),
             inner: self.inner,
             upstream,
             client: self.client,

@@ -41,7 +41,12 @@ pub fn config(upstreams: Vec<Upstream>) -> GatewayConfig {
         upstreams,
         naming: Naming { mode: NamingMode::Prefix, separator: "_".to_owned(), max_length: 48 },
         auth: ClientAuth::Bearer { tokens_sha256: vec![hex::encode(sha2::Sha256::digest(TOKEN))] },
-        limits: GatewayLimits { message_bytes: 1 << 20, concurrent_calls: 64, stale_for_ms: 60_000 },
+        limits: GatewayLimits {
+            message_bytes: 1 << 20,
+            result_bytes: None,
+            concurrent_calls: 64,
+            stale_for_ms: 60_000,
+        },
         allowed_hosts: vec![],
         allowed_origins: vec![],
     }
