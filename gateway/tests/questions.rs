@@ -196,6 +196,19 @@ async fn several_questions_are_asked_together_and_what_was_not_answered_again() 
 }
 
 #[tokio::test]
+async fn progress_after_an_answer_comes_under_the_token_of_the_retry() {
+    let (_fake, hub) = asking(Era::Legacy, vec![vec![roots()]]).await;
+    let client = modern(&hub, "/mcp");
+    let meta = |token: &str| json!({ "progressToken": token });
+    let asked = client.ask("tools/call", json!({"name": "one_echo", "_meta": meta("first")})).await;
+    let params = json!({"name": "one_echo", "_meta": meta("second"), "requestState": asked["result"]["requestState"],
+        "inputResponses": { key(&asked, "roots/list"): {"roots": []} }});
+    let messages = client.messages(&client.message(json!("retry"), "tools/call", params)).await;
+    assert_eq!(messages[0]["params"]["progressToken"], "second", "{messages:?}");
+    assert_eq!((messages.len(), &messages[1]["id"]), (2, &json!("retry")));
+}
+
+#[tokio::test]
 async fn a_state_is_of_no_use_to_others_for_another_call_or_later() {
     let (fake, hub) = asking(Era::Legacy, vec![vec![form()]]).await;
     let client = modern(&hub, "/mcp");

@@ -89,6 +89,14 @@ struct Told {
     message: Value,
 }
 
+impl Fault {
+    /// By which a call may say what is to become of it.
+    fn named(name: &str) -> Option<Self> {
+        let all = [Self::None, Self::DropUnanswered, Self::DropMidStream, Self::Hang, Self::Stream, Self::Ask];
+        all.into_iter().find(|fault| format!("{fault:?}") == name)
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct Fake {
     pub state: Arc<Mutex<State>>,
@@ -288,7 +296,8 @@ async fn answer(
     let (fault, id_last, large) = {
         let mut state = state.lock().unwrap();
         state.seen.push((headers.clone(), message.clone()));
-        (state.fault, state.id_last, state.large)
+        let wanted = message["params"]["arguments"]["fault"].as_str().and_then(Fault::named);
+        (wanted.unwrap_or(state.fault), state.id_last, state.large)
     };
     if message.get("id").is_none() || message.get("method").is_none() {
         return Ok(whole(StatusCode::ACCEPTED, String::new()));
@@ -391,8 +400,11 @@ async fn answer(
                     let state = state.lock().unwrap();
                     (state.rounds.clone(), state.manner)
                 };
+                let call = message["params"]["arguments"]["call"].clone();
+                let progress = (!token.is_null()).then(|| sse::event(progress.to_string().as_bytes()));
                 let answered = move |told: Vec<Value>| {
-                    let result = json!({"content": [{"type": "text", "text": Value::from(told).to_string()}]});
+                    let content = json!([{"type": "text", "text": Value::from(told).to_string()}]);
+                    let result = json!({"content": content, "call": call});
                     json!({"jsonrpc": "2.0", "id": id, "result": result}).to_string()
                 };
                 if manner == Manner::Outside {
@@ -413,6 +425,9 @@ async fn answer(
                     }
                     if manner == Manner::Hanging {
                         return sender.closed().await;
+                    }
+                    if let Some(progress) = progress {
+                        sender.send(Ok(progress)).await.ok();
                     }
                     sender.send(Ok(sse::event(answered(told).as_bytes()))).await.ok();
                 });
@@ -493,7 +508,8 @@ fn next_round(params: &Value, state: &Arc<Mutex<State>>) -> Value {
         }
         None => {
             let text = params["inputResponses"].to_string();
-            json!({"resultType": "complete", "content": [{"type": "text", "text": text}]})
+            let call = params["arguments"]["call"].clone();
+            json!({"resultType": "complete", "content": [{"type": "text", "text": text}], "call": call})
         }
     }
 }
@@ -524,7 +540,8 @@ fn result_of(
         "tools/call" if state.refusal.is_some() => return Ok(Err(state.refusal.unwrap())),
         "tools/call" if state.tools.iter().any(|tool| tool["name"] == params["name"]) => {
             let text = json!({"server": state.name, "tool": params["name"], "arguments": params["arguments"]});
-            json!({"content": [{"type": "text", "text": text.to_string()}], "n": 1.0})
+            json!({"content": [{"type": "text", "text": text.to_string()}], "n": 1.0,
+                "call": params["arguments"]["call"]})
         }
         "tools/call" => return Ok(Err((-32602, "unknown tool"))),
         "prompts/get" => {
