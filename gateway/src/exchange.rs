@@ -330,7 +330,8 @@ impl Exchange {
                 outgoing.id.clone(),
                 if self.client.era == Era::Modern { OnDrop::Cancel } else { OnDrop::Forget },
             );
-            let mut ear = self.is_heard(upstream).then(|| Ear::new(&self.inner, upstream, self.seat.owner));
+            let is_heard = era == Era::Legacy && self.is_heard(upstream);
+            let mut ear = is_heard.then(|| Ear::new(&self.inner, upstream, self.seat.owner));
             let sending = async {
                 let Some(ear) = &mut ear else {
                     return upstream.post(extra, outgoing.body.clone()).await.map(Reply::Begun);

@@ -117,6 +117,14 @@ impl Question {
         // The modern era knows neither the tasks of its predecessor nor that a URL has been visited.
         params.remove("task");
         params.remove("elicitationId");
+        // Nobody tells of progress in answering.
+        if let Some(mut meta) = params.get("_meta").and_then(RawObject::parse) {
+            meta.remove("progressToken");
+            match meta.to_string() {
+                empty if empty == "{}" => params.remove("_meta"),
+                meta => params.set("_meta", meta),
+            }
+        }
         Self { id: id.to_owned(), key, method: method.to_owned(), params }
     }
 }
@@ -196,6 +204,14 @@ mod tests {
         assert_eq!(params.to_string(), r#"{"name":"t","inputResponses":{"c":{"roots":[]}},"requestState":"s\"t"}"#);
         assert_eq!(InputRequired::of(r#"{"resultType":"complete"}"#), None);
         assert_eq!(InputRequired::of(r#"{"content":[]}"#), None);
+    }
+
+    #[test]
+    fn what_only_the_legacy_era_knows_is_left_out_of_a_question() {
+        let asked = |params: &str| Question::asked("1", "q1".to_owned(), "a", RawObject::parse(params).unwrap()).params;
+        let params = r#"{"_meta":{"progressToken":1,"a/b":2},"task":{},"elicitationId":"e","x":1.0}"#;
+        assert_eq!(asked(params).to_string(), r#"{"_meta":{"a/b":2},"x":1.0}"#);
+        assert_eq!(asked(r#"{"_meta":{"progressToken":1}}"#).to_string(), "{}");
     }
 
     #[test]

@@ -181,6 +181,10 @@ async fn follow(upstream: &Upstream, inner: &Weak<Inner>, introduction: &Introdu
             Ok(()) = topics.changed() => {
                 covered = *topics.borrow_and_update();
                 stream = listen(upstream, introduction).await;
+                if stream.is_none() {
+                    // It is wanted, or the server is away.
+                    upstream.refresh.notify_one();
+                }
             }
             () = upstream.refresh.notified() => {
                 if let Err(failure) = look_again(upstream, inner, introduction, None).await { return failure }

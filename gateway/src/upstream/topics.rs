@@ -25,6 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct Topics {
     /// Session of a legacy server and URI to the number of those who want it.
     wanted: Mutex<HashMap<(Owner, String), usize>>,
+    /// Held while a legacy server is told, so that it hears of beginnings and ends in their order.
+    telling: tokio::sync::Mutex<()>,
     /// Counts the changes of what the shared stream has to bring.
     pub(crate) changes: watch::Sender<u64>,
     /// The change up to which a modern server has acknowledged.
@@ -33,8 +35,8 @@ pub(crate) struct Topics {
 
 impl Default for Topics {
     fn default() -> Self {
-        let wanted = Mutex::default();
-        Self { wanted, changes: watch::Sender::new(0), acknowledged: watch::Sender::new(0) }
+        let (wanted, telling) = (Mutex::default(), tokio::sync::Mutex::default());
+        Self { wanted, telling, changes: watch::Sender::new(0), acknowledged: watch::Sender::new(0) }
     }
 }
 
@@ -67,6 +69,10 @@ impl Topics {
         *count == 1
     }
 
+    fn is_wanted(&self, key: &(Owner, String)) -> bool {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner).contains_key(key)
+    }
+
     /// Whether that was the last who wanted it.
     fn remove(&self, key: &(Owner, String)) -> bool {
         let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
@@ -95,6 +101,10 @@ impl Upstream {
         }
         let shared = introduction.era == Era::Modern || self.is_shared();
         let key = (if shared { Owner::Shared } else { seat.owner }, uri.to_owned());
+        let _telling = match introduction.era {
+            Era::Legacy => Some(self.topics.telling.lock().await),
+            Era::Modern => None,
+        };
         let first = self.topics.add(&key);
         // From here on dropping it takes it back.
         let topic = Topic {
@@ -141,8 +151,14 @@ impl Drop for Topic {
         let served = self.inner.upgrade().map(|inner| inner.served());
         let upstream = served.and_then(|served| Some(served.upstreams.get(&self.server)?.upstream.clone()));
         let (Some(upstream), Ok(runtime)) = (upstream, tokio::runtime::Handle::try_current()) else { return };
-        let (owner, params) = (self.key.0, format!(r#"{{"uri":{}}}"#, quoted(&self.key.1)));
+        let (topics, key) = (self.topics.clone(), self.key.clone());
         runtime.spawn(async move {
+            let _telling = topics.telling.lock().await;
+            // Somebody else may have come in the meantime.
+            if topics.is_wanted(&key) {
+                return;
+            }
+            let (owner, params) = (key.0, format!(r#"{{"uri":{}}}"#, quoted(&key.1)));
             // Without the session there is nothing to give up; a server that is gone has nothing to be told.
             if upstream.open_session(owner).is_some() {
                 upstream.ask(Era::Legacy, owner, methods::RESOURCES_UNSUBSCRIBE, &params, PATIENCE).await.ok();
