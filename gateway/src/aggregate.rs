@@ -11,7 +11,7 @@ use mcp_hub_mcp::object::RawObject;
 use crate::Served;
 use crate::names;
 use crate::outgoing::Aim;
-use crate::upstream::{Item, Upstream};
+use crate::upstream::{Caching, Item, Upstream};
 use crate::uris;
 
 /// Instructions of one server, and of all, in characters: clients put them into every prompt.
@@ -134,6 +134,14 @@ impl Served {
         merged.items = format!("[{}]", items.join(","));
         merged.collisions = collisions;
         merged
+    }
+
+    /// How long the merged list in this place holds, and for whom: as long as the first part of it that does not, and for
+    /// everybody only if each part does.
+    pub(crate) fn caching(&self, place: usize) -> Caching {
+        let upstreams = self.upstreams.values().map(|watched| &watched.upstream);
+        let parts = upstreams.filter(|upstream| upstream.is_listed() && upstream.catalog().lists[place].is_some());
+        parts.map(|upstream| upstream.caching(place)).reduce(Caching::and).unwrap_or_else(Caching::none)
     }
 
     fn find(&self, server: &str) -> Option<Arc<Upstream>> {

@@ -128,6 +128,26 @@ async fn caching_hints_are_those_of_the_clients_era() {
 }
 
 #[tokio::test]
+async fn a_merged_list_holds_as_long_and_for_as_many_as_each_of_its_parts() {
+    let (long, short) = (Fake::start(Era::Modern, "long").await, Fake::start(Era::Modern, "short").await);
+    let old = Fake::start(Era::Legacy, "old").await;
+    long.set(|state| state.caching = (900_000, "public"));
+    short.set(|state| state.caching = (600_000, "private"));
+    for (upstreams, ttl, scope) in [
+        (vec![long.upstream("long")], 800_000..=900_000, "public"),
+        (vec![long.upstream("long"), short.upstream("short")], 500_000..=600_000, "private"),
+        (vec![long.upstream("long"), old.upstream("old")], 0..=0, "private"),
+        (vec![], 0..=0, "private"),
+    ] {
+        let hub = Hub::start(config(upstreams)).await;
+        ready(&hub).await;
+        let result = hub.client("/mcp", Era::Modern).ask("tools/list", json!({})).await["result"].clone();
+        assert!(ttl.contains(&result["ttlMs"].as_u64().unwrap()), "{} {ttl:?}", result["ttlMs"]);
+        assert_eq!(result["cacheScope"], scope);
+    }
+}
+
+#[tokio::test]
 async fn errors_have_the_codes_of_the_clients_era() {
     for server in [Era::Legacy, Era::Modern] {
         let (_fake, hub) = started(server, |_| {}).await;

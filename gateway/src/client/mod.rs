@@ -184,6 +184,10 @@ impl Ask {
                     let mut result = RawObject::default();
                     result.set(methods::LISTS[place].1, self.served.merged(place).items.clone());
                     if self.client.era == Era::Modern {
+                        let caching = self.served.caching(place);
+                        let left = caching.until.saturating_duration_since(std::time::Instant::now());
+                        result.set("ttlMs", left.as_millis().to_string());
+                        result.set("cacheScope", if caching.is_public { r#""public""# } else { r#""private""# });
                         translate::complete(&method, &mut result);
                     }
                     return json(write_result(id, &result.to_string()));

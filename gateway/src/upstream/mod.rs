@@ -25,7 +25,8 @@ use tokio::sync::{Notify, broadcast, watch};
 use tokio::task::JoinHandle;
 
 pub(crate) use self::handshake::{
-    Introduction, Item, ItemLists, PATIENCE, introduce, is_usable, item, list, modern_meta, summary, tools_summary,
+    Caching, Introduction, Item, ItemLists, PATIENCE, introduce, is_usable, item, list, modern_meta, summary,
+    tools_summary,
 };
 pub(crate) use self::http::{Endpoint, Events, HttpClient, collect, http_client, is_type};
 pub(crate) use self::sessions::{LegacySession, Owner, Sessions};
@@ -109,6 +110,8 @@ pub(crate) struct Upstream {
     endpoint: Result<Option<Endpoint>, String>,
     catalog: ArcSwap<Catalog>,
     health: Mutex<Health>,
+    /// Of the lists, in the order of [`methods::LISTS`].
+    caching: Mutex<[Caching; 4]>,
     sessions: Sessions,
     next_id: AtomicU64,
     pub(crate) topics: Arc<Topics>,
@@ -175,6 +178,7 @@ impl Upstream {
             endpoint,
             catalog: ArcSwap::new(catalog),
             health: Mutex::new(health),
+            caching: Mutex::new([Caching::none(); 4]),
             sessions: Sessions::default(),
             next_id: AtomicU64::new(1),
             topics: predecessor.map_or_else(Arc::default, |old| old.topics.clone()),
@@ -199,6 +203,17 @@ impl Upstream {
         let mut lists = before.lists.clone();
         lists[0] = Some(tools);
         self.learn(Catalog::new(before.introduction.clone(), before.handshake.clone(), lists));
+    }
+
+    pub(crate) fn note_caching(&self, list: &str, caching: Caching) {
+        if let Some(place) = methods::LISTS.iter().position(|(method, _)| *method == list) {
+            self.caching.lock().unwrap_or_else(PoisonError::into_inner)[place] = caching;
+        }
+    }
+
+    /// How long the list in this place holds.
+    pub(crate) fn caching(&self, place: usize) -> Caching {
+        self.caching.lock().unwrap_or_else(PoisonError::into_inner)[place]
     }
 
     pub(crate) fn health(&self) -> Health {

@@ -66,6 +66,8 @@ pub struct State {
     /// What the server asks in the middle of a call, round after round: requests without ids.
     pub rounds: Vec<Vec<Value>>,
     pub manner: Manner,
+    /// `ttlMs` and `cacheScope`.
+    pub caching: (u32, &'static str),
     /// With which every call is refused.
     pub refusal: Option<(i64, &'static str)>,
     /// What it says that it offers.
@@ -133,6 +135,7 @@ impl Fake {
             rounds: Vec::new(),
             asked: 0,
             manner: Manner::Well,
+            caching: (1000, "public"),
             refusal: None,
             capabilities: json!({"tools": {"listChanged": true}, "prompts": {}, "resources": {"subscribe": true},
                 "completions": {}, "logging": {}}),
@@ -558,8 +561,8 @@ fn result_of(
     if era == Era::Modern {
         result["resultType"] = "complete".into();
         if lists || method == "resources/read" || method == "server/discover" {
-            result["ttlMs"] = 1000.into();
-            result["cacheScope"] = "public".into();
+            result["ttlMs"] = state.caching.0.into();
+            result["cacheScope"] = state.caching.1.into();
         }
     }
     Ok(Ok(result))
