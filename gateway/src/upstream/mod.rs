@@ -1,7 +1,9 @@
 //! One configured server: how it is reached, what is known of it, and the sessions with it.
 
+mod failure;
 mod handshake;
 mod http;
+mod messages;
 mod sessions;
 mod topics;
 
@@ -10,25 +12,27 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ::http::header::WWW_AUTHENTICATE;
 use ::http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use hyper::body::Incoming;
 use mcp_hub_dataplane_api::gateway::{self as config, Target, UpstreamEra, UpstreamStatus};
 use mcp_hub_dataplane_api::status::Handshake;
-use mcp_hub_dataplane_api::{Era, LEGACY_VERSIONS, MODERN_VERSIONS, SessionMode};
-use mcp_hub_mcp::envelope::{Envelope, Kind, write_request};
+use mcp_hub_dataplane_api::{Era, LEGACY_VERSIONS, SessionMode};
+use mcp_hub_mcp::envelope::write_request;
 use mcp_hub_mcp::{headers, methods};
 use serde_json::Value;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::task::JoinHandle;
 
+pub(crate) use self::failure::Failure;
 pub(crate) use self::handshake::{
     Caching, Introduction, Item, ItemLists, PATIENCE, introduce, is_usable, item, list, modern_meta, summary,
     tools_summary,
 };
 pub(crate) use self::http::{Endpoint, Events, HttpClient, collect, http_client, is_type};
+pub(crate) use self::messages::modern_headers;
+use self::messages::{answer, refusal, result_of};
 pub(crate) use self::sessions::{LegacySession, Owner, Sessions};
 pub(crate) use self::topics::{Topic, Topics};
 use crate::Inner;
@@ -42,32 +46,6 @@ pub(crate) const SETTLE: Duration = Duration::from_secs(3);
 
 /// Longest wait for a server to change its log level.
 const TUNING: Duration = Duration::from_secs(5);
-
-/// Why a server gave no answer.
-#[derive(Debug, Clone, thiserror::Error)]
-pub(crate) enum Failure {
-    /// The configuration says so.
-    #[error("{message}")]
-    Unavailable { reason: String, message: String, hint: Option<String> },
-    /// The server has not seen the request.
-    #[error("the server cannot be reached: {0}")]
-    Unreachable(String),
-    /// The server has refused the request for want of authorization.
-    #[error("{0}")]
-    AuthRequired(String),
-    /// The request was sent; whether it was acted on is not known.
-    #[error("the connection to the server ended while it worked on the request; it may have acted on it ({0})")]
-    Gone(String),
-    #[error("the server's answer could not be read: {0}")]
-    Unreadable(String),
-    /// A JSON-RPC error.
-    #[error("the server answered: {message}")]
-    Refused { code: i64, message: String },
-    #[error("the server did not answer within {} s", .0.as_secs_f64())]
-    Timeout(Duration),
-    #[error("the client cancelled the request")]
-    Cancelled,
-}
 
 /// What is known of a server; kept while it is away.
 #[derive(Debug, Default)]
@@ -488,58 +466,5 @@ impl Upstream {
             }
         };
         tokio::time::timeout(patience, asked).await.map_err(|_| Failure::Timeout(patience))?
-    }
-}
-
-/// What every modern request carries.
-pub(crate) fn modern_headers(method: &str, name: Option<&str>) -> HeaderMap {
-    let mut extra = HeaderMap::with_capacity(4);
-    extra.insert(headers::PROTOCOL_VERSION, HeaderValue::from_static(MODERN_VERSIONS[0]));
-    if let Ok(method) = HeaderValue::from_str(method) {
-        extra.insert(headers::METHOD, method);
-    }
-    if let Some(Ok(name)) = name.map(|name| HeaderValue::from_str(&headers::encode(name))) {
-        extra.insert(headers::NAME, name);
-    }
-    extra
-}
-
-fn refusal(response: &Response<Incoming>) -> Failure {
-    let status = response.status();
-    let challenge = response.headers().get(WWW_AUTHENTICATE).and_then(|value| value.to_str().ok());
-    let oauth = challenge.is_some_and(|challenge| challenge.contains("resource_metadata"));
-    let asks = if oauth { "it asks for OAuth" } else { "it does not take the credentials" };
-    Failure::AuthRequired(format!("the server answered {status}: {asks}"))
-}
-
-/// The answer to a request of our own, from JSON or an event stream; notifications before it are skipped.
-async fn answer(response: Response<Incoming>) -> Result<Bytes, Failure> {
-    let status = response.status();
-    if is_type(response.headers(), "text/event-stream") {
-        let mut events = Events::new(response.into_body());
-        while let Some(message) = events.next().await? {
-            if Envelope::parse(&message).is_ok_and(|envelope| envelope.kind() == Kind::Response) {
-                return Ok(message.into());
-            }
-        }
-        return Err(Failure::Gone("the stream ended without an answer".to_owned()));
-    }
-    let is_json = is_type(response.headers(), "application/json");
-    let body = collect(response.into_body()).await?;
-    if !is_json || (!status.is_success() && Envelope::parse(&body).is_err()) {
-        return Err(Failure::Unreadable(format!("HTTP {status}, and no JSON-RPC message")));
-    }
-    Ok(body)
-}
-
-fn result_of(answer: Bytes) -> Result<String, Failure> {
-    let envelope = Envelope::parse(&answer).map_err(|error| Failure::Unreadable(error.to_string()))?;
-    match (envelope.result, envelope.error) {
-        (Some(result), _) => Ok(result.get().to_owned()),
-        (None, error) => {
-            let error: Value = error.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default();
-            let message = error["message"].as_str().unwrap_or("no reason given").chars().take(300).collect();
-            Err(Failure::Refused { code: error["code"].as_i64().unwrap_or_default(), message })
-        }
     }
 }
