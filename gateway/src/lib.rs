@@ -9,6 +9,7 @@ mod asked;
 mod body;
 mod client;
 mod conversation;
+mod cursors;
 mod ears;
 mod exchange;
 mod failures;
@@ -63,6 +64,7 @@ pub struct Gateway(Arc<Inner>);
 #[derive(Debug)]
 pub(crate) struct Inner {
     served: ArcSwap<Served>,
+    pub(crate) seal: Seal,
     sessions: SessionKeys,
     http: HttpClient,
     flights: Flights,
@@ -116,7 +118,8 @@ impl Gateway {
             hearers: Hearers::default(),
             interests: Interests::default(),
             told: broadcast::Sender::new(told::BACKLOG),
-            parked: Parked::new(seal).ok_or(GatewayError::Random)?,
+            parked: Parked::new(seal.clone()).ok_or(GatewayError::Random)?,
+            seal,
             metrics: Metrics::default(),
             outdated: broadcast::Sender::new(64),
             status: changes::Sender::new(0),

@@ -316,3 +316,36 @@ async fn the_text_of_a_result_over_the_limit_is_cut_visibly_and_a_smaller_one_pa
         }
     }
 }
+
+#[tokio::test]
+async fn a_merged_list_of_many_is_given_in_pages_whose_cursors_are_of_use_nowhere_else() {
+    let fake = Fake::start(Era::Modern, "one").await;
+    let all: Vec<String> = (0..2500).map(|n| format!("tool{n}")).collect();
+    fake.set(|state| state.tools = all.iter().map(|name| tool(name)).collect());
+    let hub = Hub::start(config(vec![fake.upstream("one")])).await;
+    ready(&hub).await;
+    for era in [Era::Legacy, Era::Modern] {
+        let client = hub.connected("/mcp", era).await;
+        let mut names = Vec::new();
+        let mut cursor = Value::Null;
+        let mut first = Value::Null;
+        for size in [1000, 1000, 500] {
+            let params = if cursor.is_null() { json!({}) } else { json!({"cursor": cursor}) };
+            let result = client.ask("tools/list", params).await["result"].clone();
+            let page = result["tools"].as_array().unwrap();
+            assert_eq!(page.len(), size);
+            names.extend(page.iter().map(|tool| tool["name"].as_str().unwrap()["one_".len()..].to_owned()));
+            cursor = result["nextCursor"].clone();
+            if first.is_null() {
+                first = cursor.clone();
+            }
+        }
+        assert!(names == all && cursor.is_null());
+        for (list, cursor) in
+            [("tools/list", json!("forged")), ("prompts/list", first.clone()), ("tools/list", json!(7))]
+        {
+            assert_eq!(client.ask(list, json!({"cursor": cursor})).await["error"]["code"], -32602);
+        }
+        assert!(client.call("one_tool2400", json!({})).await["result"].is_object());
+    }
+}

@@ -13,12 +13,13 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use mcp_hub_dataplane_api::{Era, MODERN_VERSIONS};
-use mcp_hub_mcp::envelope::{Envelope, MalformedMessage, Params, string, write_result};
+use mcp_hub_mcp::envelope::{Envelope, MalformedMessage, Params, quoted, string, write_result};
 use mcp_hub_mcp::object::RawObject;
 use mcp_hub_mcp::{error, headers, methods};
 
 use crate::aggregate;
 use crate::body::{self, Body, full, json};
+use crate::cursors;
 use crate::exchange::{Exchange, Seat};
 use crate::guard::Principal;
 use crate::names;
@@ -182,7 +183,24 @@ impl Ask {
                 if let Some(place) = methods::LISTS.iter().position(|(list, _)| *list == method) {
                     self.served.settle().await;
                     let mut result = RawObject::default();
-                    result.set(methods::LISTS[place].1, self.served.merged(place).items.clone());
+                    let principal = self.client.principal;
+                    let seal = &self.inner.seal;
+                    let after = match params.cursor.filter(|raw| raw.get() != "null") {
+                        None => None,
+                        Some(raw) => {
+                            let cursor = string(raw).unwrap_or_default();
+                            let Some(last) = cursors::open(seal, principal, &method, &cursor) else {
+                                return wrong_cursor(id);
+                            };
+                            Some(last)
+                        }
+                    };
+                    let merged = self.served.merged(place);
+                    let Some((page, goes_on)) = merged.page(after.as_deref()) else { return wrong_cursor(id) };
+                    result.set(methods::LISTS[place].1, page.items.clone());
+                    if goes_on && let Some(next) = cursors::close(seal, principal, &method, &page.last) {
+                        result.set("nextCursor", quoted(&next));
+                    }
                     if self.client.era == Era::Modern {
                         let caching = self.served.caching(place);
                         let left = caching.until.saturating_duration_since(std::time::Instant::now());
@@ -282,6 +300,11 @@ impl Ask {
         };
         body::error(StatusCode::OK, Some(id), code, problem)
     }
+}
+
+fn wrong_cursor(id: &str) -> Response<Body> {
+    let text = "the cursor is none of this list, or the list has changed: begin anew";
+    body::error(StatusCode::OK, Some(id), error::INVALID_PARAMS, text)
 }
 
 /// Our own name towards clients of the aggregate.
