@@ -417,6 +417,26 @@ async fn questions_pass_between_equal_eras_on_both_endpoints() {
 }
 
 #[tokio::test]
+async fn a_legacy_client_tells_legacy_servers_of_changed_roots_in_its_own_sessions() {
+    let (fake, hub) = asking(Era::Legacy, vec![]).await;
+    for (path, tool) in ENDPOINTS {
+        let (client, other) = (legacy(&hub, path).await, legacy(&hub, path).await);
+        for client in [&client, &other] {
+            assert!(client.call(tool, json!({})).await["result"].is_object());
+        }
+        let session = fake.calls()[fake.calls().len() - 2].0["mcp-session-id"].clone();
+        fake.set(|state| state.seen.clear());
+        client.notify(json!({"jsonrpc": "2.0", "method": "notifications/roots/list_changed"})).await;
+        let told = fake.get(|state| state.seen.clone());
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert_eq!(
+            (&told[0].0["mcp-session-id"], &told[0].1["method"]),
+            (&session, &json!("notifications/roots/list_changed"))
+        );
+    }
+}
+
+#[tokio::test]
 async fn two_servers_that_ask_under_one_id_are_told_apart() {
     let (one, two) = (Fake::start(Era::Legacy, "one").await, Fake::start(Era::Legacy, "two").await);
     let mut second = per_client(&two);

@@ -1,5 +1,7 @@
 //! Clients of the legacy era: `initialize`, sessions, notifications, batches.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::BodyExt;
@@ -195,13 +197,22 @@ impl Ask {
             if let Some(request) = params.request_id {
                 self.inner.flights.cancel(&(owner, request.get().to_owned()));
             }
-        } else if method != methods::INITIALIZED
-            && let Scope::Server(upstream) = &self.scope
-            && !upstream.is_shared()
-            && let Some(session) = upstream.open_session(owner)
-        {
-            // A server that is gone has nothing to be told.
-            upstream.post(session.headers(), message.clone()).await.ok();
+        } else if method != methods::INITIALIZED {
+            let concerned: Vec<&Arc<Upstream>> = match &self.scope {
+                Scope::Server(upstream) => vec![upstream],
+                // Of what a client says to nobody in particular, this is meant for every server.
+                Scope::Aggregate if method == methods::ROOTS_CHANGED => {
+                    self.served.upstreams.values().map(|watched| &watched.upstream).collect()
+                }
+                Scope::Aggregate => Vec::new(),
+            };
+            let telling = concerned.into_iter().filter(|upstream| !upstream.is_shared()).map(|upstream| async move {
+                if let Some(session) = upstream.open_session(owner) {
+                    // A server that is gone has nothing to be told.
+                    upstream.post(session.headers(), message.clone()).await.ok();
+                }
+            });
+            futures::future::join_all(telling).await;
         }
         full(StatusCode::ACCEPTED, "text/plain", Bytes::new())
     }
