@@ -1,8 +1,10 @@
 //! A gateway in front of scriptable servers, and clients of it.
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "each test uses its part")]
 
+mod asking;
 mod client;
 mod server;
+mod streams;
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -20,6 +20,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc};
 
+use super::asking::{ask, next_round, say_beside};
+use super::streams::{Listening, Told, forward};
 use super::{MODERN, Task, wait_for};
 
 /// What the server does with the next `tools/call`s.
@@ -82,13 +84,6 @@ pub struct State {
     pub abandoned: usize,
     /// A header without which calls are refused.
     pub wanted_header: Option<&'static str>,
-}
-
-/// Something said outside of calls, in one session or in all.
-#[derive(Debug, Clone)]
-struct Told {
-    session: Option<String>,
-    message: Value,
 }
 
 impl Fault {
@@ -450,73 +445,6 @@ async fn answer(
     Ok(whole(status, reply(result)))
 }
 
-/// Asks on the call's stream, as legacy servers do; the answers in the order of the questions.
-async fn ask(
-    round: Vec<Value>,
-    sender: &mpsc::Sender<Result<Bytes, std::io::Error>>,
-    state: &Arc<Mutex<State>>,
-) -> Vec<Value> {
-    let mut ids = Vec::new();
-    for mut question in round {
-        let id = {
-            let mut state = state.lock().unwrap();
-            state.asked += 1;
-            json!(format!("q{}", state.asked))
-        };
-        question["jsonrpc"] = "2.0".into();
-        question["id"] = id.clone();
-        ids.push(id);
-        sender.send(Ok(sse::event(question.to_string().as_bytes()))).await.ok();
-    }
-    loop {
-        let answers: Vec<Value> = {
-            let state = state.lock().unwrap();
-            let answer = |id: &Value| state.seen.iter().find(|(_, body)| body["id"] == *id && body["method"].is_null());
-            ids.iter().filter_map(|id| Some(answer(id)?.1.clone())).collect()
-        };
-        if answers.len() == ids.len() {
-            let told = |answer: &Value| answer.get("result").or(answer.get("error")).cloned().unwrap();
-            return answers.iter().map(told).collect();
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-/// Says on the session's stream what would belong into the call's.
-async fn say_beside(
-    mut asked: mpsc::Receiver<Result<Bytes, std::io::Error>>,
-    notify: broadcast::Sender<Told>,
-    session: Option<String>,
-) {
-    while let Some(Ok(event)) = asked.recv().await {
-        let text = String::from_utf8(event.to_vec()).unwrap();
-        let message = text.lines().find_map(|line| line.strip_prefix("data: ")).unwrap();
-        notify.send(Told { session: session.clone(), message: serde_json::from_str(message).unwrap() }).ok();
-    }
-}
-
-/// What a modern server answers that keeps nothing between the rounds.
-fn next_round(params: &Value, state: &Arc<Mutex<State>>) -> Value {
-    let rounds = state.lock().unwrap().rounds.clone();
-    let round: usize = params["requestState"].as_str().map_or(0, |state| state.parse().unwrap());
-    match rounds.get(round) {
-        Some(questions) => {
-            let key = |(n, question): (usize, &Value)| (format!("key {n}"), question.clone());
-            let requests: serde_json::Map<String, Value> = questions.iter().enumerate().map(key).collect();
-            let mut result = json!({"resultType": "input_required", "requestState": (round + 1).to_string()});
-            if !requests.is_empty() {
-                result["inputRequests"] = requests.into();
-            }
-            result
-        }
-        None => {
-            let text = params["inputResponses"].to_string();
-            let call = params["arguments"]["call"].clone();
-            json!({"resultType": "complete", "content": [{"type": "text", "text": text}], "call": call})
-        }
-    }
-}
-
 /// A result or an error in the server's own era.
 fn result_of(
     era: Era,
@@ -566,50 +494,4 @@ fn result_of(
         }
     }
     Ok(Ok(result))
-}
-
-/// A legacy session's stream, or a modern subscription with its filter and metadata.
-#[derive(Debug)]
-enum Listening {
-    Session(Option<String>),
-    Subscription { wanted: Value, meta: Value },
-}
-
-impl Listening {
-    fn shows(&self, told: Told) -> Option<Value> {
-        let mut message = told.message;
-        match self {
-            Self::Session(session) => (told.session.is_none() || told.session == *session).then_some(message),
-            Self::Subscription { wanted, meta } => {
-                let asked = match message["method"].as_str().unwrap() {
-                    "notifications/tools/list_changed" => wanted["toolsListChanged"] == true,
-                    "notifications/resources/updated" => {
-                        let uris = wanted["resourceSubscriptions"].as_array();
-                        uris.is_some_and(|uris| uris.contains(&message["params"]["uri"]))
-                    }
-                    _ => false,
-                };
-                message["params"]["_meta"] = meta.clone();
-                asked.then_some(message)
-            }
-        }
-    }
-}
-
-async fn forward(
-    mut notifications: broadcast::Receiver<Told>,
-    sender: mpsc::Sender<Result<Bytes, std::io::Error>>,
-    listening: Listening,
-) {
-    sender.send(Ok(Bytes::from_static(sse::COMMENT))).await.ok();
-    loop {
-        tokio::select! {
-            received = notifications.recv() => {
-                let Ok(received) = received else { return };
-                let Some(message) = listening.shows(received) else { continue };
-                if sender.send(Ok(sse::event(message.to_string().as_bytes()))).await.is_err() { return }
-            }
-            () = sender.closed() => return,
-        }
-    }
 }
