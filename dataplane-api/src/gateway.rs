@@ -116,6 +116,8 @@ pub enum ClientAuth {
 pub struct GatewayLimits {
     /// Largest request body in bytes.
     pub message_bytes: u64,
+    /// Largest tool result in bytes; the text of a larger one is cut, visibly. `None` bounds nothing.
+    pub result_bytes: Option<u64>,
     /// Calls in flight over all clients; more wait their turn up to the call's timeout.
     pub concurrent_calls: u32,
     /// How long an unavailable server's definitions stay listed.

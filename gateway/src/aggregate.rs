@@ -9,14 +9,16 @@ use mcp_hub_mcp::methods::{self, LISTS};
 use mcp_hub_mcp::object::RawObject;
 
 use crate::Served;
-use crate::exchange::Aim;
 use crate::names;
-use crate::upstream::{Item, Upstream};
+use crate::outgoing::Aim;
+use crate::upstream::{Caching, Item, Upstream};
 use crate::uris;
 
 /// Instructions of one server, and of all, in characters: clients put them into every prompt.
 const INSTRUCTIONS_MAX: usize = 2_000;
 const ALL_INSTRUCTIONS_MAX: usize = 16_000;
+/// Definitions on one page. Many clients look at the first only, so it is for hubs that no model would be shown whole.
+const PAGE: usize = 1000;
 
 /// Merged lists, made when they are first asked for and forgotten when a list of a server changes.
 #[derive(Debug, Default)]
@@ -32,12 +34,32 @@ struct Made {
 /// One merged list.
 #[derive(Debug, Default)]
 pub(crate) struct Merged {
-    /// JSON array of the definitions, in the order of servers and then of their own.
-    pub(crate) items: String,
+    /// The definitions in the order of servers and then of their own; one page at least.
+    pub(crate) pages: Vec<Page>,
     /// Name offered to server and own name.
     routes: HashMap<String, (String, String)>,
     /// Names left out because several servers offer them.
     pub(crate) collisions: BTreeMap<String, Vec<String>>,
+}
+
+/// A part of a merged list.
+#[derive(Debug)]
+pub(crate) struct Page {
+    /// JSON array of the definitions.
+    pub(crate) items: String,
+    /// Name of the last of them.
+    pub(crate) last: String,
+}
+
+impl Merged {
+    /// The page after this name, with whether others follow it; `None` if no page ends with the name. The first without.
+    pub(crate) fn page(&self, after: Option<&str>) -> Option<(&Page, bool)> {
+        let place = match after {
+            None => 0,
+            Some(name) => self.pages.iter().position(|page| page.last == name)? + 1,
+        };
+        Some((self.pages.get(place)?, place + 1 < self.pages.len()))
+    }
 }
 
 /// Whose something is, and what the server calls it.
@@ -127,13 +149,29 @@ impl Served {
         let mut items = Vec::with_capacity(all.len());
         for (shown, server, own, definition) in all {
             if !collisions.contains_key(&shown) {
-                items.push(definition);
+                items.push((shown.clone(), definition));
                 merged.routes.insert(shown, (server.to_owned(), own));
             }
         }
-        merged.items = format!("[{}]", items.join(","));
+        let page = |items: &[(String, String)]| {
+            let definitions: Vec<&str> = items.iter().map(|(_, definition)| definition.as_str()).collect();
+            let last = items.last().map(|(name, _)| name.clone()).unwrap_or_default();
+            Page { items: format!("[{}]", definitions.join(",")), last }
+        };
+        merged.pages = items.chunks(PAGE).map(page).collect();
+        if merged.pages.is_empty() {
+            merged.pages.push(page(&[]));
+        }
         merged.collisions = collisions;
         merged
+    }
+
+    /// How long the merged list in this place holds, and for whom: as long as the first part of it that does not, and for
+    /// everybody only if each part does.
+    pub(crate) fn caching(&self, place: usize) -> Caching {
+        let upstreams = self.upstreams.values().map(|watched| &watched.upstream);
+        let parts = upstreams.filter(|upstream| upstream.is_listed() && upstream.catalog().lists[place].is_some());
+        parts.map(|upstream| upstream.caching(place)).reduce(Caching::and).unwrap_or_else(Caching::none)
     }
 
     fn find(&self, server: &str) -> Option<Arc<Upstream>> {
@@ -192,7 +230,7 @@ impl Served {
         Some(Route { upstream: owner.0, aim: Aim::Name(owner.1) })
     }
 
-    async fn route_uri(&self, uri: &str) -> Option<Route> {
+    pub(crate) async fn route_uri(&self, uri: &str) -> Option<Route> {
         if let Some((server, own)) = uris::inward(uri) {
             return Some(Route { upstream: self.find(server)?, aim: Aim::Uri(own) });
         }

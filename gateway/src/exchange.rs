@@ -9,24 +9,30 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use futures::FutureExt;
+use http::{HeaderMap, Response, StatusCode};
 use hyper::body::Incoming;
 use mcp_hub_dataplane_api::Era;
-use mcp_hub_mcp::envelope::{Envelope, Params, quoted, splice, string, write_error_with, write_request, write_result};
+use mcp_hub_mcp::envelope::{Envelope, Params, write_error};
 use mcp_hub_mcp::object::RawObject;
-use mcp_hub_mcp::{error, headers, methods, sse};
-use serde_json::json;
-use tokio::sync::OwnedSemaphorePermit;
+use mcp_hub_mcp::{error, methods, sse};
+use sha2::{Digest, Sha256};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
 use crate::Inner;
 use crate::body::{Body, JSON, events, full, json as json_response};
 use crate::client::Client;
+use crate::ears::{self, Ear};
 use crate::flights::{Flight, OnDrop};
 use crate::metrics::count;
 use crate::names;
+use crate::outgoing::{Aim, Outgoing};
+use crate::parked::{Claim, NotWaiting};
+use crate::questions;
+use crate::source::Begins;
 use crate::translate;
-use crate::upstream::{Failure, LegacySession, Upstream, collect, list, modern_headers};
+use crate::upstream::{Failure, LegacySession, Owner, Upstream, collect, is_usable, list};
 
 /// Silence after which a client is given a stream with comments, so that nothing between us takes it for dead.
 pub(crate) const COMMENT_EVERY: Duration = Duration::from_secs(15);
@@ -36,17 +42,6 @@ const REPLACEMENT: Duration = Duration::from_secs(3);
 const ATTEMPTS_MAX: usize = 4;
 /// How long a request waits for the era of a server to be found out.
 const INTRODUCTION: Duration = Duration::from_secs(10);
-
-/// What the server is to read in place of what the client wrote.
-#[derive(Debug, Clone)]
-pub(crate) enum Aim {
-    /// `params.name`.
-    Name(String),
-    /// `params.uri`.
-    Uri(String),
-    /// `params.ref`, raw.
-    Reference(String),
-}
 
 #[derive(Debug)]
 pub(crate) struct Exchange {
@@ -62,28 +57,75 @@ pub(crate) struct Exchange {
     pub(crate) aggregate: bool,
     /// `Mcp-Param-*` of a modern client.
     pub(crate) param_headers: HeaderMap,
+    pub(crate) seat: Seat,
+    /// With which a modern client goes on with a call, raw.
+    pub(crate) request_state: Option<String>,
+    /// Largest tool result in bytes.
+    pub(crate) result_limit: Option<usize>,
+    /// Whether this is a later round of a call, which its server must not take for the first.
+    pub(crate) is_retry: bool,
 }
 
-/// A message as a server is to get it.
+/// Whose session with a server a request goes into, and what its client can be asked there.
+#[derive(Debug, Clone)]
+pub(crate) struct Seat {
+    pub(crate) owner: Owner,
+    /// Raw, as a server of the other era is told them if the client is modern.
+    pub(crate) capabilities: Option<String>,
+}
+
+impl Seat {
+    /// Modern clients have no sessions: those of one token that can be asked the same things share one, where a server
+    /// has a session for each client.
+    pub(crate) fn of(client: &Client, upstream: &Upstream, params: &Params<'_>) -> Self {
+        let capabilities = match client.era {
+            Era::Legacy => client.session.as_ref().and_then(|session| session.capabilities.clone()),
+            Era::Modern if upstream.is_shared() => None,
+            Era::Modern => {
+                let declared = params.meta().client_capabilities.map(|raw| raw.get());
+                let told = questions::client_capabilities(declared);
+                let owner =
+                    Owner::Principal(Sha256::digest([&client.principal.0[..], told.as_bytes()].concat()).into());
+                return Self { owner, capabilities: Some(told) };
+            }
+        };
+        Self { owner: client.owner(), capabilities }
+    }
+}
+
+/// A retry that goes on with a call that waits.
 #[derive(Debug)]
-pub(crate) struct Outgoing {
-    pub(crate) era: Era,
-    body: Bytes,
-    headers: HeaderMap,
-    /// The id under which the server knows the request, raw.
-    pub(crate) id: String,
-    /// Whether that is not the client's.
-    pub(crate) renumbered: bool,
-    /// The client's progress token, raw, if the server got another.
-    pub(crate) token: Option<String>,
+pub(crate) struct Return {
+    pub(crate) exchange: Exchange,
+    pub(crate) permit: Permit,
+    pub(crate) deadline: Instant,
+    pub(crate) sender: mpsc::Sender<Bytes>,
 }
 
 /// A request that a server is working on.
 #[derive(Debug)]
 pub(crate) struct Opened {
     pub(crate) outgoing: Outgoing,
-    pub(crate) response: Response<Incoming>,
+    pub(crate) reply: Reply,
     pub(crate) flight: Flight,
+    /// Hears what the server says outside of the call's own stream, where the session is the gateway's.
+    pub(crate) ear: Option<Ear>,
+}
+
+/// What a server does with a request.
+pub(crate) enum Reply {
+    Begun(Response<Incoming>),
+    /// It says something elsewhere first.
+    Pending(Begins),
+}
+
+impl std::fmt::Debug for Reply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Begun(_) => "Begun",
+            Self::Pending(_) => "Pending",
+        })
+    }
 }
 
 impl Exchange {
@@ -144,20 +186,18 @@ impl Exchange {
     }
 
     async fn drive(self) -> Response<Body> {
-        let limit = Duration::from_millis(self.upstream.config.call_timeout_ms);
+        let limit = self.limit();
         let deadline = Instant::now() + limit;
-        let permit = if self.is_subscription() {
-            None
-        } else {
-            let calls = self.inner.served().calls.clone();
-            match tokio::time::timeout_at(deadline, calls.acquire_owned()).await {
-                Ok(Ok(permit)) => Some(permit),
-                Ok(Err(_)) | Err(_) => {
-                    let text = "too many calls at a time; this one waited its whole time and was not made";
-                    return crate::body::error(StatusCode::OK, Some(&self.id), error::OVERLOADED, text);
-                }
-            }
+        let permit = match self.permit(deadline).await {
+            Ok(permit) => permit,
+            Err(refusal) => return json_response(refusal),
         };
+        if let Some(state) = &self.request_state
+            && self.upstream.known_era() == Some(Era::Legacy)
+        {
+            let state: String = serde_json::from_str(state).unwrap_or_default();
+            return self.resume(&state, permit, deadline);
+        }
         let opened = async {
             if self.is_subscription() {
                 return Ok(self.open(None).await);
@@ -174,12 +214,57 @@ impl Exchange {
         }
     }
 
+    /// Longest time of one round.
+    pub(crate) fn limit(&self) -> Duration {
+        Duration::from_millis(self.upstream.config.call_timeout_ms)
+    }
+
+    /// A place among the calls in flight; the refusal for the client if there is none in time.
+    pub(crate) async fn permit(&self, deadline: Instant) -> Result<Permit, Bytes> {
+        if self.is_subscription() {
+            return Ok(None);
+        }
+        let calls = self.inner.served().calls.clone();
+        match tokio::time::timeout_at(deadline, calls.acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(Some(permit)),
+            Ok(Err(_)) | Err(_) => {
+                let text = "too many calls at a time; this one waited its whole time and was not made";
+                Err(write_error(Some(&self.id), error::OVERLOADED, text).into())
+            }
+        }
+    }
+
+    /// What a call that waits and its retry have in common.
+    pub(crate) fn claim(&self) -> Claim {
+        let envelope = Envelope::parse(&self.message).ok();
+        let params = envelope.and_then(|envelope| envelope.params).map(|raw| raw.get());
+        Claim::of(&self.upstream.config.uid, &self.method, params)
+    }
+
+    /// Goes on with the call that waits for this request.
+    fn resume(self, state: &str, permit: Permit, deadline: Instant) -> Response<Body> {
+        let id = self.id.clone();
+        let found = self.inner.parked.find(self.client.principal, &self.claim(), state);
+        let gone = found.and_then(|call| {
+            let (sender, response) = events();
+            let back = Return { exchange: self, permit, deadline, sender };
+            call.send(back).map(|()| response).map_err(|_| NotWaiting::Gone)
+        });
+        gone.unwrap_or_else(|problem| {
+            let code = match problem {
+                NotWaiting::Forged | NotWaiting::OtherRequest => error::INVALID_PARAMS,
+                NotWaiting::Gone => error::CALL_NOT_WAITING,
+            };
+            crate::body::error(StatusCode::OK, Some(&id), code, &problem.to_string())
+        })
+    }
+
     pub(crate) fn is_subscription(&self) -> bool {
         self.method == methods::LISTEN
     }
 
     /// Sends the request, again only if it is certain that no server has worked on it.
-    async fn open(&self, deadline: Option<Instant>) -> Result<Opened, Failure> {
+    pub(crate) async fn open(&self, deadline: Option<Instant>) -> Result<Opened, Failure> {
         let mut upstream = self.upstream.clone();
         let until = Instant::now() + REPLACEMENT;
         let mut pause = Duration::from_millis(25);
@@ -221,9 +306,16 @@ impl Exchange {
             let session = match era {
                 Era::Modern => None,
                 Era::Legacy => {
-                    let owner = self.client.owner();
-                    let session = upstream.session(owner, self.capabilities(), forgotten.as_ref()).await;
-                    Some(session.map_err(not_begun)?)
+                    let capabilities = self.seat.capabilities.as_deref().filter(|_| !upstream.is_shared());
+                    let session = upstream.session(self.seat.owner, capabilities, forgotten.as_ref()).await;
+                    let session = session.map_err(not_begun)?;
+                    if self.is_heard(upstream) {
+                        ears::open(&self.inner, upstream, self.seat.owner, &session);
+                    }
+                    if let Some(level) = self.log_level() {
+                        upstream.tune(self.seat.owner, &session, level).await;
+                    }
+                    Some(session)
                 }
             };
             let outgoing = self.outgoing(upstream, era)?;
@@ -233,21 +325,35 @@ impl Exchange {
             let flight = Flight::new(
                 &self.inner,
                 upstream,
-                (self.client.owner(), self.id.clone()),
+                (self.seat.owner, self.id.clone()),
                 session.clone(),
                 outgoing.id.clone(),
                 if self.client.era == Era::Modern { OnDrop::Cancel } else { OnDrop::Forget },
             );
+            let is_heard = era == Era::Legacy && self.is_heard(upstream);
+            let mut ear = is_heard.then(|| Ear::new(&self.inner, upstream, self.seat.owner));
+            let sending = async {
+                let Some(ear) = &mut ear else {
+                    return upstream.post(extra, outgoing.body.clone()).await.map(Reply::Begun);
+                };
+                let (upstream, body) = (upstream.clone(), outgoing.body.clone());
+                let mut begins: Begins = async move { upstream.post(extra, body).await }.boxed();
+                tokio::select! {
+                    response = &mut begins => response.map(Reply::Begun),
+                    () = ear.listen() => Ok(Reply::Pending(begins)),
+                }
+            };
             let sent = tokio::select! {
-                sent = upstream.post(extra, outgoing.body.clone()) => sent,
+                sent = sending => sent,
                 () = flight.cancelled() => Err(Failure::Cancelled),
                 () = at(deadline) => {
                     flight.abandon();
-                    return Err(Failure::Timeout(Duration::from_millis(self.upstream.config.call_timeout_ms)));
+                    return Err(Failure::Timeout(self.limit()));
                 }
             };
             let response = match sent {
-                Ok(response) => response,
+                Ok(Reply::Begun(response)) => response,
+                Ok(reply @ Reply::Pending(_)) => return Ok(Opened { outgoing, reply, flight, ear }),
                 Err(failure) => {
                     flight.landed();
                     return Err(failure);
@@ -269,167 +375,44 @@ impl Exchange {
                 }
                 continue;
             }
-            return Ok(Opened { outgoing, response, flight });
+            return Ok(Opened { outgoing, reply: Reply::Begun(response), flight, ear });
         }
         Err(Failure::Unreachable("it forgets every session at once".to_owned()))
     }
 
-    /// Client capabilities for a session of this client's own.
-    fn capabilities(&self) -> Option<&str> {
-        let session = self.client.session.as_ref().filter(|_| !self.aggregate)?;
-        session.capabilities.as_deref()
+    /// Whether the session with the server is the gateway's own, for this client, so that it listens to its stream.
+    pub(crate) fn is_heard(&self, upstream: &Upstream) -> bool {
+        !upstream.is_shared() && (self.aggregate || self.client.era == Era::Modern)
     }
 
-    fn outgoing(&self, upstream: &Upstream, era: Era) -> Result<Outgoing, Failure> {
-        let unreadable = |error: mcp_hub_mcp::envelope::MalformedMessage| Failure::Unreadable(error.to_string());
-        let envelope = Envelope::parse(&self.message).map_err(unreadable)?;
-        let params = Params::of(envelope.params);
-        let own_session = !upstream.is_shared() && self.client.session.is_some();
-        let renumbered = era == Era::Legacy && !own_session;
-        let id = if renumbered { upstream.next_id().to_string() } else { self.id.clone() };
-        let theirs = params.meta().progress_token.filter(|_| renumbered);
-        let token = theirs.map(|token| token.get().to_owned());
-        let body = if era == self.client.era {
-            let aimed = match &self.aim {
-                None => None,
-                Some(Aim::Name(name)) => params.name.map(|raw| (raw, quoted(name))),
-                Some(Aim::Uri(uri)) => params.uri.map(|raw| (raw, quoted(uri))),
-                Some(Aim::Reference(reference)) => params.reference.map(|raw| (raw, reference.clone())),
-            };
-            let mut changes: Vec<(&serde_json::value::RawValue, &[u8])> = Vec::with_capacity(3);
-            if renumbered {
-                changes.extend(envelope.id.map(|raw| (raw, id.as_bytes())));
-                changes.extend(theirs.map(|raw| (raw, id.as_bytes())));
+    /// The level from which on the client wants log messages; `None` if it has not said.
+    pub(crate) fn log_level(&self) -> Option<usize> {
+        match (self.client.era, &self.client.session) {
+            (Era::Legacy, Some(session)) => self.inner.interests.level(session.nonce),
+            (Era::Legacy, None) => None,
+            (Era::Modern, _) => {
+                let envelope = Envelope::parse(&self.message).ok()?;
+                translate::log_level(Params::of(envelope.params).meta.map(|raw| raw.get()))
             }
-            changes.extend(aimed.as_ref().map(|(raw, with)| (*raw, with.as_bytes())));
-            if changes.is_empty() { self.message.clone() } else { splice(&self.message, &mut changes).into() }
-        } else {
-            let mut object = envelope.params.and_then(|raw| RawObject::parse(raw.get())).unwrap_or_default();
-            match &self.aim {
-                None => {}
-                Some(Aim::Name(name)) => object.set("name", quoted(name)),
-                Some(Aim::Uri(uri)) => object.set("uri", quoted(uri)),
-                Some(Aim::Reference(reference)) => object.set("ref", reference.clone()),
-            }
-            match era {
-                Era::Modern => translate::params_to_modern(&mut object),
-                Era::Legacy => translate::params_to_legacy(&mut object),
-            }
-            if theirs.is_some()
-                && let Some(mut meta) = object.get("_meta").and_then(RawObject::parse)
-            {
-                meta.set("progressToken", id.clone());
-                object.set("_meta", meta.to_string());
-            }
-            write_request(Some(&id), &self.method, Some(&object.to_string())).into()
-        };
-        let headers = match era {
-            Era::Legacy => HeaderMap::new(),
-            Era::Modern => self.modern_headers(upstream, &params),
-        };
-        Ok(Outgoing { era, body, headers, id, renumbered, token })
+        }
     }
 
-    fn modern_headers(&self, upstream: &Upstream, params: &Params<'_>) -> HeaderMap {
-        let named = match (&*self.method, &self.aim) {
-            (methods::TOOLS_CALL | methods::PROMPTS_GET, Some(Aim::Name(name))) => Some(name.clone()),
-            (methods::TOOLS_CALL | methods::PROMPTS_GET, _) => params.name.and_then(string).map(Into::into),
-            (methods::RESOURCES_READ, Some(Aim::Uri(uri))) => Some(uri.clone()),
-            (methods::RESOURCES_READ, _) => params.uri.and_then(string).map(Into::into),
-            _ => None,
-        };
-        let mut extra = modern_headers(&self.method, named.as_deref());
-        match self.client.era {
-            Era::Modern => extra.extend(self.param_headers.clone()),
-            Era::Legacy if self.method == methods::TOOLS_CALL => {
-                let catalog = upstream.catalog();
-                let tool = catalog.lists[0].iter().flatten().find(|tool| Some(&tool.key) == named.as_ref());
-                let envelope = Envelope::parse(&self.message).ok();
-                let object = envelope.and_then(|envelope| RawObject::parse(envelope.params?.get()));
-                let arguments = object.as_ref().and_then(|object| object.get("arguments"));
-                for (name, value) in tool.map(|tool| translate::param_headers(&tool.raw, arguments)).unwrap_or_default()
-                {
-                    let name = HeaderName::from_bytes(name.as_bytes());
-                    if let (Ok(name), Ok(value)) = (name, HeaderValue::from_str(&headers::encode(&value))) {
-                        extra.insert(name, value);
-                    }
-                }
-            }
-            Era::Legacy => {}
-        }
-        extra
+    /// What the client can be asked in the middle of the call, raw. A legacy client is asked on a stream.
+    pub(crate) fn capabilities(&self) -> Option<&str> {
+        let can_be_asked = self.client.era == Era::Modern || self.client.takes_events;
+        self.seat.capabilities.as_deref().filter(|_| can_be_asked)
     }
 
-    /// The message that tells the client of a failure.
-    pub(crate) fn failure(&self, failure: &Failure) -> Bytes {
-        let unseen =
-            matches!(failure, Failure::Unavailable { .. } | Failure::Unreachable(_) | Failure::AuthRequired(_));
-        if unseen {
-            count(&self.inner.metrics.calls_unavailable);
-        }
-        if let Some(remembered) = self.remembered() {
-            return remembered;
-        }
-        let name = &self.upstream.config.name;
-        let text = format!("server `{name}`: {failure}");
-        let code = match failure {
-            Failure::Unavailable { .. } | Failure::Unreachable(_) | Failure::AuthRequired(_) => {
-                if self.method == methods::TOOLS_CALL {
-                    return self.tool_error(failure, &text);
-                }
-                error::SERVER_UNAVAILABLE
-            }
-            Failure::Gone(_) | Failure::Cancelled => error::SERVER_GONE,
-            Failure::Unreadable(_) => error::ANSWER_UNREADABLE,
-            Failure::Timeout(_) => error::CALL_TIMEOUT,
-            Failure::Refused { code, .. } => *code,
-        };
-        let data = match failure {
-            Failure::Unavailable { reason, hint, .. } => Some(json!({"reason": reason, "hint": hint}).to_string()),
-            _ => None,
-        };
-        write_error_with(Some(&self.id), code, &text, data.as_deref()).into()
+    /// Whether a list of tools is not passed on as it is: for the rules, or because some of them may not be offered.
+    pub(crate) fn is_picked(&self, era: Era) -> bool {
+        self.method == methods::TOOLS_LIST && (era == Era::Modern || !names::are_open(&self.upstream.config.tools))
     }
 
-    /// A result in which the model reads why the tool could not be called.
-    pub(crate) fn tool_error(&self, failure: &Failure, text: &str) -> Bytes {
-        let text = match failure {
-            Failure::Unavailable { reason, hint: Some(hint), .. } => {
-                format!("{text} ({reason})\nhint: {hint}\nThe tool was not called.")
-            }
-            Failure::Unavailable { reason, hint: None, .. } => format!("{text} ({reason})\nThe tool was not called."),
-            _ => format!("{text}\nThe tool was not called."),
-        };
-        let content = json!({"content": [{"type": "text", "text": text}], "isError": true}).to_string();
-        let mut result = RawObject::parse(&content).unwrap_or_default();
-        if self.client.era == Era::Modern {
-            translate::complete(&self.method, &mut result);
-        }
-        write_result(&self.id, &result.to_string()).into()
-    }
-
-    /// The list as it was when the server was last there, on its own endpoint.
-    fn remembered(&self) -> Option<Bytes> {
-        let place = methods::LISTS.iter().position(|(list, _)| *list == self.method)?;
-        let key = methods::LISTS[place].1;
-        if !self.upstream.is_listed() {
-            return None;
-        }
-        let catalog = self.upstream.catalog();
-        let items: Vec<&str> = catalog.lists[place].as_ref()?.iter().map(|item| item.raw.as_str()).collect();
-        let mut result = RawObject::default();
-        result.set(key, format!("[{}]", items.join(",")));
-        if self.client.era == Era::Modern {
-            translate::complete(&self.method, &mut result);
-        }
-        let result = self.ruled(&result.to_string());
-        Some(write_result(&self.id, &result).into())
-    }
-
-    /// A list of tools with only what the rules offer, under the names that they give.
-    pub(crate) fn ruled(&self, result: &str) -> String {
+    /// A list of tools of a server of this era with only what the rules offer, under the names that they give.
+    pub(crate) fn picked(&self, era: Era, result: &str) -> String {
         let rules = &self.upstream.config.tools;
-        if self.method != methods::TOOLS_LIST || names::are_open(rules) {
+        let annotated = || memchr::memmem::find(result.as_bytes(), b"x-mcp-header").is_some();
+        if !self.is_picked(era) || names::are_open(rules) && !annotated() {
             return result.to_owned();
         }
         let Some(mut object) = RawObject::parse(result) else { return result.to_owned() };
@@ -439,6 +422,9 @@ impl Exchange {
         for raw in items {
             let Some(item) = crate::upstream::item("tools", raw) else { continue };
             let Some(name) = names::offered(rules, &item.key) else { continue };
+            if !is_usable(era, &self.method, &item) {
+                continue;
+            }
             kept.push(if name == item.key {
                 item.raw.clone()
             } else {
@@ -449,10 +435,14 @@ impl Exchange {
         object.to_string()
     }
 
+    /// Whether an answer of so many bytes may pass as it is.
+    pub(crate) fn fits(&self, bytes: u64) -> bool {
+        self.method != methods::TOOLS_CALL || self.result_limit.is_none_or(|limit| bytes <= limit as u64)
+    }
+
     /// Whether what the server answers is what the client gets, byte by byte.
     pub(crate) fn is_verbatim(&self, outgoing: &Outgoing) -> bool {
-        let ruled = self.method == methods::TOOLS_LIST && !names::are_open(&self.upstream.config.tools);
-        !outgoing.renumbered && outgoing.era == self.client.era && !self.aggregate && !ruled
+        !outgoing.renumbered && outgoing.era == self.client.era && !self.aggregate && !self.is_picked(outgoing.era)
     }
 }
 

@@ -5,16 +5,30 @@
 //! an envelope and a name are looked at, the rest is bytes.
 
 mod aggregate;
+mod asked;
 mod body;
 mod client;
+mod conversation;
+mod cursors;
+mod ears;
 mod exchange;
+mod failures;
 mod flights;
 mod guard;
+mod interests;
 mod metrics;
 mod names;
+mod outgoing;
+mod param_headers;
+mod parked;
+mod questions;
 mod relay;
+mod result_limit;
+mod seal;
 mod serve;
 mod session;
+mod source;
+mod told;
 mod translate;
 mod upstream;
 mod uris;
@@ -31,9 +45,16 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, broadcast, watch as changes};
 
 use crate::aggregate::Lists;
+use crate::asked::Asked;
+use crate::ears::Hearers;
+use crate::exchange::Return;
 use crate::flights::Flights;
+use crate::interests::Interests;
 use crate::metrics::Metrics;
+use crate::parked::Parked;
+use crate::seal::Seal;
 use crate::session::SessionKeys;
+use crate::told::Told;
 use crate::upstream::{HttpClient, Watched};
 
 /// A gateway; cheap to clone, all clones are one.
@@ -43,9 +64,16 @@ pub struct Gateway(Arc<Inner>);
 #[derive(Debug)]
 pub(crate) struct Inner {
     served: ArcSwap<Served>,
+    pub(crate) seal: Seal,
     sessions: SessionKeys,
     http: HttpClient,
     flights: Flights,
+    pub(crate) asked: Asked,
+    pub(crate) hearers: Hearers,
+    pub(crate) interests: Interests,
+    /// What servers say outside of calls, besides that lists changed.
+    pub(crate) told: broadcast::Sender<Told>,
+    pub(crate) parked: Parked<Return>,
     pub(crate) metrics: Metrics,
     /// Methods of `list_changed` notifications of the merged lists.
     outdated: broadcast::Sender<&'static str>,
@@ -66,12 +94,15 @@ pub(crate) struct Served {
 pub enum GatewayError {
     #[error("no TLS for upstream connections: {0}")]
     Tls(String),
+    #[error("the system gives no random numbers")]
+    Random,
 }
 
 impl Gateway {
     /// `sealing_key` seals session ids: with the same key the sessions of an earlier gateway go on. Needs a tokio runtime.
     pub fn new(sealing_key: [u8; 32], config: GatewayConfig) -> Result<Self, GatewayError> {
         let calls = Arc::new(Semaphore::new(config.limits.concurrent_calls as usize));
+        let seal = Seal::new(sealing_key);
         let empty = GatewayConfig { upstreams: Vec::new(), ..config.clone() };
         let gateway = Self(Arc::new(Inner {
             served: ArcSwap::from_pointee(Served {
@@ -80,9 +111,15 @@ impl Gateway {
                 lists: Lists::default(),
                 calls,
             }),
-            sessions: SessionKeys::new(sealing_key),
+            sessions: SessionKeys::new(seal.clone()),
             http: upstream::http_client()?,
             flights: Flights::default(),
+            asked: Asked::default(),
+            hearers: Hearers::default(),
+            interests: Interests::default(),
+            told: broadcast::Sender::new(told::BACKLOG),
+            parked: Parked::new(seal.clone()).ok_or(GatewayError::Random)?,
+            seal,
             metrics: Metrics::default(),
             outdated: broadcast::Sender::new(64),
             status: changes::Sender::new(0),

@@ -12,6 +12,8 @@ pub(crate) struct Metrics {
     pub(crate) unauthorized: AtomicU64,
     pub(crate) refused_origins: AtomicU64,
     pub(crate) upstream_sessions: AtomicU64,
+    pub(crate) parked: AtomicU64,
+    pub(crate) parked_expired: AtomicU64,
 }
 
 pub(crate) fn count(counter: &AtomicU64) {
@@ -19,7 +21,8 @@ pub(crate) fn count(counter: &AtomicU64) {
 }
 
 impl Metrics {
-    pub(crate) fn render(&self, upstreams: usize, ready: usize) -> String {
+    /// `waiting` counts the calls that are parked now.
+    pub(crate) fn render(&self, upstreams: usize, ready: usize, waiting: usize) -> String {
         let mut out = String::new();
         let mut family = |name: &str, kind: &str, help: &str, samples: &[(&str, u64)]| {
             // Writing to a String cannot fail.
@@ -54,7 +57,20 @@ impl Metrics {
             "Sessions opened with servers",
             &[("", get(&self.upstream_sessions))],
         );
-        let (upstreams, ready) = (upstreams as u64, ready as u64);
+        family(
+            "mcp_hub_gateway_parked_calls_total",
+            "counter",
+            "Times that a call began to wait for its modern client's answers",
+            &[("", get(&self.parked))],
+        );
+        family(
+            "mcp_hub_gateway_parked_calls_expired_total",
+            "counter",
+            "Calls cancelled because their client did not come back in time",
+            &[("", get(&self.parked_expired))],
+        );
+        let (upstreams, ready, waiting) = (upstreams as u64, ready as u64, waiting as u64);
+        family("mcp_hub_gateway_parked_calls", "gauge", "Calls that wait for their client's answers", &[("", waiting)]);
         family("mcp_hub_gateway_servers", "gauge", "Servers of the hub", &[("", upstreams)]);
         family("mcp_hub_gateway_servers_ready", "gauge", "Servers that shook hands", &[("", ready)]);
         out

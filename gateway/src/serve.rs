@@ -87,7 +87,8 @@ async fn answer(request: Request<Incoming>, inner: Arc<Inner>) -> Response<Body>
     };
     if path == "/metrics" {
         let ready = served.upstreams.values().filter(|watched| watched.upstream.is_ready()).count();
-        return full(StatusCode::OK, "text/plain; version=0.0.4", inner.metrics.render(served.upstreams.len(), ready));
+        let metrics = inner.metrics.render(served.upstreams.len(), ready, inner.parked.count());
+        return full(StatusCode::OK, "text/plain; version=0.0.4", metrics);
     }
     let scope = match path.strip_prefix("/servers/").and_then(|rest| rest.strip_suffix("/mcp")) {
         Some(name) => served.upstreams.get(name).map(|watched| Scope::Server(watched.upstream.clone())),

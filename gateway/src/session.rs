@@ -4,21 +4,16 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use chacha20poly1305::aead::{Aead, KeyInit, Payload};
-use chacha20poly1305::{XChaCha20Poly1305, XNonce};
-
 use crate::guard::Principal;
+use crate::seal::{NONCE, Seal};
 
 /// Closed sessions remembered; a client that uses an older one after closing it is let in again, which harms nobody but
 /// itself.
 const CLOSED_MAX: usize = 10_000;
-const NONCE: usize = 24;
 
 #[derive(Debug)]
 pub(crate) struct SessionKeys {
-    key: Sealing,
+    seal: Seal,
     closed: Mutex<Closed>,
 }
 
@@ -26,27 +21,19 @@ pub(crate) struct SessionKeys {
 #[derive(Debug, Default)]
 struct Closed(HashSet<[u8; NONCE]>, VecDeque<[u8; NONCE]>);
 
-struct Sealing(XChaCha20Poly1305);
-
-impl std::fmt::Debug for Sealing {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("***")
-    }
-}
-
 /// A session that was verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Session {
     pub(crate) nonce: [u8; NONCE],
     /// Negotiated protocol version.
     pub(crate) version: String,
-    /// What the client can do, raw, where a server has a session for each client.
+    /// What the client can do, raw.
     pub(crate) capabilities: Option<String>,
 }
 
 impl SessionKeys {
-    pub(crate) fn new(key: [u8; 32]) -> Self {
-        Self { key: Sealing(XChaCha20Poly1305::new(&key.into())), closed: Mutex::default() }
+    pub(crate) fn new(seal: Seal) -> Self {
+        Self { seal, closed: Mutex::default() }
     }
 
     /// A new session of this principal at this endpoint (`scope`), or `None` if there are no random numbers.
@@ -57,25 +44,16 @@ impl SessionKeys {
         version: &str,
         capabilities: Option<&str>,
     ) -> Option<String> {
-        let mut nonce = [0; NONCE];
-        getrandom::fill(&mut nonce).ok()?;
-        let message = format!("{version}\n{}", capabilities.unwrap_or_default());
-        let payload = Payload { msg: message.as_bytes(), aad: &bound_to(principal, scope) };
-        let sealed = self.key.0.encrypt(XNonce::from_slice(&nonce), payload).ok()?;
-        Some(URL_SAFE_NO_PAD.encode([&nonce[..], &sealed].concat()))
+        self.seal.close(&format!("{version}\n{}", capabilities.unwrap_or_default()), &bound_to(principal, scope))
     }
 
     /// The session behind an id, if it was made for this principal and endpoint and has not been closed.
     pub(crate) fn verify(&self, principal: Principal, scope: &str, id: &str) -> Option<Session> {
-        let bytes = URL_SAFE_NO_PAD.decode(id).ok()?;
-        let (nonce, sealed) = bytes.split_at_checked(NONCE)?;
-        let payload = Payload { msg: sealed, aad: &bound_to(principal, scope) };
-        let opened = String::from_utf8(self.key.0.decrypt(XNonce::from_slice(nonce), payload).ok()?).ok()?;
-        let (version, capabilities) = opened.split_once('\n')?;
-        let nonce: [u8; NONCE] = nonce.try_into().ok()?;
-        let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner).0.contains(&nonce);
+        let opened = self.seal.open(id, &bound_to(principal, scope))?;
+        let (version, capabilities) = opened.text.split_once('\n')?;
+        let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner).0.contains(&opened.nonce);
         let capabilities = (!capabilities.is_empty()).then(|| capabilities.to_owned());
-        (!closed).then_some(Session { nonce, version: version.to_owned(), capabilities })
+        (!closed).then(|| Session { nonce: opened.nonce, version: version.to_owned(), capabilities })
     }
 
     pub(crate) fn close(&self, session: &Session) {
@@ -104,19 +82,20 @@ mod tests {
 
     #[test]
     fn a_session_outlives_the_gateway_that_opened_it() {
-        let id = SessionKeys::new([7; 32]).open(ALICE, "/mcp", "2025-11-25", Some(r#"{"roots":{}}"#)).unwrap();
-        let session = SessionKeys::new([7; 32]).verify(ALICE, "/mcp", &id).unwrap();
+        let id =
+            SessionKeys::new(Seal::new([7; 32])).open(ALICE, "/mcp", "2025-11-25", Some(r#"{"roots":{}}"#)).unwrap();
+        let session = SessionKeys::new(Seal::new([7; 32])).verify(ALICE, "/mcp", &id).unwrap();
         assert_eq!(session.version, "2025-11-25");
         assert_eq!(session.capabilities.as_deref(), Some(r#"{"roots":{}}"#));
     }
 
     #[test]
     fn a_session_is_of_no_use_to_others_elsewhere_or_after_its_end() {
-        let keys = SessionKeys::new([7; 32]);
+        let keys = SessionKeys::new(Seal::new([7; 32]));
         let id = keys.open(ALICE, "/mcp", "2025-11-25", None).unwrap();
         assert_eq!(keys.verify(BOB, "/mcp", &id), None);
         assert_eq!(keys.verify(ALICE, "/servers/a/mcp", &id), None);
-        assert_eq!(SessionKeys::new([8; 32]).verify(ALICE, "/mcp", &id), None);
+        assert_eq!(SessionKeys::new(Seal::new([8; 32])).verify(ALICE, "/mcp", &id), None);
         for broken in ["", "x", "AAAA", &id[1..], &id.replace(&id[40..41], if &id[40..41] == "A" { "B" } else { "A" })]
         {
             assert_eq!(keys.verify(ALICE, "/mcp", broken), None, "{broken}");

@@ -3,21 +3,20 @@
 //! Lists, calls, reads, gets and completions translate exactly. What has no counterpart is refused, never guessed.
 
 use mcp_hub_dataplane_api::Era;
+use mcp_hub_mcp::envelope::quoted;
 use mcp_hub_mcp::error::{INVALID_PARAMS, RESOURCE_NOT_FOUND_LEGACY};
 use mcp_hub_mcp::methods;
 use mcp_hub_mcp::object::RawObject;
 use serde_json::Value;
 
+use crate::questions;
 use crate::upstream::modern_meta;
 
+const CLIENT_CAPABILITIES: &str = "io.modelcontextprotocol/clientCapabilities";
 const LOG_LEVEL: &str = "io.modelcontextprotocol/logLevel";
 /// Members of a request's `_meta` that only the modern era knows.
-const MODERN_META: [&str; 4] = [
-    "io.modelcontextprotocol/protocolVersion",
-    "io.modelcontextprotocol/clientInfo",
-    "io.modelcontextprotocol/clientCapabilities",
-    LOG_LEVEL,
-];
+const MODERN_META: [&str; 4] =
+    ["io.modelcontextprotocol/protocolVersion", "io.modelcontextprotocol/clientInfo", CLIENT_CAPABILITIES, LOG_LEVEL];
 /// Members of a result that only the modern era knows.
 const MODERN_RESULT: [&str; 3] = ["resultType", "ttlMs", "cacheScope"];
 
@@ -27,8 +26,11 @@ pub(crate) fn is_translatable(method: &str) -> bool {
         || matches!(method, methods::TOOLS_CALL | methods::PROMPTS_GET | methods::RESOURCES_READ | methods::COMPLETE)
 }
 
-/// Params of a legacy request for a modern server.
-pub(crate) fn params_to_modern(params: &mut RawObject) {
+/// Params of a request for a modern server of a legacy client with these capabilities, which wants log messages from this
+/// level on.
+pub(crate) fn params_to_modern(params: &mut RawObject, capabilities: Option<&str>, level: Option<usize>) {
+    // Tasks of the legacy era are not offered; a request for one is a request (2025-11-25, "Tasks").
+    params.remove("task");
     let mut meta = params.get("_meta").and_then(RawObject::parse).unwrap_or_default();
     if let Some(ours) = RawObject::parse(&modern_meta()) {
         for name in MODERN_META {
@@ -37,11 +39,19 @@ pub(crate) fn params_to_modern(params: &mut RawObject) {
             }
         }
     }
+    if capabilities.is_some() {
+        meta.set(CLIENT_CAPABILITIES, questions::client_capabilities(capabilities));
+    }
+    if let Some(level) = level.and_then(|level| LEVELS.get(level)) {
+        meta.set(LOG_LEVEL, quoted(level));
+    }
     params.set("_meta", meta.to_string());
 }
 
 /// Params of a modern request for a legacy server.
 pub(crate) fn params_to_legacy(params: &mut RawObject) {
+    params.remove("inputResponses");
+    params.remove("requestState");
     let Some(mut meta) = params.get("_meta").and_then(RawObject::parse) else { return };
     for name in MODERN_META {
         meta.remove(name);
@@ -106,30 +116,31 @@ pub(crate) fn error(client: Era, method: &str, error: &str) -> String {
 }
 
 /// Log levels, the least urgent first.
-const LEVELS: [&str; 8] = ["debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"];
+pub(crate) const LEVELS: [&str; 8] = ["debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"];
 
 /// The level from which on a modern client wants log messages of its request; `None` if it wants none.
 pub(crate) fn log_level(meta: Option<&str>) -> Option<usize> {
     let meta = meta.filter(|meta| meta.contains(LOG_LEVEL)).and_then(RawObject::parse)?;
     let level: String = serde_json::from_str(meta.get(LOG_LEVEL)?).ok()?;
-    LEVELS.iter().position(|known| *known == level)
+    level_named(&level)
 }
 
-/// Whether a log message is as urgent as that.
-pub(crate) fn is_wanted(message_params: Option<&str>, from: usize) -> bool {
+/// The level of this name.
+pub(crate) fn level_named(name: &str) -> Option<usize> {
+    LEVELS.iter().position(|known| *known == name)
+}
+
+/// How urgent a log message is, by its params; one of an unknown level is as urgent as can be.
+pub(crate) fn level_of(message_params: Option<&str>) -> usize {
     let params: Value = message_params.and_then(|raw| serde_json::from_str(raw).ok()).unwrap_or_default();
-    let level = params["level"].as_str().and_then(|level| LEVELS.iter().position(|known| *known == level));
-    level.is_none_or(|level| level >= from)
+    params["level"].as_str().and_then(level_named).unwrap_or(LEVELS.len() - 1)
 }
 
 /// Capabilities of a server of one era for a client of the other: what would be refused is not advertised.
 pub(crate) fn capabilities(capabilities: &Value) -> Value {
     let mut translated = capabilities.clone();
     let Some(members) = translated.as_object_mut() else { return Value::Object(serde_json::Map::new()) };
-    members.retain(|name, _| !matches!(name.as_str(), "logging" | "tasks"));
-    if let Some(resources) = members.get_mut("resources").and_then(Value::as_object_mut) {
-        resources.remove("subscribe");
-    }
+    members.retain(|name, _| name != "tasks");
     if let Some(extensions) = members.get_mut("extensions").and_then(Value::as_object_mut) {
         extensions.remove("io.modelcontextprotocol/tasks");
     }
@@ -140,33 +151,6 @@ pub(crate) fn capabilities(capabilities: &Value) -> Value {
         }
     }
     translated
-}
-
-/// `Mcp-Param-*` headers that a tool's schema asks for: header name and value as text.
-pub(crate) fn param_headers(tool: &str, arguments: Option<&str>) -> Vec<(String, String)> {
-    if !tool.contains("x-mcp-header") {
-        return Vec::new();
-    }
-    let tool: Value = serde_json::from_str(tool).unwrap_or_default();
-    let arguments: Value = arguments.and_then(|raw| serde_json::from_str(raw).ok()).unwrap_or_default();
-    let mut found = Vec::new();
-    collect_headers(&tool["inputSchema"]["properties"], &arguments, &mut found);
-    found
-}
-
-fn collect_headers(properties: &Value, arguments: &Value, found: &mut Vec<(String, String)>) {
-    for (name, schema) in properties.as_object().into_iter().flatten() {
-        let Some(argument) = arguments.get(name) else { continue };
-        let text = match argument {
-            Value::String(text) => Some(text.clone()),
-            Value::Number(_) | Value::Bool(_) => Some(argument.to_string()),
-            Value::Null | Value::Array(_) | Value::Object(_) => None,
-        };
-        if let (Some(header), Some(text)) = (schema["x-mcp-header"].as_str(), text) {
-            found.push((format!("mcp-param-{}", header.to_ascii_lowercase()), text));
-        }
-        collect_headers(&schema["properties"], argument, found);
-    }
 }
 
 #[cfg(test)]
@@ -180,7 +164,7 @@ mod tests {
     fn a_request_crosses_over_and_back_unchanged() {
         for params in [r#"{"name":"a","arguments":{"x":1.0}}"#, r#"{"_meta":{"progressToken":7},"name":"a"}"#, "{}"] {
             let mut object = RawObject::parse(params).unwrap();
-            params_to_modern(&mut object);
+            params_to_modern(&mut object, None, None);
             let there: Value = serde_json::from_str(&object.to_string()).unwrap();
             assert_eq!(there["_meta"]["io.modelcontextprotocol/protocolVersion"], "2026-07-28");
             assert_eq!(there["_meta"]["io.modelcontextprotocol/clientCapabilities"], json!({}));
@@ -211,20 +195,6 @@ mod tests {
         assert_eq!(error(Era::Modern, methods::RESOURCES_READ, legacy), modern);
         assert_eq!(error(Era::Legacy, methods::RESOURCES_READ, modern), legacy);
         assert_eq!(error(Era::Legacy, methods::TOOLS_CALL, modern), modern);
-    }
-
-    #[test]
-    fn arguments_become_headers_where_the_schema_says_so() {
-        let tool = json!({"inputSchema": {"properties": {
-            "region": {"type": "string", "x-mcp-header": "Region"},
-            "deep": {"properties": {"n": {"type": "integer", "x-mcp-header": "N"}}},
-            "other": {"type": "string"},
-        }}});
-        let found = param_headers(&tool.to_string(), Some(r#"{"region":"eu","deep":{"n":3},"other":"x"}"#));
-        assert_eq!(
-            found,
-            [("mcp-param-region".to_owned(), "eu".to_owned()), ("mcp-param-n".to_owned(), "3".to_owned())]
-        );
     }
 
     proptest! {

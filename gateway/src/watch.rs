@@ -5,14 +5,15 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use mcp_hub_dataplane_api::{Era, SessionMode};
-use mcp_hub_mcp::envelope::{Envelope, Kind, write_request};
-use mcp_hub_mcp::methods::{self, LISTS, PROMPTS_CHANGED, RESOURCES_CHANGED, TOOLS_CHANGED};
+use mcp_hub_mcp::envelope::{Envelope, Kind, quoted, write_request};
+use mcp_hub_mcp::methods::{self, ACKNOWLEDGED, LISTS, PROMPTS_CHANGED, RESOURCES_CHANGED, TOOLS_CHANGED};
 use serde_json::Value;
 
 use crate::Inner;
+use crate::told::{News, Told};
 use crate::upstream::{
-    Catalog, Events, Failure, Introduction, ItemLists, Owner, Upstream, introduce, is_type, list, modern_headers,
-    modern_meta, summary,
+    Catalog, Events, Failure, Introduction, ItemLists, Owner, PATIENCE, Upstream, introduce, is_type, list,
+    modern_headers, modern_meta, summary,
 };
 
 /// Between attempts to reach a server: doubled from the first to the last.
@@ -102,7 +103,7 @@ async fn refresh(upstream: &Upstream, inner: &Weak<Inner>) -> Result<Introductio
     let changed: Vec<usize> =
         (0..LISTS.len()).filter(|place| before.lists[*place] != lists[*place] || !was_listed).collect();
     let introduced = before.introduction.as_ref().map(|old| &old.result) != Some(&introduction.result);
-    upstream.learn(Catalog { introduction: Some(introduction.clone()), handshake: Some(handshake), lists });
+    upstream.learn(Catalog::new(Some(introduction.clone()), Some(handshake), lists));
     note(upstream, inner, Ok(()));
     upstream.settled.send_replace(true);
     tell(upstream, inner, &changed);
@@ -144,6 +145,8 @@ fn tell(upstream: &Upstream, inner: &Weak<Inner>, changed: &[usize]) {
 
 /// Listens for changes and looks again from time to time, until the server is away.
 async fn follow(upstream: &Upstream, inner: &Weak<Inner>, introduction: &Introduction) -> Failure {
+    let mut topics = upstream.topics.changes.subscribe();
+    let mut covered = *topics.borrow_and_update();
     let mut stream = listen(upstream, introduction).await;
     let pause = if upstream.is_shared() { LOOK_AGAIN } else { LOOK_AGAIN_DEARLY };
     loop {
@@ -156,7 +159,7 @@ async fn follow(upstream: &Upstream, inner: &Weak<Inner>, introduction: &Introdu
         tokio::select! {
             event = event => match event {
                 Ok(Some(message)) => {
-                    if let Some(outdated) = on_message(upstream, &message)
+                    if let Some(outdated) = on_message(upstream, inner, covered, &message)
                         && let Err(failure) = look_again(upstream, inner, introduction, Some(outdated)).await
                     {
                         return failure;
@@ -174,11 +177,21 @@ async fn follow(upstream: &Upstream, inner: &Weak<Inner>, introduction: &Introdu
                     stream = reopened.await.ok().flatten().or(stream);
                 }
             },
+            // The new stream is there before the old one ends.
+            Ok(()) = topics.changed() => {
+                covered = *topics.borrow_and_update();
+                stream = listen(upstream, introduction).await;
+                if stream.is_none() {
+                    // It is wanted, or the server is away.
+                    upstream.refresh.notify_one();
+                }
+            }
             () = upstream.refresh.notified() => {
                 if let Err(failure) = look_again(upstream, inner, introduction, None).await { return failure }
                 if stream.is_none() { stream = listen(upstream, introduction).await }
             }
             () = tokio::time::sleep(pause) => {
+                upstream.end_idle_sessions().await;
                 if let Err(failure) = look_again(upstream, inner, introduction, None).await { return failure }
                 if stream.is_none() { stream = listen(upstream, introduction).await }
             }
@@ -221,7 +234,7 @@ async fn look_again(
         if let (Some(handshake), Some(tools)) = (&mut handshake, &lists[0]) {
             handshake.tools = Some(crate::upstream::tools_summary(tools));
         }
-        upstream.learn(Catalog { introduction: before.introduction.clone(), handshake, lists });
+        upstream.learn(Catalog::new(before.introduction.clone(), handshake, lists));
         if let Some(inner) = inner.upgrade() {
             inner.status_changed();
         }
@@ -231,8 +244,9 @@ async fn look_again(
     Ok(())
 }
 
-/// What a message of the stream says of the lists; others go to whoever listens.
-fn on_message(upstream: &Upstream, message: &[u8]) -> Option<&'static str> {
+/// What a message of the stream says of the lists; others go to whoever listens. `covered` counts the changes of topics
+/// that the stream was opened with.
+fn on_message(upstream: &Upstream, inner: &Weak<Inner>, covered: u64, message: &[u8]) -> Option<&'static str> {
     let envelope = Envelope::parse(message).ok()?;
     if envelope.kind() != Kind::Notification {
         return None;
@@ -241,9 +255,20 @@ fn on_message(upstream: &Upstream, message: &[u8]) -> Option<&'static str> {
         TOOLS_CHANGED => Some(TOOLS_CHANGED),
         PROMPTS_CHANGED => Some(PROMPTS_CHANGED),
         RESOURCES_CHANGED => Some(RESOURCES_CHANGED),
-        "notifications/subscriptions/acknowledged" => None,
+        ACKNOWLEDGED => {
+            upstream.topics.acknowledged.send_replace(covered);
+            None
+        }
         _ => {
-            upstream.notifications.send(bytes::Bytes::copy_from_slice(message)).ok();
+            let message = bytes::Bytes::copy_from_slice(message);
+            match (News::of(&envelope), inner.upgrade()) {
+                // Nobody listens, nobody has to be told.
+                (Some(news), Some(inner)) => {
+                    let server = upstream.config.name.as_str().into();
+                    inner.told.send(Told { server, owner: Owner::Shared, news, message }).ok();
+                }
+                _ => drop(upstream.notifications.send(message)),
+            }
             None
         }
     }
@@ -251,25 +276,36 @@ fn on_message(upstream: &Upstream, message: &[u8]) -> Option<&'static str> {
 
 /// The stream of changes, if the server offers one.
 async fn listen(upstream: &Upstream, introduction: &Introduction) -> Option<Events> {
+    let topics = upstream.topics.shared();
     let response = match introduction.era {
         Era::Legacy => {
             let session = upstream.open_session(Owner::Shared).filter(|_| upstream.is_shared())?;
-            upstream.stream(&session).await
+            let response = upstream.stream(&session).await;
+            // A new session knows nothing of them.
+            for uri in topics {
+                let params = format!(r#"{{"uri":{}}}"#, quoted(&uri));
+                // One that cannot be had any more is missed, the others are not.
+                upstream.ask(Era::Legacy, Owner::Shared, methods::RESOURCES_SUBSCRIBE, &params, PATIENCE).await.ok();
+            }
+            response
         }
         Era::Modern => {
             let capabilities = introduction.capabilities();
-            let changes = |name: &str| capabilities[name]["listChanged"] == Value::Bool(true);
-            let (tools, prompts, resources) = (changes("tools"), changes("prompts"), changes("resources"));
-            if !(tools || prompts || resources) {
-                return None;
-            }
             let mut wanted = serde_json::Map::new();
-            for (name, offered) in
-                [("toolsListChanged", tools), ("promptsListChanged", prompts), ("resourcesListChanged", resources)]
-            {
-                if offered {
-                    wanted.insert(name.to_owned(), Value::Bool(true));
+            for (member, list) in [
+                ("toolsListChanged", "tools"),
+                ("promptsListChanged", "prompts"),
+                ("resourcesListChanged", "resources"),
+            ] {
+                if capabilities[list]["listChanged"] == true {
+                    wanted.insert(member.to_owned(), true.into());
                 }
+            }
+            if !topics.is_empty() {
+                wanted.insert("resourceSubscriptions".to_owned(), topics.into());
+            }
+            if wanted.is_empty() {
+                return None;
             }
             let params = format!(r#"{{"notifications":{},"_meta":{}}}"#, Value::Object(wanted), modern_meta());
             let message = write_request(Some(&upstream.next_id().to_string()), methods::LISTEN, Some(&params));

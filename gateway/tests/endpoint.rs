@@ -78,7 +78,8 @@ async fn what_is_no_message_or_too_large_is_refused() {
         ("[]", 400, -32600),
         (r#"[{"jsonrpc":"2.0","id":1,"method":"ping"}]"#, 400, -32600),
         (r#"{"jsonrpc":"2.0","id":1,"method":"no/such"}"#, 200, -32601),
-        (r#"{"jsonrpc":"2.0","id":1,"method":"logging/setLevel"}"#, 200, -32601),
+        (r#"{"jsonrpc":"2.0","id":1,"method":"logging/setLevel","params":{"level":"info"}}"#, 200, -32600),
+        (r#"{"jsonrpc":"2.0","id":1,"method":"resources/subscribe","params":{"uri":"one+a:b"}}"#, 200, -32600),
         (r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"none"}}"#, 200, -32602),
         (r#"{"jsonrpc":"2.0","id":1,"method":"tools/call"}"#, 200, -32602),
     ] {
@@ -288,4 +289,63 @@ async fn arguments_that_a_modern_servers_schema_wants_in_headers_are_put_there_f
     assert!(client.call("one_echo", json!({"a": "b"})).await["result"].is_object());
     assert_eq!(fake.calls().len(), 3);
     assert_eq!(fake.calls()[2].0["mcp-param-zone"], "b");
+}
+
+#[tokio::test]
+async fn the_text_of_a_result_over_the_limit_is_cut_visibly_and_a_smaller_one_passes_whole() {
+    for server in [Era::Legacy, Era::Modern] {
+        let fake = Fake::start(server, "one").await;
+        let mut configured = config(vec![fake.upstream("one")]);
+        configured.limits.result_bytes = Some(100_000);
+        let hub = Hub::start(configured).await;
+        ready(&hub).await;
+        for era in [Era::Legacy, Era::Modern] {
+            for (path, name) in [("/mcp", "one_echo"), ("/servers/one/mcp", "echo")] {
+                let client = hub.client(path, era);
+                fake.set(|state| state.large = 99_000);
+                let whole = client.call(name, json!({})).await;
+                assert_eq!(whole["result"]["content"][0]["text"].as_str().unwrap().len(), 99_000);
+                fake.set(|state| state.large = 200_000);
+                let cut = client.call(name, json!({})).await;
+                let text = cut["result"]["content"][0]["text"].as_str().unwrap();
+                assert!((99_000..100_200).contains(&text.len()), "{}", text.len());
+                assert!(text.ends_with("of 200000 bytes of this text; spec.limits.resultBytes of the hub]"));
+                assert_eq!(cut["result"]["n"].to_string(), "1.0", "the rest is as it was");
+                assert_eq!(cut["result"].get("resultType").is_some(), era == Era::Modern);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_merged_list_of_many_is_given_in_pages_whose_cursors_are_of_use_nowhere_else() {
+    let fake = Fake::start(Era::Modern, "one").await;
+    let all: Vec<String> = (0..2500).map(|n| format!("tool{n}")).collect();
+    fake.set(|state| state.tools = all.iter().map(|name| tool(name)).collect());
+    let hub = Hub::start(config(vec![fake.upstream("one")])).await;
+    ready(&hub).await;
+    for era in [Era::Legacy, Era::Modern] {
+        let client = hub.connected("/mcp", era).await;
+        let mut names = Vec::new();
+        let mut cursor = Value::Null;
+        let mut first = Value::Null;
+        for size in [1000, 1000, 500] {
+            let params = if cursor.is_null() { json!({}) } else { json!({"cursor": cursor}) };
+            let result = client.ask("tools/list", params).await["result"].clone();
+            let page = result["tools"].as_array().unwrap();
+            assert_eq!(page.len(), size);
+            names.extend(page.iter().map(|tool| tool["name"].as_str().unwrap()["one_".len()..].to_owned()));
+            cursor = result["nextCursor"].clone();
+            if first.is_null() {
+                first = cursor.clone();
+            }
+        }
+        assert!(names == all && cursor.is_null());
+        for (list, cursor) in
+            [("tools/list", json!("forged")), ("prompts/list", first.clone()), ("tools/list", json!(7))]
+        {
+            assert_eq!(client.ask(list, json!({"cursor": cursor})).await["error"]["code"], -32602);
+        }
+        assert!(client.call("one_tool2400", json!({})).await["result"].is_object());
+    }
 }

@@ -297,33 +297,6 @@ async fn a_legacy_client_cancels_by_a_notification_and_not_by_going_away() {
 }
 
 #[tokio::test]
-async fn a_servers_question_reaches_the_client_that_it_concerns_and_the_answer_goes_back() {
-    let fake = Fake::start(Era::Legacy, "one").await;
-    let mut upstream = fake.upstream("one");
-    upstream.sessions = SessionMode::PerClient;
-    let hub = Hub::start(config(vec![upstream])).await;
-    ready(&hub).await;
-    fake.set(|state| state.fault = Fault::Ask);
-    let mut client = hub.client("/servers/one/mcp", Era::Legacy);
-    client.initialize(json!({"sampling": {}})).await;
-    let message = client.message(json!(5), "tools/call", json!({"name": "echo"}));
-    let mut stream = support::Reader::of(client.send(client.request(&message)).await);
-    let question = stream.next().await;
-    assert_eq!((&question["id"], &question["method"]), (&json!("q1"), &json!("sampling/createMessage")));
-    client.notify(json!({"jsonrpc": "2.0", "id": "q1", "result": {"role": "assistant"}})).await;
-    assert_eq!(stream.next().await["id"], 5);
-    let own =
-        fake.seen("initialize").into_iter().find(|body| body["params"]["capabilities"] == json!({"sampling": {}}));
-    assert!(own.is_some(), "the server was told what the client can do");
-    // On the aggregate nobody is asked.
-    fake.set(|state| state.seen.retain(|(_, body)| body["id"] != "q1"));
-    let other = hub.connected("/mcp", Era::Legacy).await;
-    assert!(other.call("one_echo", json!({})).await["result"].is_object());
-    let refused = fake.get(|state| state.seen.iter().find(|(_, body)| body["id"] == "q1").cloned()).unwrap().1;
-    assert_eq!(refused["error"]["code"], 1006);
-}
-
-#[tokio::test]
 async fn each_client_has_a_session_of_its_own_where_the_server_wants_that_and_ends_it() {
     let fake = Fake::start(Era::Legacy, "one").await;
     let mut upstream = fake.upstream("one");

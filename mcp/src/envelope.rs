@@ -100,6 +100,9 @@ pub struct Params<'a> {
     pub progress_token: Option<&'a RawValue>,
     #[serde(borrow, default, rename = "ref")]
     pub reference: Option<&'a RawValue>,
+    /// What a server gave the client to send again (2026-07-28, "Multi round-trip requests").
+    #[serde(borrow, default, rename = "requestState")]
+    pub request_state: Option<&'a RawValue>,
     #[serde(borrow, default, rename = "_meta")]
     pub meta: Option<&'a RawValue>,
 }

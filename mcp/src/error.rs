@@ -31,6 +31,9 @@ pub const OVERLOADED: i64 = 1005;
 pub const NOT_TRANSLATABLE: i64 = 1006;
 /// The request was larger than the limit; none of it was processed.
 pub const MESSAGE_TOO_LARGE: i64 = 1007;
+/// The call that a `requestState` goes on with does not wait any more: it ended, its time was up, or the gateway that
+/// held it is gone.
+pub const CALL_NOT_WAITING: i64 = 1008;
 
 /// Our own codes with their meaning, for the reference documentation.
 pub const OWN_CODES: &[(i64, &str)] = &[
@@ -41,4 +44,5 @@ pub const OWN_CODES: &[(i64, &str)] = &[
     (OVERLOADED, "too many requests at a time; the request was not processed"),
     (NOT_TRANSLATABLE, "the feature cannot be translated between the eras of client and server"),
     (MESSAGE_TOO_LARGE, "the request was larger than the limit; it was not processed"),
+    (CALL_NOT_WAITING, "the call that the request goes on with ended, or its time was up; make it anew"),
 ];

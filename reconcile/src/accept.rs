@@ -40,7 +40,6 @@ pub fn unimplemented_in_hub(spec: &MCPHubSpec) -> Vec<&'static str> {
         ("spec.gateway.httpRoute", gateway.is_some_and(|g| g.http_route.is_some())),
         ("spec.auth.oidc", spec.auth.as_ref().is_some_and(|a| a.mode == Some(AuthMode::Oidc) || a.oidc.is_some())),
         ("spec.policy", spec.policy.as_ref().is_some_and(|policy| !policy.rules.is_empty())),
-        ("spec.limits.resultBytes", limits.is_some_and(|l| l.result_bytes.is_some())),
         ("spec.limits.perPrincipalRps", limits.is_some_and(|l| l.per_principal_rps.is_some())),
         ("spec.disclosure.mode", spec.disclosure.as_ref().is_some_and(|d| d.mode == Some(DisclosureMode::Search))),
         ("spec.openapi.enabled", spec.openapi.as_ref().is_some_and(|o| o.enabled == Some(true))),

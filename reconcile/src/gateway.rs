@@ -105,6 +105,7 @@ pub fn compose(
                 .and_then(|l| l.message_bytes)
                 .and_then(|bytes| u64::try_from(bytes).ok())
                 .unwrap_or(DEFAULT_MESSAGE_BYTES.unsigned_abs()),
+            result_bytes: limits.and_then(|l| l.result_bytes).and_then(|bytes| u64::try_from(bytes).ok()),
             concurrent_calls: unsigned(limits.and_then(|l| l.concurrent_calls).unwrap_or(DEFAULT_CONCURRENT_CALLS)),
             stale_for_ms: limits.and_then(|l| l.stale_for).map_or(DEFAULT_STALE_MS, |d| d.as_millis()),
         },

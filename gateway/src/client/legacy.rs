@@ -1,10 +1,12 @@
 //! Clients of the legacy era: `initialize`, sessions, notifications, batches.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::BodyExt;
 use mcp_hub_dataplane_api::{Era, LEGACY_VERSIONS};
-use mcp_hub_mcp::envelope::{Envelope, Kind, Params, quoted, write_result};
+use mcp_hub_mcp::envelope::{Envelope, Kind, Params, quoted, string, write_error, write_result};
 use mcp_hub_mcp::object::RawObject;
 use mcp_hub_mcp::{error, headers, methods};
 use serde_json::Value;
@@ -12,13 +14,13 @@ use serde_json::value::RawValue;
 
 use super::{Ask, Scope, server_info};
 use crate::body::{self, Body, full, json};
-use crate::exchange::whole;
+use crate::exchange::{Seat, whole};
 use crate::metrics::count;
 use crate::translate;
 use crate::upstream::{Failure, Upstream};
 
 /// What the aggregate offers to every legacy client, whatever its servers offer now.
-const CAPABILITIES: &str = r#"{"tools":{"listChanged":true},"prompts":{"listChanged":true},"resources":{"listChanged":true},"completions":{}}"#;
+const CAPABILITIES: &str = r#"{"tools":{"listChanged":true},"prompts":{"listChanged":true},"resources":{"subscribe":true,"listChanged":true},"completions":{},"logging":{}}"#;
 /// Client capabilities that are kept in a session id; a client with more is taken for one that can do nothing special.
 const CAPABILITIES_MAX: usize = 2048;
 /// Messages of one batch.
@@ -56,6 +58,10 @@ impl Ask {
             (methods::INITIALIZE, _) => self.initialize(id, envelope).await,
             (methods::PING, _) => json(write_result(id, "{}")),
             (methods::DISCOVER | methods::LISTEN, _) => no_method(id, &method),
+            (methods::RESOURCES_SUBSCRIBE | methods::RESOURCES_UNSUBSCRIBE, _) if !self.has_own_session() => {
+                self.subscribe(id, &method, params).await
+            }
+            (methods::SET_LEVEL, _) if !self.has_own_session() => self.set_level(id, envelope).await,
             (method, Scope::Aggregate) if !translate::is_translatable(method) => no_method(id, method),
             (_, Scope::Aggregate | Scope::Server(_)) => self.pass(message, envelope, params).await,
         }
@@ -85,11 +91,7 @@ impl Ask {
                 }
             },
         }
-        let capabilities = match &self.scope {
-            Scope::Server(upstream) if !upstream.is_shared() => params.get("capabilities"),
-            Scope::Server(_) | Scope::Aggregate => None,
-        };
-        let capabilities = capabilities.filter(|raw| raw.len() <= CAPABILITIES_MAX);
+        let capabilities = params.get("capabilities").filter(|raw| raw.len() <= CAPABILITIES_MAX);
         let session = self.inner.sessions.open(self.client.principal, &self.scope.text(), version, capabilities);
         let Some(Ok(session)) = session.map(|session| HeaderValue::from_str(&session)) else {
             let text = "no random numbers for a session id";
@@ -100,12 +102,78 @@ impl Ask {
         response
     }
 
+    /// Whether the client speaks with a legacy server in a session of its own, so that the server itself keeps what the
+    /// client asked for.
+    fn has_own_session(&self) -> bool {
+        match &self.scope {
+            Scope::Aggregate => false,
+            Scope::Server(upstream) => !upstream.is_shared() && upstream.known_era() == Some(Era::Legacy),
+        }
+    }
+
+    /// `resources/subscribe` and `resources/unsubscribe`, which the gateway keeps for the client.
+    async fn subscribe(self, id: &str, method: &str, params: &Params<'_>) -> Response<Body> {
+        let refuse = |code, text: &str| body::error(StatusCode::OK, Some(id), code, text);
+        let Some(session) = self.client.session.as_ref().map(|session| session.nonce) else {
+            return refuse(error::INVALID_REQUEST, "a subscription needs a session");
+        };
+        let Some(shown) = params.uri.and_then(string) else {
+            return refuse(error::INVALID_PARAMS, "params lack uri");
+        };
+        let Some((upstream, uri)) = self.locate(&shown).await else {
+            return refuse(error::RESOURCE_NOT_FOUND_LEGACY, "there is no such resource");
+        };
+        let (interests, server) = (&self.inner.interests, &upstream.config.name);
+        if method == methods::RESOURCES_UNSUBSCRIBE {
+            interests.unsubscribe(session, server, &uri);
+            return json(write_result(id, "{}"));
+        }
+        let seat = Seat::of(&self.client, &upstream, params);
+        match upstream.subscribe(&self.inner, &seat, &uri).await {
+            Ok(topic) => match interests.subscribe(session, server, &uri, topic) {
+                true => json(write_result(id, "{}")),
+                false => refuse(error::OVERLOADED, "the session has too many subscriptions"),
+            },
+            Err(Failure::Refused { code, message }) => refuse(code, &format!("server `{server}`: {message}")),
+            Err(failure) => refuse(error::SERVER_UNAVAILABLE, &format!("server `{server}`: {failure}")),
+        }
+    }
+
+    /// `logging/setLevel`: kept for the session; servers are asked for what the most curious of their clients wants, modern
+    /// ones with each request.
+    async fn set_level(self, id: &str, envelope: &Envelope<'_>) -> Response<Body> {
+        let refuse = |code, text: &str| body::error(StatusCode::OK, Some(id), code, text);
+        let Some(session) = self.client.session.as_ref().map(|session| session.nonce) else {
+            return refuse(error::INVALID_REQUEST, "a log level needs a session");
+        };
+        let params = envelope.params.and_then(|raw| RawObject::parse(raw.get()));
+        let name = params.and_then(|params| serde_json::from_str::<String>(params.get("level")?).ok());
+        let Some(level) = name.as_deref().and_then(translate::level_named) else {
+            return refuse(error::INVALID_PARAMS, "params name no log level");
+        };
+        self.inner.interests.set_level(session, level);
+        let owner = self.client.owner();
+        let concerned: Vec<_> = match &self.scope {
+            Scope::Server(upstream) => vec![upstream.clone()],
+            Scope::Aggregate => self.served.upstreams.values().map(|watched| watched.upstream.clone()).collect(),
+        };
+        let tuning = concerned.iter().map(|upstream| async move {
+            // Others are told with the first call that opens a session.
+            if let Some(session) = upstream.open_session(owner) {
+                upstream.tune(owner, &session, level).await;
+            }
+        });
+        futures::future::join_all(tuning).await;
+        json(write_result(id, "{}"))
+    }
+
     /// Ends the session, and a server's that was opened for it.
     pub(super) async fn close(self) -> Response<Body> {
         let Some(session) = &self.client.session else {
             return full(StatusCode::BAD_REQUEST, "text/plain", "there is no session to end");
         };
         self.inner.sessions.close(session);
+        self.inner.interests.forget(session.nonce);
         let owner = self.client.owner();
         for watched in self.served.upstreams.values() {
             if let Some(open) = watched.upstream.take_session(owner) {
@@ -119,17 +187,32 @@ impl Ask {
     async fn notified(self, message: &Bytes, envelope: &Envelope<'_>, params: &Params<'_>) -> Response<Body> {
         let method = envelope.method();
         let owner = self.client.owner();
+        if envelope.kind() == Kind::Response
+            && let Some(id) = envelope.id
+            && self.inner.asked.answer(owner, id.get(), message)
+        {
+            return full(StatusCode::ACCEPTED, "text/plain", Bytes::new());
+        }
         if method == methods::CANCELLED {
             if let Some(request) = params.request_id {
                 self.inner.flights.cancel(&(owner, request.get().to_owned()));
             }
-        } else if method != methods::INITIALIZED
-            && let Scope::Server(upstream) = &self.scope
-            && !upstream.is_shared()
-            && let Some(session) = upstream.open_session(owner)
-        {
-            // A server that is gone has nothing to be told.
-            upstream.post(session.headers(), message.clone()).await.ok();
+        } else if method != methods::INITIALIZED {
+            let concerned: Vec<&Arc<Upstream>> = match &self.scope {
+                Scope::Server(upstream) => vec![upstream],
+                // Of what a client says to nobody in particular, this is meant for every server.
+                Scope::Aggregate if method == methods::ROOTS_CHANGED => {
+                    self.served.upstreams.values().map(|watched| &watched.upstream).collect()
+                }
+                Scope::Aggregate => Vec::new(),
+            };
+            let telling = concerned.into_iter().filter(|upstream| !upstream.is_shared()).map(|upstream| async move {
+                if let Some(session) = upstream.open_session(owner) {
+                    // A server that is gone has nothing to be told.
+                    upstream.post(session.headers(), message.clone()).await.ok();
+                }
+            });
+            futures::future::join_all(telling).await;
         }
         full(StatusCode::ACCEPTED, "text/plain", Bytes::new())
     }
@@ -155,10 +238,16 @@ impl Ask {
         for raw in messages {
             let single = Bytes::copy_from_slice(raw.get().as_bytes());
             let Ok(envelope) = Envelope::parse(&single) else {
-                let problem = mcp_hub_mcp::envelope::write_error(None, error::INVALID_REQUEST, "no JSON-RPC message");
+                let problem = write_error(None, error::INVALID_REQUEST, "no JSON-RPC message");
                 answers.extend(String::from_utf8(problem));
                 continue;
             };
+            if envelope.method() == methods::INITIALIZE {
+                let text = "initialize may not be part of a batch";
+                let id = envelope.id.map(|id| id.get());
+                answers.extend(String::from_utf8(write_error(id, error::INVALID_REQUEST, text)));
+                continue;
+            }
             let mut ask = self.clone();
             // The answers become one JSON text, so none of them may be a stream.
             ask.client.takes_events = false;

@@ -13,18 +13,21 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use mcp_hub_dataplane_api::{Era, MODERN_VERSIONS};
-use mcp_hub_mcp::envelope::{Envelope, MalformedMessage, Params, string, write_result};
+use mcp_hub_mcp::envelope::{Envelope, MalformedMessage, Params, quoted, string, write_result};
 use mcp_hub_mcp::object::RawObject;
 use mcp_hub_mcp::{error, headers, methods};
 
 use crate::aggregate;
 use crate::body::{self, Body, full, json};
-use crate::exchange::{Aim, Exchange};
+use crate::cursors;
+use crate::exchange::{Exchange, Seat};
 use crate::guard::Principal;
 use crate::names;
+use crate::outgoing::Aim;
+use crate::param_headers::{self, Mismatch};
 use crate::session::Session;
 use crate::translate;
-use crate::upstream::{Owner, Upstream};
+use crate::upstream::{Owner, Upstream, list};
 use crate::{Inner, Served};
 
 /// A client that has not sent its message by then is not going to; 32 MiB in it are less than 5 Mbit/s.
@@ -180,8 +183,29 @@ impl Ask {
                 if let Some(place) = methods::LISTS.iter().position(|(list, _)| *list == method) {
                     self.served.settle().await;
                     let mut result = RawObject::default();
-                    result.set(methods::LISTS[place].1, self.served.merged(place).items.clone());
+                    let principal = self.client.principal;
+                    let seal = &self.inner.seal;
+                    let after = match params.cursor.filter(|raw| raw.get() != "null") {
+                        None => None,
+                        Some(raw) => {
+                            let cursor = string(raw).unwrap_or_default();
+                            let Some(last) = cursors::open(seal, principal, &method, &cursor) else {
+                                return wrong_cursor(id);
+                            };
+                            Some(last)
+                        }
+                    };
+                    let merged = self.served.merged(place);
+                    let Some((page, goes_on)) = merged.page(after.as_deref()) else { return wrong_cursor(id) };
+                    result.set(methods::LISTS[place].1, page.items.clone());
+                    if goes_on && let Some(next) = cursors::close(seal, principal, &method, &page.last) {
+                        result.set("nextCursor", quoted(&next));
+                    }
                     if self.client.era == Era::Modern {
+                        let caching = self.served.caching(place);
+                        let left = caching.until.saturating_duration_since(std::time::Instant::now());
+                        result.set("ttlMs", left.as_millis().to_string());
+                        result.set("cacheScope", if caching.is_public { r#""public""# } else { r#""private""# });
                         translate::complete(&method, &mut result);
                     }
                     return json(write_result(id, &result.to_string()));
@@ -192,6 +216,12 @@ impl Ask {
                 }
             }
         };
+        if self.client.era == Era::Modern
+            && method == methods::TOOLS_CALL
+            && let Err(mismatch) = self.check_arguments(&upstream, aim.as_ref(), envelope, params).await
+        {
+            return body::error(StatusCode::BAD_REQUEST, Some(id), error::HEADER_MISMATCH, &mismatch.to_string());
+        }
         let shown = |name: &HeaderName| name.as_str().starts_with("mcp-param-");
         let param_headers = if self.client.era == Era::Modern {
             self.headers
@@ -202,7 +232,12 @@ impl Ask {
         } else {
             HeaderMap::new()
         };
+        let seat = Seat::of(&self.client, &upstream, params);
         let exchange = Exchange {
+            seat,
+            request_state: params.request_state.map(|raw| raw.get().to_owned()),
+            is_retry: false,
+            result_limit: self.served.config.limits.result_bytes.and_then(|bytes| usize::try_from(bytes).ok()),
             inner: self.inner,
             upstream,
             client: self.client,
@@ -214,6 +249,38 @@ impl Ask {
             param_headers,
         };
         exchange.run().await
+    }
+
+    /// Holds `Mcp-Param-*` against the arguments of a call. What disagrees with a schema that may be an old one is looked at
+    /// again with the newest.
+    async fn check_arguments(
+        &self,
+        upstream: &Upstream,
+        aim: Option<&Aim>,
+        envelope: &Envelope<'_>,
+        params: &Params<'_>,
+    ) -> Result<(), Mismatch> {
+        // So it is with most servers.
+        if upstream.catalog().annotations.is_empty() {
+            return Ok(());
+        }
+        let name = match aim {
+            Some(Aim::Name(own)) => own.clone(),
+            _ => params.name.and_then(string).unwrap_or_default().into_owned(),
+        };
+        let check = || {
+            let catalog = upstream.catalog();
+            let Some(annotations) = catalog.annotations.get(&name) else { return Ok(()) };
+            let object = envelope.params.and_then(|raw| RawObject::parse(raw.get()));
+            let arguments = object.as_ref().and_then(|object| object.get("arguments"));
+            param_headers::check(annotations, arguments, &self.headers)
+        };
+        let Err(mismatch) = check() else { return Ok(()) };
+        let Some(era) = upstream.known_era() else { return Err(mismatch) };
+        if let Ok(tools) = list(upstream, era, methods::TOOLS_LIST, "tools").await {
+            upstream.learn_tools(tools);
+        }
+        check()
     }
 
     async fn translates(&self, upstream: &Upstream, method: &str) -> bool {
@@ -233,6 +300,11 @@ impl Ask {
         };
         body::error(StatusCode::OK, Some(id), code, problem)
     }
+}
+
+fn wrong_cursor(id: &str) -> Response<Body> {
+    let text = "the cursor is none of this list, or the list has changed: begin anew";
+    body::error(StatusCode::OK, Some(id), error::INVALID_PARAMS, text)
 }
 
 /// Our own name towards clients of the aggregate.

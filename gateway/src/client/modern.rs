@@ -16,7 +16,7 @@ use crate::translate;
 use crate::upstream::{Failure, Upstream};
 
 /// What the aggregate offers to every modern client, whatever its servers offer now.
-const CAPABILITIES: &str = r#"{"tools":{"listChanged":true},"prompts":{"listChanged":true},"resources":{"listChanged":true},"completions":{}}"#;
+const CAPABILITIES: &str = r#"{"tools":{"listChanged":true},"prompts":{"listChanged":true},"resources":{"subscribe":true,"listChanged":true},"completions":{},"logging":{}}"#;
 
 impl Ask {
     pub(super) async fn modern(self, message: &Bytes, envelope: &Envelope<'_>, params: &Params<'_>) -> Response<Body> {

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{Failure, Owner, Upstream};
+use crate::param_headers;
 
 /// Pages followed of one list; a server that has more is taken for one whose cursor goes in circles.
 const PAGES_MAX: usize = 100;
@@ -123,9 +124,41 @@ async fn initialize(upstream: &Upstream) -> Result<Introduction, Failure> {
     Ok(Introduction { era: Era::Legacy, result, versions: vec![version] })
 }
 
-/// All pages of a list.
+/// How long a list holds, and whether it is the same for everybody (2026-07-28, "Caching"). A server that says nothing says
+/// that it holds for now and for who asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Caching {
+    pub(crate) until: Instant,
+    pub(crate) is_public: bool,
+}
+
+impl Caching {
+    pub(crate) fn none() -> Self {
+        Self { until: Instant::now(), is_public: false }
+    }
+
+    fn of(result: &str) -> Self {
+        #[derive(Default, serde::Deserialize)]
+        #[serde(rename_all = "camelCase", default)]
+        struct Hints {
+            ttl_ms: Option<u32>,
+            cache_scope: Option<String>,
+        }
+        let hints: Hints = serde_json::from_str(result).unwrap_or_default();
+        let until = Instant::now() + Duration::from_millis(hints.ttl_ms.unwrap_or_default().into());
+        Self { until, is_public: hints.cache_scope.as_deref() == Some("public") }
+    }
+
+    /// What holds of both.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self { until: self.until.min(other.until), is_public: self.is_public && other.is_public }
+    }
+}
+
+/// All pages of a list; how long they hold is noted.
 pub(crate) async fn list(upstream: &Upstream, era: Era, method: &str, key: &str) -> Result<Vec<Item>, Failure> {
     let mut items = Vec::new();
+    let mut caching: Option<Caching> = None;
     let mut cursor: Option<String> = None;
     for _ in 0..PAGES_MAX {
         let mut params = Vec::new();
@@ -134,13 +167,31 @@ pub(crate) async fn list(upstream: &Upstream, era: Era, method: &str, key: &str)
         let params = format!("{{{}}}", params.join(","));
         let result = upstream.ask(era, Owner::Shared, method, &params, PATIENCE).await?;
         let (page, next) = page(&result, key).ok_or_else(|| Failure::Unreadable(format!("{method}: no {key}")))?;
-        items.extend(page);
+        let holds = Caching::of(&result);
+        caching = Some(caching.map_or(holds, |before| before.and(holds)));
+        items.extend(page.into_iter().filter(|item| is_usable(era, method, item)));
         match next {
             Some(next) if cursor.as_ref() != Some(&next) => cursor = Some(next),
             _ => break,
         }
     }
+    upstream.note_caching(method, caching.unwrap_or_else(Caching::none));
     Ok(items)
+}
+
+/// Whether HTTP clients may offer this: tools of modern servers with invalid annotations are none (2026-07-28, "Streamable
+/// HTTP: Schema extension").
+pub(crate) fn is_usable(era: Era, method: &str, item: &Item) -> bool {
+    if era == Era::Legacy || method != methods::TOOLS_LIST {
+        return true;
+    }
+    match param_headers::annotations(&item.raw) {
+        Ok(_) => true,
+        Err(problem) => {
+            tracing::warn!(tool = item.key, %problem, "tool left out");
+            false
+        }
+    }
 }
 
 /// Items and next cursor of one page.

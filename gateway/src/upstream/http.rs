@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
+use http_body::Body;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -125,7 +126,7 @@ pub(crate) fn is_type(headers: &HeaderMap, wanted: &str) -> bool {
 }
 
 /// The whole body, up to the largest message there is.
-pub(crate) async fn collect(body: Incoming) -> Result<Bytes, Failure> {
+pub(crate) async fn collect(body: impl Body<Data = Bytes, Error = hyper::Error>) -> Result<Bytes, Failure> {
     match Limited::new(body, LINE_MAX).collect().await {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.downcast_ref::<http_body_util::LengthLimitError>().is_some() => {

@@ -1,64 +1,51 @@
 //! One configured server: how it is reached, what is known of it, and the sessions with it.
 
+mod failure;
 mod handshake;
 mod http;
+mod messages;
 mod sessions;
+mod topics;
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ::http::header::WWW_AUTHENTICATE;
 use ::http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use hyper::body::Incoming;
 use mcp_hub_dataplane_api::gateway::{self as config, Target, UpstreamEra, UpstreamStatus};
 use mcp_hub_dataplane_api::status::Handshake;
-use mcp_hub_dataplane_api::{Era, LEGACY_VERSIONS, MODERN_VERSIONS, SessionMode};
-use mcp_hub_mcp::envelope::{Envelope, Kind, write_request};
+use mcp_hub_dataplane_api::{Era, LEGACY_VERSIONS, SessionMode};
+use mcp_hub_mcp::envelope::write_request;
 use mcp_hub_mcp::{headers, methods};
 use serde_json::Value;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::task::JoinHandle;
 
+pub(crate) use self::failure::Failure;
 pub(crate) use self::handshake::{
-    Introduction, Item, ItemLists, PATIENCE, introduce, item, list, modern_meta, summary, tools_summary,
+    Caching, Introduction, Item, ItemLists, PATIENCE, introduce, is_usable, item, list, modern_meta, summary,
+    tools_summary,
 };
 pub(crate) use self::http::{Endpoint, Events, HttpClient, collect, http_client, is_type};
+pub(crate) use self::messages::modern_headers;
+use self::messages::{answer, refusal, result_of};
 pub(crate) use self::sessions::{LegacySession, Owner, Sessions};
+pub(crate) use self::topics::{Topic, Topics};
 use crate::Inner;
+use crate::param_headers::{self, Annotation};
+use crate::translate::LEVELS;
 
 /// Notifications that a slow listener may lag behind.
 const BROADCAST: usize = 64;
 /// How long after its start a server holds up merged lists that want its definitions; afterwards it delays nobody's.
 pub(crate) const SETTLE: Duration = Duration::from_secs(3);
 
-/// Why a server gave no answer.
-#[derive(Debug, Clone, thiserror::Error)]
-pub(crate) enum Failure {
-    /// The configuration says so.
-    #[error("{message}")]
-    Unavailable { reason: String, message: String, hint: Option<String> },
-    /// The server has not seen the request.
-    #[error("the server cannot be reached: {0}")]
-    Unreachable(String),
-    /// The server has refused the request for want of authorization.
-    #[error("{0}")]
-    AuthRequired(String),
-    /// The request was sent; whether it was acted on is not known.
-    #[error("the connection to the server ended while it worked on the request; it may have acted on it ({0})")]
-    Gone(String),
-    #[error("the server's answer could not be read: {0}")]
-    Unreadable(String),
-    /// A JSON-RPC error.
-    #[error("the server answered: {message}")]
-    Refused { code: i64, message: String },
-    #[error("the server did not answer within {} s", .0.as_secs_f64())]
-    Timeout(Duration),
-    #[error("the client cancelled the request")]
-    Cancelled,
-}
+/// Longest wait for a server to change its log level.
+const TUNING: Duration = Duration::from_secs(5);
 
 /// What is known of a server; kept while it is away.
 #[derive(Debug, Default)]
@@ -66,6 +53,22 @@ pub(crate) struct Catalog {
     pub(crate) introduction: Option<Introduction>,
     pub(crate) handshake: Option<Handshake>,
     pub(crate) lists: ItemLists,
+    /// Tools whose schemas want arguments in headers, by their own names.
+    pub(crate) annotations: HashMap<String, Vec<Annotation>>,
+}
+
+impl Catalog {
+    pub(crate) fn new(introduction: Option<Introduction>, handshake: Option<Handshake>, lists: ItemLists) -> Self {
+        let mut annotations = HashMap::new();
+        for tool in lists[0].iter().flatten() {
+            // Where they are invalid there are none.
+            let found = param_headers::annotations(&tool.raw).unwrap_or_default();
+            if !found.is_empty() {
+                annotations.insert(tool.key.clone(), found);
+            }
+        }
+        Self { introduction, handshake, lists, annotations }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -85,8 +88,11 @@ pub(crate) struct Upstream {
     endpoint: Result<Option<Endpoint>, String>,
     catalog: ArcSwap<Catalog>,
     health: Mutex<Health>,
+    /// Of the lists, in the order of [`methods::LISTS`].
+    caching: Mutex<[Caching; 4]>,
     sessions: Sessions,
     next_id: AtomicU64,
+    pub(crate) topics: Arc<Topics>,
     /// Notifications of the server that belong to no request, as it wrote them.
     pub(crate) notifications: broadcast::Sender<Bytes>,
     /// Wakes the watch: the lists may be outdated.
@@ -150,8 +156,10 @@ impl Upstream {
             endpoint,
             catalog: ArcSwap::new(catalog),
             health: Mutex::new(health),
+            caching: Mutex::new([Caching::none(); 4]),
             sessions: Sessions::default(),
             next_id: AtomicU64::new(1),
+            topics: predecessor.map_or_else(Arc::default, |old| old.topics.clone()),
             notifications: predecessor
                 .map_or_else(|| broadcast::Sender::new(BROADCAST), |old| old.notifications.clone()),
             refresh: Notify::new(),
@@ -172,7 +180,18 @@ impl Upstream {
         let before = self.catalog();
         let mut lists = before.lists.clone();
         lists[0] = Some(tools);
-        self.learn(Catalog { introduction: before.introduction.clone(), handshake: before.handshake.clone(), lists });
+        self.learn(Catalog::new(before.introduction.clone(), before.handshake.clone(), lists));
+    }
+
+    pub(crate) fn note_caching(&self, list: &str, caching: Caching) {
+        if let Some(place) = methods::LISTS.iter().position(|(method, _)| *method == list) {
+            self.caching.lock().unwrap_or_else(PoisonError::into_inner)[place] = caching;
+        }
+    }
+
+    /// How long the list in this place holds.
+    pub(crate) fn caching(&self, place: usize) -> Caching {
+        self.caching.lock().unwrap_or_else(PoisonError::into_inner)[place]
     }
 
     pub(crate) fn health(&self) -> Health {
@@ -359,7 +378,7 @@ impl Upstream {
             return Err(Failure::Unreadable(format!("it negotiated the unknown protocol version `{version}`")));
         }
         let version = HeaderValue::from_str(version).map_err(|error| Failure::Unreadable(error.to_string()))?;
-        let session = Arc::new(LegacySession { id, version });
+        let session = Arc::new(LegacySession::new(id, version));
         let ready = write_request(None, methods::INITIALIZED, None);
         self.post(session.headers(), ready.into()).await?;
         Ok((session, result))
@@ -370,6 +389,25 @@ impl Upstream {
         if let (Ok(endpoint), Some(_)) = (self.endpoint(), &session.id) {
             let ending = endpoint.send(Method::DELETE, session.headers(), Bytes::new());
             tokio::time::timeout(Duration::from_secs(2), ending).await.ok();
+        }
+    }
+
+    /// Asks for log messages of this level and above in this session, unless it brings them already.
+    pub(crate) async fn tune(&self, owner: Owner, session: &LegacySession, level: usize) {
+        let offers = self.catalog().introduction.as_ref().is_some_and(|known| known.offers("logging"));
+        if !offers || level >= session.level.fetch_min(level, Ordering::Relaxed) {
+            return;
+        }
+        let owner = if self.is_shared() { Owner::Shared } else { owner };
+        let params = format!(r#"{{"level":"{}"}}"#, LEVELS[level.min(LEVELS.len() - 1)]);
+        // Log messages are worth no failed call.
+        self.ask(Era::Legacy, owner, methods::SET_LEVEL, &params, TUNING).await.ok();
+    }
+
+    /// Ends sessions that nobody else does.
+    pub(crate) async fn end_idle_sessions(&self) {
+        for session in self.sessions.take_idle(Instant::now()) {
+            self.end(&session).await;
         }
     }
 
@@ -406,6 +444,10 @@ impl Upstream {
                         let session = match self.sessions.open(owner) {
                             Some(session) if forgotten.is_none() => session,
                             _ if self.is_shared() => self.session(owner, None, forgotten.as_ref()).await?,
+                            // What this client can do is not known here; its next call opens another.
+                            _ if owner != Owner::Shared => {
+                                return Err(Failure::Unreachable("the session is over".to_owned()));
+                            }
                             _ => {
                                 self.initialize(owner, None).await?;
                                 let opened = self.sessions.open(owner);
@@ -424,58 +466,5 @@ impl Upstream {
             }
         };
         tokio::time::timeout(patience, asked).await.map_err(|_| Failure::Timeout(patience))?
-    }
-}
-
-/// What every modern request carries.
-pub(crate) fn modern_headers(method: &str, name: Option<&str>) -> HeaderMap {
-    let mut extra = HeaderMap::with_capacity(4);
-    extra.insert(headers::PROTOCOL_VERSION, HeaderValue::from_static(MODERN_VERSIONS[0]));
-    if let Ok(method) = HeaderValue::from_str(method) {
-        extra.insert(headers::METHOD, method);
-    }
-    if let Some(Ok(name)) = name.map(|name| HeaderValue::from_str(&headers::encode(name))) {
-        extra.insert(headers::NAME, name);
-    }
-    extra
-}
-
-fn refusal(response: &Response<Incoming>) -> Failure {
-    let status = response.status();
-    let challenge = response.headers().get(WWW_AUTHENTICATE).and_then(|value| value.to_str().ok());
-    let oauth = challenge.is_some_and(|challenge| challenge.contains("resource_metadata"));
-    let asks = if oauth { "it asks for OAuth" } else { "it does not take the credentials" };
-    Failure::AuthRequired(format!("the server answered {status}: {asks}"))
-}
-
-/// The answer to a request of our own, from JSON or an event stream; notifications before it are skipped.
-async fn answer(response: Response<Incoming>) -> Result<Bytes, Failure> {
-    let status = response.status();
-    if is_type(response.headers(), "text/event-stream") {
-        let mut events = Events::new(response.into_body());
-        while let Some(message) = events.next().await? {
-            if Envelope::parse(&message).is_ok_and(|envelope| envelope.kind() == Kind::Response) {
-                return Ok(message.into());
-            }
-        }
-        return Err(Failure::Gone("the stream ended without an answer".to_owned()));
-    }
-    let is_json = is_type(response.headers(), "application/json");
-    let body = collect(response.into_body()).await?;
-    if !is_json || (!status.is_success() && Envelope::parse(&body).is_err()) {
-        return Err(Failure::Unreadable(format!("HTTP {status}, and no JSON-RPC message")));
-    }
-    Ok(body)
-}
-
-fn result_of(answer: Bytes) -> Result<String, Failure> {
-    let envelope = Envelope::parse(&answer).map_err(|error| Failure::Unreadable(error.to_string()))?;
-    match (envelope.result, envelope.error) {
-        (Some(result), _) => Ok(result.get().to_owned()),
-        (None, error) => {
-            let error: Value = error.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default();
-            let message = error["message"].as_str().unwrap_or("no reason given").chars().take(300).collect();
-            Err(Failure::Refused { code: error["code"].as_i64().unwrap_or_default(), message })
-        }
     }
 }

@@ -2,8 +2,9 @@
 //! forgotten them.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use http::{HeaderMap, HeaderValue};
@@ -11,6 +12,8 @@ use mcp_hub_mcp::headers;
 
 /// Sessions kept with one server that wants one per client; the one unused for longest makes room.
 const SESSIONS_MAX: usize = 1024;
+/// A session of clients that have none themselves, and so never end it, is ended when it was unused for so long.
+const IDLE_MAX: Duration = Duration::from_secs(1800);
 
 /// Whose session with a server it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -30,9 +33,20 @@ pub(crate) struct LegacySession {
     pub(crate) id: Option<HeaderValue>,
     /// The version that was negotiated.
     pub(crate) version: HeaderValue,
+    /// Whether somebody listens to its stream for the gateway.
+    pub(crate) heard: AtomicBool,
+    /// The least urgent log level that the server was asked for in it.
+    pub(crate) level: AtomicUsize,
 }
 
+/// No level was asked for yet; more urgent than any.
+const NO_LEVEL: usize = usize::MAX;
+
 impl LegacySession {
+    pub(crate) fn new(id: Option<HeaderValue>, version: HeaderValue) -> Self {
+        Self { id, version, heard: AtomicBool::new(false), level: AtomicUsize::new(NO_LEVEL) }
+    }
+
     pub(crate) fn headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::with_capacity(4);
         if let Some(id) = &self.id {
@@ -80,6 +94,23 @@ impl Sessions {
         slots.get(&owner)?.0.current.load_full()
     }
 
+    /// Forgets sessions that nobody ends and nobody has used since then.
+    pub(crate) fn take_idle(&self, now: Instant) -> Vec<Arc<LegacySession>> {
+        let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = Vec::new();
+        slots.retain(|owner, (slot, used)| {
+            let Some(session) = slot.current.load_full() else { return true };
+            // Slot and we; a call under way is one more.
+            let is_used = Arc::strong_count(&session) > 2;
+            let ends = matches!(owner, Owner::Principal(_)) && !is_used && now.duration_since(*used) > IDLE_MAX;
+            if ends {
+                idle.push(session);
+            }
+            !ends
+        });
+        idle
+    }
+
     /// Forgets the owner's session.
     pub(crate) fn take(&self, owner: Owner) -> Option<Arc<LegacySession>> {
         let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -95,12 +126,28 @@ mod tests {
     fn the_session_unused_for_longest_makes_room() {
         let sessions = Sessions::default();
         let owner = |n: usize| Owner::Session(std::array::from_fn(|i| n.to_le_bytes().get(i).copied().unwrap_or(0)));
-        let open = || LegacySession { id: None, version: HeaderValue::from_static("2025-11-25") };
+        let open = || LegacySession::new(None, HeaderValue::from_static("2025-11-25"));
         for n in 0..SESSIONS_MAX {
             sessions.slot(owner(n)).0.current.store(Some(Arc::new(open())));
         }
         sessions.slot(owner(0));
         let (_, evicted) = sessions.slot(owner(SESSIONS_MAX));
         assert!(evicted.is_some() && sessions.open(owner(0)).is_some() && sessions.open(owner(1)).is_none());
+    }
+
+    #[test]
+    fn a_session_that_nobody_ends_ends_when_it_is_idle_and_not_while_it_is_used() {
+        let sessions = Sessions::default();
+        let owners = [Owner::Shared, Owner::Principal([1; 32]), Owner::Principal([2; 32])];
+        for owner in owners {
+            let open = LegacySession::new(None, HeaderValue::from_static("2025-11-25"));
+            sessions.slot(owner).0.current.store(Some(Arc::new(open)));
+        }
+        let _calling = sessions.open(owners[2]);
+        let now = Instant::now();
+        assert!(sessions.take_idle(now + IDLE_MAX / 2).is_empty());
+        assert_eq!(sessions.take_idle(now + IDLE_MAX * 2).len(), 1);
+        assert!(sessions.open(owners[0]).is_some() && sessions.open(owners[1]).is_none());
+        assert!(sessions.open(owners[2]).is_some());
     }
 }
