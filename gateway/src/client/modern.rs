@@ -52,8 +52,17 @@ impl Ask {
     fn check(&self, id: &str, method: &str, params: &Params<'_>) -> Result<(), Response<Body>> {
         let header = |name: &str| self.headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or("?"));
         let mismatch = |text: &str| Err(body::error(StatusCode::BAD_REQUEST, Some(id), error::HEADER_MISMATCH, text));
+        let lacks = |name: &str| {
+            let text = format!("params._meta lacks io.modelcontextprotocol/{name}");
+            Err(body::error(StatusCode::BAD_REQUEST, Some(id), error::INVALID_PARAMS, &text))
+        };
         let in_body = params.meta().protocol_version.and_then(string);
         let version = header(headers::PROTOCOL_VERSION);
+        if let (Some(in_body), Some(version)) = (&in_body, version)
+            && in_body != version
+        {
+            return mismatch("header MCP-Protocol-Version differs from params._meta");
+        }
         let asked = in_body.as_deref().or(version).unwrap_or_default();
         if !MODERN_VERSIONS.contains(&asked) {
             let supported: Vec<&str> = MODERN_VERSIONS.iter().chain(LEGACY_VERSIONS).copied().collect();
@@ -62,12 +71,14 @@ impl Ask {
             let refusal = write_error_with(Some(id), error::UNSUPPORTED_VERSION, &text, Some(&data));
             return Err(whole(StatusCode::BAD_REQUEST, refusal));
         }
-        let Some(in_body) = in_body else {
-            let text = "params._meta lacks io.modelcontextprotocol/protocolVersion";
-            return Err(body::error(StatusCode::BAD_REQUEST, Some(id), error::INVALID_PARAMS, text));
-        };
-        if version != Some(&*in_body) {
-            return mismatch("header MCP-Protocol-Version is missing or differs from params._meta");
+        if in_body.is_none() {
+            return lacks("protocolVersion");
+        }
+        if params.meta().client_capabilities.is_none() {
+            return lacks("clientCapabilities");
+        }
+        if version.is_none() {
+            return mismatch("header MCP-Protocol-Version is missing");
         }
         if header(headers::METHOD) != Some(method) {
             return mismatch("header Mcp-Method is missing or differs from method");
