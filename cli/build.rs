@@ -5,6 +5,8 @@ use std::error::Error;
 use std::fmt::Write;
 use std::path::PathBuf;
 
+use sha2::{Digest, Sha256};
+
 const FOLDER: &str = "MCP_HUB_BRIDGES";
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -22,7 +24,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut source = String::from("const CARRIED: &[Carried] = &[\n");
     for path in bridges {
         let target = path.file_name().and_then(|name| name.to_str()).ok_or("a bridge whose name is no text")?;
-        writeln!(source, "    Carried {{ target: {target:?}, image: include_bytes!({path:?}) }},")?;
+        let digest = hex::encode(Sha256::digest(std::fs::read(&path)?));
+        writeln!(source, "    Carried {{ target: {target:?}, digest: {digest:?}, image: include_bytes!({path:?}) }},")?;
     }
     source.push_str("];\n");
     let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo gives OUT_DIR")?);

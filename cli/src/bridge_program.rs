@@ -19,6 +19,8 @@ const NAME: &str = "mcp-bridge";
 struct Carried {
     /// Target triple it was built for.
     target: &'static str,
+    /// SHA-256 of the image, lower-case hex: reading the image for it would put it into every daemon's memory.
+    digest: &'static str,
     image: &'static [u8],
 }
 
@@ -35,11 +37,11 @@ fn own_target() -> String {
     format!("{}-{system}", std::env::consts::ARCH)
 }
 
-/// The bridge for this machine.
-fn image() -> Result<Cow<'static, [u8]>, Error> {
+/// The bridge for this machine, with its digest.
+fn image() -> Result<(Cow<'static, [u8]>, String), Error> {
     let target = own_target();
     if let Some(bridge) = CARRIED.iter().find(|bridge| bridge.target == target) {
-        return Ok(Cow::Borrowed(bridge.image));
+        return Ok((Cow::Borrowed(bridge.image), bridge.digest.to_owned()));
     }
     let own = std::env::current_exe().map_err(Error::file("find", "mcpctl itself"))?;
     let program = own.with_file_name(NAME);
@@ -50,13 +52,13 @@ fn image() -> Result<Cow<'static, [u8]>, Error> {
                 .to_owned(),
         ),
     })?;
-    Ok(Cow::Owned(image))
+    let digest = hex::encode(Sha256::digest(&image));
+    Ok((Cow::Owned(image), digest))
 }
 
 /// Path of the bridge in the cache, copied there unless it is there already.
 pub(crate) fn place(places: &Places) -> Result<PathBuf, Error> {
-    let image = image()?;
-    let digest = hex::encode(Sha256::digest(&image));
+    let (image, digest) = image()?;
     let folder = places.cache().join("bridges").join(&digest[..16]);
     let path = folder.join(NAME);
     if path.exists() {

@@ -57,7 +57,7 @@ const BRIDGE_STARTS: u32 = 5;
 /// Exit code of such a bridge.
 const EXIT_HELD: i32 = 3;
 /// Events that a slow listener may lag behind before it is told to look at everything.
-const EVENTS: usize = 1024;
+const EVENTS: usize = 256;
 
 /// Values of secret environment variables, by variable.
 type Secrets = BTreeMap<String, SecretString>;

@@ -10,8 +10,9 @@ use mcp_hub_crds::{MCPHub, MCPServer, Resource, ResourceKey, ResourceKind};
 use mcp_hub_reconcile::ports::Change;
 use tokio::sync::broadcast::{self, error::RecvError};
 
-/// Changes that a slow listener may lag behind before it is told of everything.
-const CHANGES: usize = 4096;
+/// Changes that a slow listener may lag behind before it is told of everything. Their room, 128 bytes each, is taken at
+/// once.
+const CHANGES: usize = 512;
 
 /// The side that writes; it lies behind the store's lock, so that what is shown has the order of the transactions.
 #[derive(Debug)]
