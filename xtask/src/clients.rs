@@ -10,6 +10,7 @@ pub(crate) fn install() -> Result<PathBuf, Error> {
     let folder = shell::target().join("clients");
     let pins = shell::root().join("tests/e2e/clients");
     python(&folder.join("python"), &pins.join("requirements.txt"))?;
+    python(&folder.join("python-1x"), &pins.join("requirements-1x.txt"))?;
     node(&folder.join("node"), &pins.join("package.json"))?;
     Ok(folder)
 }

@@ -1,7 +1,7 @@
 // A client made with the TypeScript SDK: lists tools, makes the calls of a plan, prints what came back as JSON.
 //
-// Usage: client.mjs sdk|client http URL TOKEN | client.mjs sdk|client stdio PROGRAM [ARG ...]
-// `sdk` is the package of the 1.x line, `client` that of the 2.x line.
+// Usage: client.mjs LINE http URL TOKEN | client.mjs LINE stdio PROGRAM [ARG ...]
+// LINE `sdk` is the package of the 1.x line, `sdk-old` an old release of it, `client` that of the 2.x line.
 // The plan is read from stdin: [{"tool": NAME, "arguments": {...}}, ...]
 import { createRequire } from 'node:module';
 import { pathToFileURL } from 'node:url';
@@ -15,10 +15,11 @@ const [line, kind, ...rest] = process.argv.slice(2);
 const plan = JSON.parse(await text(process.stdin));
 
 let Client, StreamableHTTPClientTransport, StdioClientTransport;
-if (line === 'sdk') {
-  ({ Client } = await load('@modelcontextprotocol/sdk/client/index.js'));
-  ({ StreamableHTTPClientTransport } = await load('@modelcontextprotocol/sdk/client/streamableHttp.js'));
-  ({ StdioClientTransport } = await load('@modelcontextprotocol/sdk/client/stdio.js'));
+if (line !== 'client') {
+  const name = line === 'sdk' ? '@modelcontextprotocol/sdk' : 'sdk-old';
+  ({ Client } = await load(`${name}/client/index.js`));
+  ({ StreamableHTTPClientTransport } = await load(`${name}/client/streamableHttp.js`));
+  ({ StdioClientTransport } = await load(`${name}/client/stdio.js`));
 } else {
   ({ Client, StreamableHTTPClientTransport } = await load('@modelcontextprotocol/client'));
   ({ StdioClientTransport } = await load('@modelcontextprotocol/client/stdio'));

@@ -62,6 +62,11 @@ fn installed() -> PathBuf {
 fn run(hub: &Hub, client: &[&str], door: &[String], plan: &Value) -> Value {
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients");
     let mut command = match client[0] {
+        "python-1x" => {
+            let mut command = Command::new(installed().join("python-1x/bin/python"));
+            command.arg(scripts.join("client_1x.py"));
+            command
+        }
         "python" => {
             let mut command = Command::new(installed().join("python/bin/python"));
             command.arg(scripts.join("client.py"));
@@ -73,7 +78,7 @@ fn run(hub: &Hub, client: &[&str], door: &[String], plan: &Value) -> Value {
             command
         }
     };
-    command.arg(client[1]).args(door).env("MCP_HUB_CLIENTS", installed()).env("MCPHUB_HOME", hub.home());
+    command.args(&client[1..]).args(door).env("MCP_HUB_CLIENTS", installed()).env("MCPHUB_HOME", hub.home());
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the client starts");
     child.stdin.take().unwrap().write_all(plan.to_string().as_bytes()).unwrap();
@@ -82,7 +87,15 @@ fn run(hub: &Hub, client: &[&str], door: &[String], plan: &Value) -> Value {
     serde_json::from_slice(&output.stdout).expect("the client prints JSON")
 }
 
-const CLIENTS: [&[&str]; 4] = [&["python", "auto"], &["python", "legacy"], &["node", "sdk"], &["node", "client"]];
+/// An old and the newest release of each SDK, the newest in every mode it has.
+const CLIENTS: [&[&str]; 6] = [
+    &["python-1x"],
+    &["python", "auto"],
+    &["python", "legacy"],
+    &["node", "sdk-old"],
+    &["node", "sdk"],
+    &["node", "client"],
+];
 
 fn check(report: &Value, expectations: &[&Expectation], named: impl Fn(&Expectation) -> String, what: &str) {
     let tools: Vec<&str> = report["tools"].as_array().unwrap().iter().map(|tool| tool.as_str().unwrap()).collect();
