@@ -40,7 +40,7 @@ enum Command {
     },
     /// Measure what the documentation promises, in a release build
     Bench {
-        #[arg(value_enum)]
+        #[command(subcommand)]
         name: Bench,
     },
     /// Write generated files: CRD YAML and the CLI reference
@@ -51,10 +51,18 @@ enum Command {
     },
 }
 
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+#[derive(Debug, Subcommand)]
 enum Bench {
     /// Start of five servers, idle costs, recovery of a killed server
     Local,
+    /// Gateway and bridge beside a server asked directly, a bare pass-through, and another gateway
+    Gateway(bench::gateway::Plan),
+    /// Whether gateway and bridge keep their size under a load that goes on
+    Soak {
+        /// How long
+        #[arg(default_value_t = 30.0)]
+        minutes: f64,
+    },
 }
 
 fn main() -> ExitCode {
@@ -62,6 +70,8 @@ fn main() -> ExitCode {
         Command::Quickstart { once } => quickstart::run(once),
         Command::Test { setup, level } => test::run(setup, &level),
         Command::Bench { name: Bench::Local } => bench::local::run(),
+        Command::Bench { name: Bench::Gateway(plan) } => bench::gateway::run(&plan),
+        Command::Bench { name: Bench::Soak { minutes } } => bench::soak::run(minutes),
         Command::Generate { check } => generate::run(check),
     };
     match result {

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::needs::MUSL;
+use crate::needs::{MUSL, Need};
 use crate::shell::{self, Error};
 
 #[derive(Debug)]
@@ -30,10 +30,7 @@ impl Mcpctl {
             Profile::Debug => shell::target().join("debug"),
             Profile::Release => {
                 shell::run(shell::cargo(&["build", "--locked", "--release"]).args(["--package", "mcpctl"]))?;
-                // As it is shipped: static, so that it runs in any image, which halves its memory, too.
-                let build = ["build", "--locked", "--profile", "bridge", "--target", MUSL];
-                shell::run(shell::cargo(&build).args(bridge))?;
-                let built = shell::target().join(MUSL).join("bridge/mcp-bridge");
+                let built = shipped_bridge()?;
                 let wanted = shell::target().join("release/mcp-bridge");
                 std::fs::copy(&built, &wanted).map_err(|source| Error::File {
                     action: "copy the bridge to",
@@ -51,6 +48,23 @@ impl Mcpctl {
         command.args(args).env("MCPHUB_HOME", &self.home).current_dir(shell::root());
         command
     }
+}
+
+/// The target that a bridge is shipped for, if it is installed: static, so that it runs in any image, which halves its
+/// memory, too.
+pub(crate) fn bridge_target() -> Option<&'static str> {
+    Need::MuslTarget.is_there().then_some(MUSL)
+}
+
+/// Builds the bridge as it is shipped, or else with its profile for this machine, and says so.
+pub(crate) fn shipped_bridge() -> Result<PathBuf, Error> {
+    let target = bridge_target();
+    if target.is_none() {
+        shell::say("the bridge is built for this machine's C library, unlike the one that is shipped");
+    }
+    let mut build = shell::cargo(&["build", "--locked", "--profile", "bridge", "--package", "mcp-hub-bridge"]);
+    shell::run(build.args(target.map(|target| ["--target", target]).into_iter().flatten()))?;
+    Ok(shell::target().join(target.unwrap_or_default()).join("bridge/mcp-bridge"))
 }
 
 /// Ends the daemon and its servers, also when the work before failed.

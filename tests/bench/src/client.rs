@@ -153,7 +153,8 @@ mod tests {
 
     #[tokio::test]
     async fn chunks_are_joined() {
-        let pieces = &["HTTP/1.1 404 No\r\ntransfer-encoding: chunked\r\n\r\n3\r", "\nhel\r\n2;x\r\nl", "o\r\n0\r\n\r\n"];
+        let pieces =
+            &["HTTP/1.1 404 No\r\ntransfer-encoding: chunked\r\n\r\n3\r", "\nhel\r\n2;x\r\nl", "o\r\n0\r\n\r\n"];
         assert_eq!(read(pieces).await, (404, None, "hello".to_owned()));
     }
 }

@@ -31,10 +31,8 @@ pub(crate) struct Answer {
 impl Echo {
     pub(crate) fn new(tools: usize) -> Self {
         let all: Vec<String> = (0..tools).map(definition).collect();
-        let list = format!(
-            r#"{{"tools":[{}],"resultType":"complete","ttlMs":60000,"cacheScope":"private"}}"#,
-            all.join(",")
-        );
+        let list =
+            format!(r#"{{"tools":[{}],"resultType":"complete","ttlMs":60000,"cacheScope":"private"}}"#, all.join(","));
         Self { text: vec![b'x'; TEXT_MAX].into(), list: list.into() }
     }
 
@@ -102,7 +100,8 @@ fn bytes_wanted(params: &str) -> Option<usize> {
 /// A tool of the usual size, about 350 bytes.
 fn definition(place: usize) -> String {
     let name = if place == 0 { "echo".to_owned() } else { format!("echo_{place}") };
-    let about = "Answers with as many letters as it is asked for, so that nothing is measured but the way to it and back.";
+    let about =
+        "Answers with as many letters as it is asked for, so that nothing is measured but the way to it and back.";
     let bytes = r#"{"type":"integer","minimum":0,"description":"Length of the text in bytes"}"#;
     let note = r#"{"type":"string","description":"Read by nobody"}"#;
     format!(
