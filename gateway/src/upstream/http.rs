@@ -8,10 +8,11 @@ use std::error::Error as _;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::{ACCEPT, CONTENT_TYPE, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body::Body as _;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -33,6 +34,8 @@ pub(crate) type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Servers close idle connections too; most wait at least this long.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Bytes read ahead on a connection: hyper's 400 KB would stay with each one that has once had a large answer.
+const BUFFER_MAX: usize = 64 << 10;
 /// Connections kept to one server.
 const IDLE_MAX: usize = 64;
 
@@ -122,7 +125,7 @@ impl Pool {
         };
         // Small requests must not wait for more; a socket that refuses is used all the same.
         stream.set_nodelay(true).ok();
-        let made = http1::handshake(TokioIo::new(stream)).await;
+        let made = http1::Builder::new().max_buf_size(BUFFER_MAX).handshake(TokioIo::new(stream)).await;
         let (sender, connection) = made.map_err(|error| Failure::Unreachable(chain(&error)))?;
         // Ends with the server, or when the sender is dropped and the last answer read.
         tokio::spawn(connection);
@@ -232,14 +235,31 @@ pub(crate) fn is_type(headers: &HeaderMap, wanted: &str) -> bool {
 }
 
 /// The whole body, up to the largest message there is.
-pub(crate) async fn collect(body: Incoming) -> Result<Bytes, Failure> {
-    match Limited::new(body, LINE_MAX).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.downcast_ref::<http_body_util::LengthLimitError>().is_some() => {
-            Err(Failure::Unreadable(format!("its answer is over {LINE_MAX} bytes")))
-        }
-        Err(error) => Err(Failure::Gone(error.to_string())),
+pub(crate) async fn collect(mut body: Incoming) -> Result<Bytes, Failure> {
+    let too_long = || Failure::Unreadable(format!("its answer is over {LINE_MAX} bytes"));
+    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if announced > LINE_MAX {
+        return Err(too_long());
     }
+    // A short answer comes in one piece, which is not copied.
+    let mut first = Bytes::new();
+    let mut whole = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|error| Failure::Gone(error.to_string()))?.into_data() else { continue };
+        if whole.len() + first.len() + data.len() > LINE_MAX {
+            return Err(too_long());
+        }
+        if first.is_empty() && whole.is_empty() {
+            first = data;
+            continue;
+        }
+        if whole.is_empty() {
+            whole.reserve(announced.max(first.len() + data.len()));
+            whole.extend_from_slice(&std::mem::take(&mut first));
+        }
+        whole.extend_from_slice(&data);
+    }
+    Ok(if whole.is_empty() { first } else { whole.freeze() })
 }
 
 /// The messages of an event stream.
