@@ -13,6 +13,7 @@ mod guard;
 mod metrics;
 mod names;
 mod relay;
+mod rouse;
 mod serve;
 mod session;
 mod translate;

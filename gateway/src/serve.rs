@@ -17,6 +17,7 @@ use crate::body::{Body, full};
 use crate::client::{self, Scope};
 use crate::guard::{self, Shown};
 use crate::metrics::count;
+use crate::rouse::Rousing;
 
 /// A client that has not sent its headers by then is not going to.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -65,7 +66,7 @@ async fn connection(stream: TcpStream, inner: Arc<Inner>, watcher: hyper_util::s
     http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(64 << 10);
     let serving = http.serve_connection(TokioIo::new(stream), service);
     // A client that went away is no failure.
-    watcher.watch(serving).await.ok();
+    Rousing::new(watcher.watch(serving)).await.ok();
 }
 
 async fn answer(request: Request<Incoming>, inner: Arc<Inner>, shown: &Shown) -> Response<Body> {
