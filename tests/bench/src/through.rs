@@ -22,7 +22,12 @@ pub(crate) async fn serve(port: u16, to: SocketAddr) -> io::Result<()> {
             let sender = Arc::new(Mutex::new(sender));
             let service = service_fn(move |request: Request<Incoming>| {
                 let sender = sender.clone();
-                async move { sender.lock().await.send_request(request).await }
+                async move {
+                    let mut sender = sender.lock().await;
+                    // A long answer may have reached the client before its connection knows that it was all.
+                    sender.ready().await?;
+                    sender.send_request(request).await
+                }
             });
             // A client that went away is no failure.
             hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await.ok();

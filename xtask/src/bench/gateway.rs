@@ -155,7 +155,7 @@ type Endpoints = Vec<(&'static str, Endpoint)>;
 
 impl Bench<'_> {
     fn seconds(&self) -> f64 {
-        if self.plan.quick { 0.2 } else { 1.0 }
+        if self.plan.quick { 0.2 } else { 0.6 }
     }
 
     fn rounds(&self) -> usize {
