@@ -4,6 +4,7 @@
 //! Streamable HTTP in the server's own era ([`serve`]). Control ([`control`]) lies on a Unix socket of its run folder.
 //! It translates transport, never era.
 
+pub mod alarm;
 pub mod body;
 pub mod budget;
 pub mod calls;

@@ -9,7 +9,7 @@ use http::header::{ALLOW, AUTHORIZATION, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use mcp_hub_dataplane_api::launch::ChildTransport;
 use mcp_hub_dataplane_api::status::Phase;
 use mcp_hub_mcp::headers;
@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::alarm::Alarm;
 use crate::body::{Body, full};
 use crate::server::Server;
 use crate::{calls, control, pass, streams};
@@ -47,7 +48,7 @@ async fn connection(stream: TcpStream, server: Arc<Server>) {
         async move { Ok::<_, Infallible>(answer(request, &server).await) }
     });
     let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(64 << 10);
+    http.timer(Alarm::default()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(64 << 10);
     // A client that went away is no failure.
     http.serve_connection(TokioIo::new(stream), service).await.ok();
 }

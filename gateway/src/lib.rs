@@ -24,6 +24,7 @@ mod parked;
 mod questions;
 mod relay;
 mod result_limit;
+mod rouse;
 mod seal;
 mod serve;
 mod session;

@@ -15,8 +15,9 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::Inner;
 use crate::body::{Body, full};
 use crate::client::{self, Scope};
-use crate::guard;
+use crate::guard::{self, Shown};
 use crate::metrics::count;
+use crate::rouse::Rousing;
 
 /// A client that has not sent its headers by then is not going to.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -56,18 +57,19 @@ pub(crate) async fn run(
 async fn connection(stream: TcpStream, inner: Arc<Inner>, watcher: hyper_util::server::graceful::Watcher) {
     // Small answers must not wait for more; a socket that refuses is served all the same.
     stream.set_nodelay(true).ok();
+    let shown = Arc::new(Shown::default());
     let service = service_fn(move |request| {
-        let inner = inner.clone();
-        async move { Ok::<_, Infallible>(answer(request, inner).await) }
+        let (inner, shown) = (inner.clone(), shown.clone());
+        async move { Ok::<_, Infallible>(answer(request, inner, &shown).await) }
     });
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(64 << 10);
     let serving = http.serve_connection(TokioIo::new(stream), service);
     // A client that went away is no failure.
-    watcher.watch(serving).await.ok();
+    Rousing::new(watcher.watch(serving)).await.ok();
 }
 
-async fn answer(request: Request<Incoming>, inner: Arc<Inner>) -> Response<Body> {
+async fn answer(request: Request<Incoming>, inner: Arc<Inner>, shown: &Shown) -> Response<Body> {
     let served = inner.served();
     // Before anything: a web page must not even find out what is served here.
     if let Err(refusal) = guard::check_origin(request.headers(), &served.config) {
@@ -78,7 +80,7 @@ async fn answer(request: Request<Incoming>, inner: Arc<Inner>) -> Response<Body>
     if matches!(path, "/healthz" | "/readyz") {
         return full(StatusCode::OK, "text/plain", "ok");
     }
-    let principal = match guard::authenticate(request.headers(), &served.config) {
+    let principal = match guard::authenticate(request.headers(), &served.config, shown) {
         Ok(principal) => principal,
         Err(refusal) => {
             count(&inner.metrics.unauthorized);

@@ -33,6 +33,11 @@ pub(crate) fn bridges() -> Result<PathBuf, Error> {
     Ok(folder)
 }
 
+/// Builds the bridges and gives the one that runs on this machine.
+pub(crate) fn own_bridge() -> Result<PathBuf, Error> {
+    Ok(bridges()?.join(format!("{}-unknown-linux-musl", std::env::consts::ARCH)))
+}
+
 /// Builds `mcpctl` with these bridges inside; gives its path in `target/dist`.
 pub(crate) fn carrying(bridges: &Path, profile: &str) -> Result<PathBuf, Error> {
     let name = if profile == "dev" { "debug" } else { profile };

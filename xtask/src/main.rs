@@ -41,7 +41,7 @@ enum Command {
     },
     /// Measure what the documentation promises, in a release build
     Bench {
-        #[arg(value_enum)]
+        #[command(subcommand)]
         name: Bench,
     },
     /// Build one mcpctl that carries the bridges of every target, in target/dist/release
@@ -54,10 +54,18 @@ enum Command {
     },
 }
 
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+#[derive(Debug, Subcommand)]
 enum Bench {
     /// Start of five servers, idle costs, recovery of a killed server
     Local,
+    /// Gateway and bridge beside a server asked directly, a bare pass-through, and another gateway
+    Gateway(bench::gateway::Plan),
+    /// Whether gateway and bridge keep their size under a load that goes on
+    Soak {
+        /// How long
+        #[arg(default_value_t = 30.0)]
+        minutes: f64,
+    },
 }
 
 fn main() -> ExitCode {
@@ -65,6 +73,8 @@ fn main() -> ExitCode {
         Command::Quickstart { once } => quickstart::run(once),
         Command::Test { setup, level } => test::run(setup, &level),
         Command::Bench { name: Bench::Local } => bench::local::run(),
+        Command::Bench { name: Bench::Gateway(plan) } => bench::gateway::run(&plan),
+        Command::Bench { name: Bench::Soak { minutes } } => bench::soak::run(minutes),
         Command::Dist => dist::run(),
         Command::Generate { check } => generate::run(check),
     };

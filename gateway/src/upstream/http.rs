@@ -1,23 +1,29 @@
-//! HTTP towards servers: one pooled client, and what it means when no answer comes.
+//! HTTP towards servers, and what it means when no answer comes.
+//!
+//! Bridges speak plain HTTP/1.1, and every call goes through one: their connections are kept here, which costs a call less
+//! than the general client does (benchmarks: gateway). That one is for `https`.
 
 use std::collections::VecDeque;
 use std::error::Error as _;
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_TYPE};
+use bytes::{Bytes, BytesMut};
+use http::header::{ACCEPT, CONTENT_TYPE, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
 use http_body::Body;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, SendRequest};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mcp_hub_dataplane_api::gateway::Target;
 use mcp_hub_mcp::framing::LINE_MAX;
 use mcp_hub_mcp::sse::Decoder;
 use rustls::crypto::ring::default_provider;
+use tokio::net::TcpStream;
 
 use super::Failure;
 use crate::GatewayError;
@@ -28,7 +34,9 @@ pub(crate) type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Servers close idle connections too; most wait at least this long.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Idle connections kept to one server.
+/// Bytes read ahead on a connection: hyper's 400 KB would stay with each one that has once had a large answer.
+const BUFFER_MAX: usize = 64 << 10;
+/// Connections kept to one server.
 const IDLE_MAX: usize = 64;
 
 pub(crate) fn http_client() -> Result<HttpClient, GatewayError> {
@@ -60,9 +68,90 @@ pub(crate) fn http_client() -> Result<HttpClient, GatewayError> {
 /// Where a server is, and what every request to it carries.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
-    client: HttpClient,
+    way: Way,
     uri: Uri,
     headers: HeaderMap,
+}
+
+#[derive(Debug)]
+enum Way {
+    Plain(Pool),
+    Tls(Box<HttpClient>),
+}
+
+/// Connections to one server, the one used last at the end.
+#[derive(Debug)]
+struct Pool {
+    host: String,
+    port: u16,
+    kept: Mutex<Vec<Kept>>,
+}
+
+/// A connection that takes another request as soon as its last answer has been read.
+#[derive(Debug)]
+struct Kept {
+    sender: SendRequest<Full<Bytes>>,
+    used: Instant,
+}
+
+impl Pool {
+    /// A connection that takes a request now.
+    fn take(&self) -> Option<SendRequest<Full<Bytes>>> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.last().is_some_and(|last| last.used.elapsed() > IDLE_TIMEOUT) {
+            kept.clear();
+        }
+        let place = kept.iter().rposition(|kept| kept.sender.is_ready())?;
+        Some(kept.remove(place).sender)
+    }
+
+    /// Keeps a connection whose answer is under way. One too many ends with its answer.
+    fn keep(&self, sender: SendRequest<Full<Bytes>>) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let used = Instant::now();
+        if kept.len() == IDLE_MAX || kept.first().is_some_and(|first| used - first.used > IDLE_TIMEOUT) {
+            kept.retain(|kept| !kept.sender.is_closed() && used - kept.used <= IDLE_TIMEOUT);
+        }
+        if kept.len() < IDLE_MAX {
+            kept.push(Kept { sender, used });
+        }
+    }
+
+    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, Failure> {
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect((&*self.host, self.port))).await;
+        let stream = match connected {
+            Ok(connected) => connected.map_err(|error| Failure::Unreachable(error.to_string()))?,
+            Err(_) => return Err(Failure::Unreachable("it does not take the connection".to_owned())),
+        };
+        // Small requests must not wait for more; a socket that refuses is used all the same.
+        stream.set_nodelay(true).ok();
+        let made = http1::Builder::new().max_buf_size(BUFFER_MAX).handshake(TokioIo::new(stream)).await;
+        let (sender, connection) = made.map_err(|error| Failure::Unreachable(chain(&error)))?;
+        // Ends with the server, or when the sender is dropped and the last answer read.
+        tokio::spawn(connection);
+        Ok(sender)
+    }
+
+    async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Failure> {
+        loop {
+            let (mut sender, is_fresh) = match self.take() {
+                Some(sender) => (sender, false),
+                None => (self.connect().await?, true),
+            };
+            match sender.try_send_request(request).await {
+                Ok(response) => {
+                    self.keep(sender);
+                    return Ok(response);
+                }
+                Err(mut failed) => match (failed.take_message(), is_fresh) {
+                    // The server closed the connection before a byte of the request was written.
+                    (Some(unsent), false) => request = unsent,
+                    (Some(_), true) => return Err(Failure::Unreachable(chain(failed.error()))),
+                    (None, _) => return Err(Failure::Gone(chain(failed.error()))),
+                },
+            }
+        }
+    }
 }
 
 impl Endpoint {
@@ -82,7 +171,18 @@ impl Endpoint {
         }
         headers.insert(ACCEPT, HeaderValue::from_static("application/json, text/event-stream"));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        Ok(Some(Self { client: client.clone(), uri, headers }))
+        let (Some("http"), Some(authority)) = (uri.scheme_str(), uri.authority().cloned()) else {
+            return Ok(Some(Self { way: Way::Tls(Box::new(client.clone())), uri, headers }));
+        };
+        let host = HeaderValue::from_str(without_user(authority.as_str()));
+        headers.insert(HOST, host.map_err(|error| format!("`{url}` is no URL: {error}"))?);
+        let pool = Pool {
+            host: authority.host().trim_matches(['[', ']']).to_owned(),
+            port: authority.port_u16().unwrap_or(80),
+            kept: Mutex::default(),
+        };
+        let path = uri.path_and_query().cloned().map_or_else(|| Uri::from_static("/"), Uri::from);
+        Ok(Some(Self { way: Way::Plain(pool), uri: path, headers }))
     }
 
     /// One request. [`Failure::Unreachable`] says that the server has not seen it, [`Failure::Gone`] that it may have.
@@ -97,11 +197,20 @@ impl Endpoint {
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = self.headers.clone();
         request.headers_mut().extend(extra);
-        self.client.request(request).await.map_err(|error| {
+        let client = match &self.way {
+            Way::Plain(pool) => return pool.send(request).await,
+            Way::Tls(client) => client,
+        };
+        client.request(request).await.map_err(|error| {
             let text = chain(&error);
             if error.is_connect() || is_canceled(&error) { Failure::Unreachable(text) } else { Failure::Gone(text) }
         })
     }
+}
+
+/// `HOST:PORT` of `USER@HOST:PORT`.
+fn without_user(authority: &str) -> &str {
+    authority.rsplit_once('@').map_or(authority, |(_, host)| host)
 }
 
 /// hyper gives a request back as canceled if its connection ended before a byte of it was written.
@@ -127,13 +236,31 @@ pub(crate) fn is_type(headers: &HeaderMap, wanted: &str) -> bool {
 
 /// The whole body, up to the largest message there is.
 pub(crate) async fn collect(body: impl Body<Data = Bytes, Error = hyper::Error>) -> Result<Bytes, Failure> {
-    match Limited::new(body, LINE_MAX).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.downcast_ref::<http_body_util::LengthLimitError>().is_some() => {
-            Err(Failure::Unreadable(format!("its answer is over {LINE_MAX} bytes")))
-        }
-        Err(error) => Err(Failure::Gone(error.to_string())),
+    let too_long = || Failure::Unreadable(format!("its answer is over {LINE_MAX} bytes"));
+    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if announced > LINE_MAX {
+        return Err(too_long());
     }
+    let mut body = std::pin::pin!(body);
+    // A short answer comes in one piece, which is not copied.
+    let mut first = Bytes::new();
+    let mut whole = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|error| Failure::Gone(error.to_string()))?.into_data() else { continue };
+        if whole.len() + first.len() + data.len() > LINE_MAX {
+            return Err(too_long());
+        }
+        if first.is_empty() && whole.is_empty() {
+            first = data;
+            continue;
+        }
+        if whole.is_empty() {
+            whole.reserve(announced.max(first.len() + data.len()));
+            whole.extend_from_slice(&std::mem::take(&mut first));
+        }
+        whole.extend_from_slice(&data);
+    }
+    Ok(if whole.is_empty() { first } else { whole.freeze() })
 }
 
 /// The messages of an event stream.

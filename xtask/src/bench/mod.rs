@@ -1,8 +1,12 @@
 //! `cargo xtask bench NAME`: the figures that the documentation promises, as ratios from one run.
 
+pub(crate) mod gateway;
+mod load;
 pub(crate) mod local;
 mod mcp;
 mod process;
+pub(crate) mod soak;
+mod stage;
 
 /// The middle of some measurements; half way between two if their number is even.
 fn median(values: &[f64]) -> f64 {
