@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use crate::admin::client::Admin;
 use crate::admin::{DaemonVersion, Objects, OriginPath, Shutdown, Synced, path};
 use crate::args::{Changes, Up};
+use crate::bridge_program;
 use crate::commands::status::table;
 use crate::commands::wait::{self, Of};
 use crate::daemon;
@@ -122,6 +123,8 @@ pub(crate) async fn ensure_daemon(places: &Places, admin: &Admin, port: u16) -> 
         return Ok(());
     }
     places.create()?;
+    // Unpacked here, so that the daemon need not have the bridge in its memory.
+    bridge_program::place(places)?;
     let log = places.state().join("daemon.out");
     let file = std::fs::File::create(&log).map_err(Error::file("create", &log))?;
     let program = std::env::current_exe().map_err(Error::file("find", "mcpctl itself"))?;
