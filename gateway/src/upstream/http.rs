@@ -9,7 +9,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{ACCEPT, CONTENT_TYPE, HOST};
+use http::header::{ACCEPT, CONTENT_TYPE, HOST, PROXY_AUTHORIZATION};
+use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
 use http_body::Body;
 use http_body_util::{BodyExt, Full};
@@ -26,9 +27,17 @@ use rustls::crypto::ring::default_provider;
 use tokio::net::TcpStream;
 
 use super::Failure;
+use super::proxy::{Connector, Proxies};
 use crate::GatewayError;
 
-pub(crate) type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+type TlsClient = Client<HttpsConnector<Connector>, Full<Bytes>>;
+
+/// What requests to all servers share.
+#[derive(Debug, Clone)]
+pub(crate) struct HttpClient {
+    tls: TlsClient,
+    proxies: Proxies,
+}
 
 /// A host that takes longer to accept a connection is taken for unreachable.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -57,12 +66,14 @@ pub(crate) fn http_client() -> Result<HttpClient, GatewayError> {
             HttpsConnectorBuilder::new().with_tls_config(config)
         }
     };
-    let connector = tls.https_or_http().enable_all_versions().wrap_connector(tcp);
-    Ok(Client::builder(TokioExecutor::new())
+    let proxies = Proxies::of_environment();
+    let connector = Connector { tcp, proxies: proxies.clone() };
+    let tls = Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE_TIMEOUT)
         .pool_max_idle_per_host(IDLE_MAX)
-        .build(connector))
+        .build(tls.https_or_http().enable_all_versions().wrap_connector(connector));
+    Ok(HttpClient { tls, proxies })
 }
 
 /// Where a server is, and what every request to it carries.
@@ -76,7 +87,7 @@ pub(crate) struct Endpoint {
 #[derive(Debug)]
 enum Way {
     Plain(Pool),
-    Tls(Box<HttpClient>),
+    Tls(Box<TlsClient>),
 }
 
 /// Connections to one server, the one used last at the end.
@@ -172,17 +183,25 @@ impl Endpoint {
         headers.insert(ACCEPT, HeaderValue::from_static("application/json, text/event-stream"));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         let (Some("http"), Some(authority)) = (uri.scheme_str(), uri.authority().cloned()) else {
-            return Ok(Some(Self { way: Way::Tls(Box::new(client.clone())), uri, headers }));
+            return Ok(Some(Self { way: Way::Tls(Box::new(client.tls.clone())), uri, headers }));
         };
         let host = HeaderValue::from_str(without_user(authority.as_str()));
         headers.insert(HOST, host.map_err(|error| format!("`{url}` is no URL: {error}"))?);
-        let pool = Pool {
+        let pool = |authority: &Authority| Pool {
             host: authority.host().trim_matches(['[', ']']).to_owned(),
             port: authority.port_u16().unwrap_or(80),
             kept: Mutex::default(),
         };
-        let path = uri.path_and_query().cloned().map_or_else(|| Uri::from_static("/"), Uri::from);
-        Ok(Some(Self { way: Way::Plain(pool), uri: path, headers }))
+        let Some(proxy) = client.proxies.of(&uri) else {
+            let path = uri.path_and_query().cloned().map_or_else(|| Uri::from_static("/"), Uri::from);
+            return Ok(Some(Self { way: Way::Plain(pool(&authority)), uri: path, headers }));
+        };
+        // A proxy is told the whole URL (RFC 9112, "absolute-form").
+        let (Some("http"), Some(address)) = (proxy.uri().scheme_str(), proxy.uri().authority()) else {
+            return Err(format!("`{url}` lies behind a proxy that does not speak plain HTTP"));
+        };
+        headers.extend(proxy.basic_auth().map(|authorization| (PROXY_AUTHORIZATION, authorization.clone())));
+        Ok(Some(Self { way: Way::Plain(pool(address)), uri, headers }))
     }
 
     /// One request. [`Failure::Unreachable`] says that the server has not seen it, [`Failure::Gone`] that it may have.

@@ -4,6 +4,7 @@ mod failure;
 mod handshake;
 mod http;
 mod messages;
+mod proxy;
 mod sessions;
 mod topics;
 

@@ -1,9 +1,12 @@
 //! A client that sees every byte.
 
+use std::net::SocketAddr;
+
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use hyper_util::rt::TokioExecutor;
 use mcp_hub_dataplane_api::Era;
 use mcp_hub_mcp::sse;
 use serde_json::{Value, json};
@@ -23,6 +26,18 @@ pub struct Client {
 }
 
 impl Client {
+    /// Of a gateway at this address.
+    pub fn of(gateway: SocketAddr, path: &str, era: Era) -> Self {
+        Self {
+            url: format!("http://{gateway}{path}"),
+            era,
+            session: None,
+            version: "2025-11-25".to_owned(),
+            capabilities: json!({}),
+            http: hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build_http(),
+        }
+    }
+
     pub async fn initialize(&mut self, capabilities: Value) -> Value {
         let params = json!({"protocolVersion": self.version, "capabilities": capabilities,
             "clientInfo": {"name": "test", "version": "1"}});

@@ -9,7 +9,6 @@ mod streams;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use hyper_util::rt::TokioExecutor;
 use mcp_hub_dataplane_api::Era;
 use mcp_hub_dataplane_api::gateway::{
     ClientAuth, GatewayConfig, GatewayLimits, HubRef, Naming, NamingMode, Upstream, UpstreamStatus,
@@ -77,14 +76,7 @@ impl Hub {
     }
 
     pub fn client(&self, path: &str, era: Era) -> Client {
-        Client {
-            url: format!("http://{}{path}", self.address),
-            era,
-            session: None,
-            version: "2025-11-25".to_owned(),
-            capabilities: json!({}),
-            http: hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build_http(),
-        }
+        Client::of(self.address, path, era)
     }
 
     /// A legacy client that has shaken hands, or a modern one.
