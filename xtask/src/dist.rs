@@ -40,14 +40,19 @@ pub(crate) fn own_bridge() -> Result<PathBuf, Error> {
 
 /// Builds `mcpctl` with these bridges inside; gives its path in `target/dist`.
 pub(crate) fn carrying(bridges: &Path, profile: &str) -> Result<PathBuf, Error> {
-    let name = if profile == "dev" { "debug" } else { profile };
     let mut build = shell::cargo(&["build", "--locked", "--package", "mcpctl", "--profile", profile]);
     shell::run(build.env("MCP_HUB_BRIDGES", bridges))?;
-    let folder = shell::target().join("dist").join(name);
+    let built = folder(profile);
+    let folder = shell::target().join("dist").join(built.file_name().unwrap_or_default());
     std::fs::create_dir_all(&folder).map_err(file("create", &folder))?;
     let program = folder.join("mcpctl");
-    std::fs::copy(shell::target().join(name).join("mcpctl"), &program).map_err(file("write", &program))?;
+    std::fs::copy(built.join("mcpctl"), &program).map_err(file("write", &program))?;
     Ok(program)
+}
+
+/// Where cargo puts what it builds with a profile.
+pub(crate) fn folder(profile: &str) -> PathBuf {
+    shell::target().join(if profile == "dev" { "debug" } else { profile })
 }
 
 /// The bridge must run in an image made from scratch, so it names no loader (program header `PT_INTERP`), and it is of its

@@ -11,19 +11,28 @@ use crate::shell::{self, Error};
 
 /// The first part of the time is for caches, pools and the allocator to reach their size.
 const SETTLING: f64 = 0.3;
-/// What may be added after that, as a share and in MB: arenas and pages that come and go.
-const SLACK: (f64, f64) = (0.1, 1.0);
+/// What may be added after that, as a share and in MB: arenas and pages that come and go. A hundred bytes lost with each
+/// call would be several times as much within a minute.
+const SLACK: (f64, f64) = (0.1, 4.0);
 /// One kind of load after the other, each this long.
 const TURN_SECONDS: f64 = 0.5;
 
-/// Fails if either grows.
+/// As shipped, for so many minutes. Fails if either grows.
 pub(crate) fn run(minutes: f64) -> Result<(), Error> {
-    let (stage, build) = (Stage::set()?, Build::now()?);
+    soak(&Stage::set()?, &Build::now()?, minutes)
+}
+
+/// As tests are built, for a minute: enough to see what grows with every call or session.
+pub(crate) fn short() -> Result<(), Error> {
+    soak(&Stage::of("dev")?, &Build::debug()?, 1.0)
+}
+
+fn soak(stage: &Stage, build: &Build, minutes: f64) -> Result<(), Error> {
     let backend = stage.backend(0)?;
-    let bridge = stage.bridge(&build, "soak-bridge", Era::Legacy)?;
+    let bridge = stage.bridge(build, "soak-bridge", Era::Legacy)?;
     let url = |tools: usize| format!("http://{}/{tools}/mcp", backend.address);
     let gateway = stage.gateway(
-        &build,
+        build,
         "soak",
         vec![
             upstream("bridged", format!("http://{}/mcp", bridge.address), Era::Legacy),
@@ -98,7 +107,7 @@ mod tests {
     #[test]
     fn growth_after_settling_is_told() {
         let watched = |settled, most| Watched { name: "gateway", pid: 0, settled, most };
-        assert_eq!(watched(10.0, 11.9).verdict(), None);
-        assert_eq!(watched(10.0, 12.1).verdict().unwrap(), "gateway grew from 10.0 to 12.1 MB");
+        assert_eq!(watched(10.0, 14.9).verdict(), None);
+        assert_eq!(watched(10.0, 15.1).verdict().unwrap(), "gateway grew from 10.0 to 15.1 MB");
     }
 }

@@ -66,10 +66,17 @@ pub(super) struct Stage {
 }
 
 impl Build {
-    /// The working tree, in a release build and with the bridge as it is shipped, where its target is installed.
+    /// The working tree, as it is shipped.
     pub(super) fn now() -> Result<Self, Error> {
         shell::run(shell::cargo(&["build", "--locked", "--release"]).args(["--package", "mcp-hub-gateway"]))?;
         Ok(Self { gateway: shell::target().join("release/mcp-hub-gateway"), bridge: dist::own_bridge()? })
+    }
+
+    /// The working tree, as tests use it.
+    pub(super) fn debug() -> Result<Self, Error> {
+        let build = ["build", "--locked", "--package", "mcp-hub-gateway", "--package", "mcp-hub-bridge"];
+        shell::run(&mut shell::cargo(&build))?;
+        Ok(Self::kept(&shell::target().join("debug")))
     }
 
     /// Programs that were built before and kept in a folder, under their own names.
@@ -80,11 +87,17 @@ impl Build {
 
 impl Stage {
     pub(super) fn set() -> Result<Self, Error> {
-        shell::run(shell::cargo(&["build", "--locked", "--release"]).args(["--package", "mcp-hub-bench-peers"]))?;
+        Self::of("release")
+    }
+
+    /// With programs of this profile.
+    pub(super) fn of(profile: &str) -> Result<Self, Error> {
+        let build = ["build", "--locked", "--package", "mcp-hub-bench-peers", "--profile", profile];
+        shell::run(&mut shell::cargo(&build))?;
         let folder = shell::target().join("bench-gateway");
         let failed = |source| Error::File { action: "make", path: folder.clone(), source };
         std::fs::create_dir_all(&folder).map_err(failed)?;
-        Ok(Self { peers: shell::target().join("release/bench-peers"), folder })
+        Ok(Self { peers: dist::folder(profile).join("bench-peers"), folder })
     }
 
     /// The echo server on HTTP; `port` 0 takes a free one.
