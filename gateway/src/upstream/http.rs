@@ -126,7 +126,10 @@ pub(crate) fn is_type(headers: &HeaderMap, wanted: &str) -> bool {
 }
 
 /// The whole body, up to the largest message there is.
-pub(crate) async fn collect(body: impl Body<Data = Bytes, Error = hyper::Error>) -> Result<Bytes, Failure> {
+pub(crate) async fn collect<B>(body: B) -> Result<Bytes, Failure>
+where
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
+{
     match Limited::new(body, LINE_MAX).collect().await {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.downcast_ref::<http_body_util::LengthLimitError>().is_some() => {
