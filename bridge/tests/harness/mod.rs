@@ -172,10 +172,15 @@ impl Bridge {
         self.until(|status| is_ready(status) && status.activity.child_pid.is_some()).await.activity.child_pid.unwrap()
     }
 
+    /// A connection to the MCP side.
+    pub async fn connection(&self) -> tokio::net::TcpStream {
+        let endpoint: http::Uri = self.status().await.endpoint.parse().unwrap();
+        tokio::net::TcpStream::connect(endpoint.authority().unwrap().as_str()).await.unwrap()
+    }
+
     /// An HTTP request to the bridge, on a connection of its own.
     pub async fn http(&self, request: Request<Full<Bytes>>) -> Response<Incoming> {
-        let endpoint: http::Uri = self.status().await.endpoint.parse().unwrap();
-        let stream = tokio::net::TcpStream::connect(endpoint.authority().unwrap().as_str()).await.unwrap();
+        let stream = self.connection().await;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
         sender.send_request(request).await.unwrap()
@@ -272,8 +277,17 @@ impl Bridge {
 
     /// Resident memory in KiB.
     pub fn resident_kib(&self) -> u64 {
+        self.memory_kib("VmRSS:")
+    }
+
+    /// The most that was ever resident, in KiB.
+    pub fn highest_kib(&self) -> u64 {
+        self.memory_kib("VmHWM:")
+    }
+
+    fn memory_kib(&self, field: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
         line.trim().trim_end_matches("kB").trim().parse().unwrap()
     }
 }
