@@ -469,3 +469,21 @@ pub async fn last(response: Response<Incoming>) -> Value {
     let body = response.into_body().collect().await.unwrap().to_bytes();
     serde_json::from_slice(&body).unwrap_or_else(|_| panic!("{status}: {}", String::from_utf8_lossy(&body)))
 }
+
+/// All results, in order; what the tests need of the crate `futures`.
+pub async fn join_all<T>(futures: Vec<impl Future<Output = T>>) -> Vec<T> {
+    let mut futures: Vec<_> = futures.into_iter().map(Box::pin).collect();
+    let mut done: Vec<Option<T>> = futures.iter().map(|_| None).collect();
+    std::future::poll_fn(|cx| {
+        for (place, future) in futures.iter_mut().enumerate() {
+            if done[place].is_none()
+                && let std::task::Poll::Ready(value) = future.as_mut().poll(cx)
+            {
+                done[place] = Some(value);
+            }
+        }
+        if done.iter().all(Option::is_some) { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+    done.into_iter().flatten().collect()
+}
