@@ -4,6 +4,7 @@ mod bench;
 mod clients;
 mod dist;
 mod errors_page;
+mod fuzz;
 mod generate;
 mod mcpctl;
 mod needs;
