@@ -326,9 +326,7 @@ impl Link {
 
     /// Takes a message of the server. Waits while clients have not taken what came before.
     pub async fn on_message(&self, bytes: Vec<u8>) {
-        let Ok(envelope) = Envelope::parse(&bytes) else {
-            return self.0.log.line(&[b"stdout: ", &bytes[..bytes.len().min(NOISE_KEPT)]].concat());
-        };
+        let Ok(envelope) = Envelope::parse(&bytes) else { return self.on_unreadable(&bytes) };
         match envelope.kind() {
             Kind::Response => self.on_response(&bytes, &envelope).await,
             Kind::Notification => self.on_notification(&bytes, &envelope),
@@ -339,11 +337,24 @@ impl Link {
     /// A message that was too long to be kept; its beginning and end are left.
     pub fn on_oversize(&self, head: &[u8], tail: &[u8], bytes: u64) {
         self.0.log.line(format!("stdout: a message of {bytes} bytes is over the limit of {LINE_MAX}").as_bytes());
+        self.fail(head, tail, &format!("the server's answer of {bytes} bytes is over the limit of {LINE_MAX}"));
+    }
+
+    /// A line that is no message: noise, unless it was meant to be an answer.
+    fn on_unreadable(&self, line: &[u8]) {
+        self.0.log.line(&[b"stdout: ", &line[..line.len().min(NOISE_KEPT)]].concat());
+        let names = |member: &str| memchr::memmem::find(line, member.as_bytes()).is_some();
+        if names(r#""jsonrpc""#) && (names(r#""result""#) || names(r#""error""#)) {
+            self.fail(line, line, "the server's answer is no valid JSON in UTF-8");
+        }
+    }
+
+    /// Fails the request whose answer had this beginning and end.
+    fn fail(&self, head: &[u8], tail: &[u8], text: &str) {
         // The id stands before the result or after it; what looks like one inside it is the server's own matter.
         let number = id_before_result(head).or_else(|| last_id(tail));
         if let Some(pending) = number.and_then(|number| self.routes().pending.remove(&number)) {
-            let text = format!("the server's answer of {bytes} bytes is over the limit of {LINE_MAX}");
-            let answer = write_error(Some(&pending.id), error::ANSWER_UNREADABLE, &text);
+            let answer = write_error(Some(&pending.id), error::ANSWER_UNREADABLE, text);
             // The caller may be gone.
             pending.answer.send(answer.into()).ok();
         }

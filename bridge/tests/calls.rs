@@ -6,31 +6,10 @@ mod harness;
 
 use std::time::{Duration, Instant};
 
-use futures_like::join_all;
-use harness::{Bridge, Events, is_ready, last, launch, text_of};
+use harness::{Bridge, Events, is_ready, join_all, last, launch, text_of};
 use http::StatusCode;
 use mcp_hub_mcp::error;
 use serde_json::{Value, json};
-
-/// What the tests need of `futures`.
-mod futures_like {
-    pub(crate) async fn join_all<T>(futures: Vec<impl Future<Output = T>>) -> Vec<T> {
-        let mut futures: Vec<_> = futures.into_iter().map(Box::pin).collect();
-        let mut done: Vec<Option<T>> = futures.iter().map(|_| None).collect();
-        std::future::poll_fn(|cx| {
-            for (place, future) in futures.iter_mut().enumerate() {
-                if done[place].is_none()
-                    && let std::task::Poll::Ready(value) = future.as_mut().poll(cx)
-                {
-                    done[place] = Some(value);
-                }
-            }
-            if done.iter().all(Option::is_some) { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-        })
-        .await;
-        done.into_iter().flatten().collect()
-    }
-}
 
 fn echo(id: &Value, text: &str) -> Value {
     json!({"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": {"name": "echo", "arguments": {"text": text}}})

@@ -1,32 +1,63 @@
 //! Response bodies: a buffer, a stream fed by a task, or an upstream's own body passed through.
 
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Response, StatusCode};
-use http_body::Frame;
+use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::{Instant, Sleep};
 
 #[derive(Debug)]
 pub(crate) enum Body {
     Full(Option<Bytes>),
     Stream(mpsc::Receiver<Bytes>),
-    /// With the place among the calls in flight that it holds until it ends.
-    Upstream(Incoming, #[expect(dead_code, reason = "held, not read")] Option<OwnedSemaphorePermit>),
+    Upstream(Upstream),
+}
+
+/// A server's body on its way to the client; cut when the server says nothing more for as long as a call may take. Its
+/// headers are sent by then, so that no other answer is left.
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    body: Incoming,
+    patience: Duration,
+    silence: Pin<Box<Sleep>>,
+    /// The place among the calls in flight that it holds until it ends.
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Upstream {
+    pub(crate) fn new(body: Incoming, permit: Option<OwnedSemaphorePermit>, patience: Duration) -> Self {
+        Self { body, patience, silence: Box::pin(tokio::time::sleep(patience)), _permit: permit }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(frame) => {
+                self.silence.as_mut().reset(Instant::now() + self.patience);
+                Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)))
+            }
+            Poll::Pending => {
+                self.silence.as_mut().poll(cx).map(|()| Some(Err(io::Error::from(io::ErrorKind::TimedOut))))
+            }
+        }
+    }
 }
 
 impl http_body::Body for Body {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = io::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         match self.get_mut() {
             Self::Full(bytes) => Poll::Ready(bytes.take().filter(|b| !b.is_empty()).map(|b| Ok(Frame::data(b)))),
             Self::Stream(receiver) => receiver.poll_recv(cx).map(|bytes| bytes.map(|b| Ok(Frame::data(b)))),
-            Self::Upstream(body, _) => Pin::new(body).poll_frame(cx),
+            Self::Upstream(upstream) => upstream.poll_frame(cx),
         }
     }
 
@@ -34,7 +65,7 @@ impl http_body::Body for Body {
         match self {
             Self::Full(bytes) => bytes.is_none(),
             Self::Stream(_) => false,
-            Self::Upstream(body, _) => body.is_end_stream(),
+            Self::Upstream(upstream) => upstream.body.is_end_stream(),
         }
     }
 
@@ -42,7 +73,7 @@ impl http_body::Body for Body {
         match self {
             Self::Full(bytes) => http_body::SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
             Self::Stream(_) => http_body::SizeHint::default(),
-            Self::Upstream(body, _) => body.size_hint(),
+            Self::Upstream(upstream) => upstream.body.size_hint(),
         }
     }
 }

@@ -133,7 +133,7 @@ impl Exchange {
     pub(crate) async fn run(self) -> Response<Body> {
         count(&self.inner.metrics.calls);
         let streams = self.client.takes_events;
-        let id = self.id.clone();
+        let (id, failed) = (self.id.clone(), self.id.clone());
         // A legacy client that goes away cancels nothing; a modern server takes the end of the connection for that.
         let detached = self.client.era == Era::Legacy && self.upstream.known_era() != Some(Era::Legacy);
         let mut driving = Box::pin(async move {
@@ -141,7 +141,7 @@ impl Exchange {
                 return self.drive().await;
             }
             tokio::spawn(self.drive()).await.unwrap_or_else(|_| {
-                crate::body::error(StatusCode::OK, Some(&id), error::INTERNAL_ERROR, "the gateway failed")
+                crate::body::error(StatusCode::OK, Some(&failed), error::INTERNAL_ERROR, "the gateway failed")
             })
         });
         if !streams {
@@ -175,10 +175,10 @@ impl Exchange {
                         }
                     }
                 }
-                Body::Upstream(body, _) => {
-                    if let Ok(message) = collect(body).await {
-                        sender.send(sse::event(&message)).await.ok();
-                    }
+                body @ Body::Upstream(_) => {
+                    let message = collect(body).await;
+                    let broken = |failure: Failure| write_error(Some(&id), error::SERVER_GONE, &failure.to_string());
+                    sender.send(sse::event(&message.unwrap_or_else(|failure| broken(failure).into()))).await.ok();
                 }
             }
         });

@@ -29,6 +29,8 @@ mod seal;
 mod serve;
 mod session;
 mod source;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod told;
 mod translate;
 mod upstream;

@@ -8,7 +8,7 @@ use mcp_hub_mcp::envelope::{Envelope, splice, write_error, write_result};
 use mcp_hub_mcp::{error, methods};
 use tokio::time::Instant;
 
-use crate::body::{Body, EVENTS, JSON, events, json};
+use crate::body::{Body, EVENTS, JSON, Upstream, events, json};
 use crate::conversation::Line;
 use crate::exchange::{Exchange, Opened, Permit, Reply, whole};
 use crate::outgoing::Outgoing;
@@ -55,7 +55,7 @@ impl Exchange {
         {
             flight.landed();
             let mut ours = json(Bytes::new());
-            *ours.body_mut() = Body::Upstream(response.into_body(), permit);
+            *ours.body_mut() = Body::Upstream(Upstream::new(response.into_body(), permit, self.limit()));
             return ours;
         }
         let answer = tokio::select! {

@@ -21,6 +21,9 @@ use crate::rouse::Rousing;
 
 /// A client that has not sent its headers by then is not going to.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// A client that takes nothing of what it is sent for so long is gone: its call's place and what waits for it are needed.
+#[cfg(target_os = "linux")]
+const STALLED_MS: u32 = 30_000;
 /// What is under way when the gateway stops gets this long.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -57,6 +60,8 @@ pub(crate) async fn run(
 async fn connection(stream: TcpStream, inner: Arc<Inner>, watcher: hyper_util::server::graceful::Watcher) {
     // Small answers must not wait for more; a socket that refuses is served all the same.
     stream.set_nodelay(true).ok();
+    #[cfg(target_os = "linux")]
+    rustix::net::sockopt::set_tcp_user_timeout(&stream, STALLED_MS).ok();
     let shown = Arc::new(Shown::default());
     let service = service_fn(move |request| {
         let (inner, shown) = (inner.clone(), shown.clone());

@@ -35,14 +35,78 @@ pub const MESSAGE_TOO_LARGE: i64 = 1007;
 /// held it is gone.
 pub const CALL_NOT_WAITING: i64 = 1008;
 
-/// Our own codes with their meaning, for the reference documentation.
-pub const OWN_CODES: &[(i64, &str)] = &[
-    (SERVER_GONE, "the server ended while it worked on the request; it may have acted on it"),
-    (SERVER_UNAVAILABLE, "the server is not running and cannot be started now"),
-    (CALL_TIMEOUT, "the server did not answer within its call timeout"),
-    (ANSWER_UNREADABLE, "the server's answer was too large or could not be read"),
-    (OVERLOADED, "too many requests at a time; the request was not processed"),
-    (NOT_TRANSLATABLE, "the feature cannot be translated between the eras of client and server"),
-    (MESSAGE_TOO_LARGE, "the request was larger than the limit; it was not processed"),
-    (CALL_NOT_WAITING, "the call that the request goes on with ended, or its time was up; make it anew"),
+/// An own code, for the reference documentation.
+#[derive(Debug, Clone, Copy)]
+pub struct OwnCode {
+    pub code: i64,
+    pub meaning: &'static str,
+    /// What brings it about.
+    pub when: &'static str,
+    /// What a client does with it.
+    pub advice: &'static str,
+}
+
+/// In order.
+pub const OWN_CODES: &[OwnCode] = &[
+    OwnCode {
+        code: SERVER_GONE,
+        meaning: "the server ended, or its connection broke, while it worked on the request",
+        when: "it crashed, was killed, restarted or stopped, or its answer broke off",
+        advice: "it may have acted on the request: look at the state before trying again; the session goes on",
+    },
+    OwnCode {
+        code: SERVER_UNAVAILABLE,
+        meaning: "the server is not running and cannot be started now; it has not seen the request",
+        when: "a crash loop, a missing secret or program, a failed login, a pause; `data` holds reason and hint. \
+               `tools/call` through a hub says the same as a result with `isError`, so that a model reads it",
+        advice: "do what the hint says, then try again",
+    },
+    OwnCode {
+        code: CALL_TIMEOUT,
+        meaning: "the server did not answer within its call timeout",
+        when: "`timeouts.call` of the server is over, also in the middle of an answer; the server was told to stop",
+        advice: "as for 1001; for calls that take longer, raise `timeouts.call`",
+    },
+    OwnCode {
+        code: ANSWER_UNREADABLE,
+        meaning: "the server's answer was too large or could not be read",
+        when: "a message over 32 MiB, invalid UTF-8 or JSON, an HTTP status without a message, a redirect",
+        advice: "as for 1001; ask for less, or mend the server",
+    },
+    OwnCode {
+        code: OVERLOADED,
+        meaning: "too many requests at a time; none of it was processed",
+        when: "`limits.concurrentCalls` of the hub for a call's whole time, every session of a `perClient` server busy, \
+               a server that takes no requests, too many subscriptions",
+        advice: "try again later",
+    },
+    OwnCode {
+        code: NOT_TRANSLATABLE,
+        meaning: "the feature cannot be translated between the protocol eras of client and server",
+        when: "see the page on versions",
+        advice: "trying again does not help; use a client of the server's era, or `sessions: perClient`",
+    },
+    OwnCode {
+        code: MESSAGE_TOO_LARGE,
+        meaning: "the request was larger than the limit; none of it was processed",
+        when: "`limits.messageBytes` of the hub, or 32 MiB; HTTP status 413",
+        advice: "send less, or raise the limit",
+    },
+    OwnCode {
+        code: CALL_NOT_WAITING,
+        meaning: "the call that the request goes on with does not wait any more",
+        when: "a retry with a `requestState` whose call was continued, ended, ran out of its time, or was another \
+               gateway's",
+        advice: "make the call anew, without `requestState`",
+    },
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_codes_are_in_order_and_outside_of_what_json_rpc_reserves() {
+        assert!(OWN_CODES.iter().map(|own| own.code).eq(1001..1009));
+    }
+}

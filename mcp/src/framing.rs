@@ -42,13 +42,11 @@ impl Lines {
 
     fn take(&mut self, bytes: &[u8]) {
         if self.skipping.is_none() && self.buffer.len() + bytes.len() > self.limit {
-            let mut head = std::mem::take(&mut self.buffer);
-            let missing = KEPT.saturating_sub(head.len()).min(bytes.len());
-            let already = head.len() as u64;
-            head.extend_from_slice(&bytes[..missing]);
-            let tail = head.split_off(head.len().min(KEPT));
-            self.buffer = tail;
-            self.skipping = Some((head, already));
+            // What the line took so far is given back: both ends are copies.
+            let line = std::mem::take(&mut self.buffer);
+            let head = line.iter().chain(bytes).take(KEPT).copied().collect();
+            self.buffer = line[line.len().saturating_sub(KEPT)..].to_vec();
+            self.skipping = Some((head, line.len() as u64));
         }
         match &mut self.skipping {
             None => self.buffer.extend_from_slice(bytes),

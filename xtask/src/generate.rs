@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::errors_page;
 use crate::shell::{self, Error};
 
 /// Writes each generated file, or with `check` fails on the first stale one.
@@ -42,5 +43,6 @@ fn files() -> Result<Vec<(PathBuf, String)>, Error> {
         "generate-reference",
     ]))?;
     files.push((root.join("docs/src/reference/cli.md"), reference));
+    files.push((root.join("docs/src/errors.md"), errors_page::page()));
     Ok(files)
 }

@@ -3,6 +3,8 @@
 mod bench;
 mod clients;
 mod dist;
+mod errors_page;
+mod fuzz;
 mod generate;
 mod mcpctl;
 mod needs;
@@ -46,7 +48,7 @@ enum Command {
     },
     /// Build one mcpctl that carries the bridges of every target, in target/dist/release
     Dist,
-    /// Write generated files: CRD YAML and the CLI reference
+    /// Write generated files: CRD YAML, the CLI reference and the table of error codes
     Generate {
         /// Write nothing; fail if a file is stale
         #[arg(long)]

@@ -11,6 +11,8 @@ pub(crate) enum Need {
     MuslTargets,
     /// A Secret Service, on Linux; other systems have their keyring built in.
     Keyring,
+    /// Builds libFuzzer, which comes as source.
+    Cxx,
 }
 
 impl Need {
@@ -24,6 +26,7 @@ impl Need {
                 rustc.args(["--print", "target-libdir", "--target", target]).current_dir(shell::root());
                 shell::output(&mut rustc).is_ok_and(|folder| std::path::Path::new(folder.trim()).is_dir())
             }),
+            Self::Cxx => which::which("c++").is_ok(),
             Self::Keyring => {
                 !cfg!(target_os = "linux")
                     || ["dbus-daemon", "gnome-keyring-daemon"].iter().all(|p| which::which(p).is_ok())
@@ -37,6 +40,7 @@ impl Need {
             Self::Node => apt(&["nodejs", "npm"]),
             Self::Python => apt(&["python3", "python3-venv"]),
             Self::Keyring => apt(&["dbus", "gnome-keyring"]),
+            Self::Cxx => apt(&["g++"]),
             Self::MuslTargets => {
                 let mut rustup = Command::new("rustup");
                 shell::run(rustup.args(["target", "add"]).args(MUSL_TARGETS).current_dir(shell::root()))
@@ -51,6 +55,7 @@ impl Need {
                 "Python 3 with venv: `apt-get install python3 python3-venv`, `brew install python`, or python.org"
             }
             Self::Keyring => "a keyring: `apt-get install dbus gnome-keyring`",
+            Self::Cxx => "a C++ compiler: `apt-get install g++`, or `xcode-select --install`",
             Self::MuslTargets => {
                 "the musl targets: `rustup target add x86_64-unknown-linux-musl aarch64-unknown-linux-musl`"
             }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use crate::mcpctl::Mcpctl;
 use crate::needs::Need;
 use crate::shell::{self, Error};
-use crate::{bench, clients, dist, generate, quickstart};
+use crate::{bench, clients, dist, fuzz, generate, quickstart};
 
 struct Level {
     name: &'static str,
@@ -17,9 +17,10 @@ struct Level {
     run: fn() -> Result<(), Error>,
 }
 
-const LEVELS: [Level; 6] = [
+const LEVELS: [Level; 7] = [
     Level { name: "generated", needs: &[], run: || generate::run(true) },
     Level { name: "rust", needs: &[Need::Python], run: rust },
+    Level { name: "fuzz", needs: &[Need::Cxx], run: fuzz::run },
     Level { name: "static-bridge", needs: &[Need::MuslTargets], run: static_bridge },
     Level { name: "soak", needs: &[], run: bench::soak::short },
     Level { name: "quickstart", needs: &[Need::Node, Need::Python], run: || quickstart::run(true) },

@@ -172,10 +172,15 @@ impl Bridge {
         self.until(|status| is_ready(status) && status.activity.child_pid.is_some()).await.activity.child_pid.unwrap()
     }
 
+    /// A connection to the MCP side.
+    pub async fn connection(&self) -> tokio::net::TcpStream {
+        let endpoint: http::Uri = self.status().await.endpoint.parse().unwrap();
+        tokio::net::TcpStream::connect(endpoint.authority().unwrap().as_str()).await.unwrap()
+    }
+
     /// An HTTP request to the bridge, on a connection of its own.
     pub async fn http(&self, request: Request<Full<Bytes>>) -> Response<Incoming> {
-        let endpoint: http::Uri = self.status().await.endpoint.parse().unwrap();
-        let stream = tokio::net::TcpStream::connect(endpoint.authority().unwrap().as_str()).await.unwrap();
+        let stream = self.connection().await;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
         sender.send_request(request).await.unwrap()
@@ -272,8 +277,17 @@ impl Bridge {
 
     /// Resident memory in KiB.
     pub fn resident_kib(&self) -> u64 {
+        self.memory_kib("VmRSS:")
+    }
+
+    /// The most that was ever resident, in KiB.
+    pub fn highest_kib(&self) -> u64 {
+        self.memory_kib("VmHWM:")
+    }
+
+    fn memory_kib(&self, field: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
         line.trim().trim_end_matches("kB").trim().parse().unwrap()
     }
 }
@@ -454,4 +468,22 @@ pub async fn last(response: Response<Incoming>) -> Value {
     let status = response.status();
     let body = response.into_body().collect().await.unwrap().to_bytes();
     serde_json::from_slice(&body).unwrap_or_else(|_| panic!("{status}: {}", String::from_utf8_lossy(&body)))
+}
+
+/// All results, in order; what the tests need of the crate `futures`.
+pub async fn join_all<T>(futures: Vec<impl Future<Output = T>>) -> Vec<T> {
+    let mut futures: Vec<_> = futures.into_iter().map(Box::pin).collect();
+    let mut done: Vec<Option<T>> = futures.iter().map(|_| None).collect();
+    std::future::poll_fn(|cx| {
+        for (place, future) in futures.iter_mut().enumerate() {
+            if done[place].is_none()
+                && let std::task::Poll::Ready(value) = future.as_mut().poll(cx)
+            {
+                done[place] = Some(value);
+            }
+        }
+        if done.iter().all(Option::is_some) { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+    done.into_iter().flatten().collect()
 }

@@ -254,7 +254,10 @@ pub(crate) fn is_type(headers: &HeaderMap, wanted: &str) -> bool {
 }
 
 /// The whole body, up to the largest message there is.
-pub(crate) async fn collect(body: impl Body<Data = Bytes, Error = hyper::Error>) -> Result<Bytes, Failure> {
+pub(crate) async fn collect<B>(body: B) -> Result<Bytes, Failure>
+where
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
+{
     let too_long = || Failure::Unreadable(format!("its answer is over {LINE_MAX} bytes"));
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     if announced > LINE_MAX {
@@ -265,7 +268,7 @@ pub(crate) async fn collect(body: impl Body<Data = Bytes, Error = hyper::Error>)
     let mut first = Bytes::new();
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.map_err(|error| Failure::Gone(error.to_string()))?.into_data() else { continue };
+        let Ok(data) = frame.map_err(|error| Failure::Gone(error.into().to_string()))?.into_data() else { continue };
         if whole.len() + first.len() + data.len() > LINE_MAX {
             return Err(too_long());
         }

@@ -176,3 +176,14 @@ pub async fn read(response: Response<Incoming>) -> Vec<Value> {
     decoder.feed(&body, |event| messages.push(serde_json::from_slice(&event).unwrap())).unwrap();
     messages
 }
+
+/// A message from JSON or from the last event of a stream.
+pub fn any(body: &[u8]) -> Value {
+    if let Ok(message) = serde_json::from_slice(body) {
+        return message;
+    }
+    let mut last = Value::Null;
+    let mut decoder = sse::Decoder::new(1 << 26);
+    decoder.feed(body, |event| last = serde_json::from_slice(&event).unwrap()).unwrap();
+    last
+}

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "each test uses its part")]
 
 mod asking;
+mod broken;
 mod client;
 mod server;
 mod streams;
@@ -19,7 +20,8 @@ use sha2::Digest;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-pub use self::client::{Client, Reader, read};
+pub use self::broken::{Break, Broken};
+pub use self::client::{Client, Reader, any, read};
 pub use self::server::{Fake, Fault, Manner, State, tool};
 
 pub const TOKEN: &str = "token of the tests";

@@ -290,7 +290,11 @@ async fn answer(
         return Ok(whole(StatusCode::NO_CONTENT, String::new()));
     }
     let body = request.into_body().collect().await.map_err(std::io::Error::other)?.to_bytes();
-    let message: Value = serde_json::from_slice(&body).unwrap();
+    let Ok(message) = serde_json::from_slice::<Value>(&body) else {
+        // Nested too deep for this server.
+        let refusal = r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"too deep"}}"#;
+        return Ok(whole(StatusCode::BAD_REQUEST, refusal.to_owned()));
+    };
     let (fault, id_last, large) = {
         let mut state = state.lock().unwrap();
         state.seen.push((headers.clone(), message.clone()));
