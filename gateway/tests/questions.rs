@@ -216,7 +216,9 @@ async fn a_state_is_of_no_use_to_others_for_another_call_or_later() {
     let key = key(&asked, "elicitation/create");
     let answers = json!({ &key: {"action": "accept"} });
     let state = asked["result"]["requestState"].as_str().unwrap().to_owned();
-    let forged = json!({"result": {"requestState": format!("A{}", &state[1..])}});
+    // One digit is another one, whatever it was.
+    let first = if state.starts_with('A') { "B" } else { "A" };
+    let forged = json!({"result": {"requestState": format!("{first}{}", &state[1..])}});
     assert_eq!(again(&client, "one_echo", &forged, answers.clone()).await["error"]["code"], -32602);
     assert_eq!(again(&client, "one_zeta", &asked, answers.clone()).await["error"]["code"], -32602, "another tool");
     let params = json!({"name": "one_echo", "arguments": {"x": 1}, "inputResponses": answers, "requestState": state});
