@@ -163,3 +163,31 @@ async fn a_client_that_dribbles_is_cut_off() {
         assert!(limit == 10 || answer.starts_with("HTTP/1.1 408 "), "{answer}");
     }
 }
+
+/// Takes as long as the kernel waits for a client that takes nothing.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_client_that_takes_nothing_of_its_answer_gives_its_place_back() {
+    let good = Fake::start(Era::Modern, "good").await;
+    let mut upstream = good.upstream("good");
+    upstream.call_timeout_ms = 500;
+    let mut configured = config(vec![upstream]);
+    configured.limits.concurrent_calls = 1;
+    let hub = Hub::start(configured).await;
+    ready(&hub).await;
+    // More than sockets hold, passed on while it comes.
+    good.set(|state| state.large = 24 << 20);
+    let client = hub.connected("/mcp", Era::Modern).await;
+    let message = client.message(json!(1), "tools/call", json!({"name": "echo"})).to_string();
+    let modern = "mcp-protocol-version: 2026-07-28\r\nmcp-method: tools/call\r\nmcp-name: echo\r\n";
+    let request = head(&format!("{modern}content-length: {}\r\n\r\n{message}", message.len()));
+    let request = request.replace("/mcp", "/servers/good/mcp");
+    let mut stalled = TcpStream::connect(hub.address).await.unwrap();
+    stalled.write_all(request.as_bytes()).await.unwrap();
+    stalled.readable().await.unwrap();
+    good.set(|state| state.large = 0);
+    let code = client.call("good_echo", json!({})).await["error"]["code"].clone();
+    assert_eq!(code, 1005, "the only place is taken");
+    let served = async { while client.call("good_echo", json!({})).await["result"].is_null() {} };
+    tokio::time::timeout(Duration::from_secs(90), served).await.expect("its place is never given back");
+}
