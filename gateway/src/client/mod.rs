@@ -4,6 +4,7 @@ mod legacy;
 mod modern;
 mod streams;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ use crate::guard::Principal;
 use crate::names;
 use crate::outgoing::Aim;
 use crate::param_headers::{self, Mismatch};
-use crate::session::Session;
+use crate::session::{LastSession, Session};
 use crate::translate;
 use crate::upstream::{Owner, Upstream, list};
 use crate::{Inner, Served};
@@ -42,10 +43,10 @@ pub(crate) enum Scope {
 
 impl Scope {
     /// What session ids are bound to.
-    fn text(&self) -> String {
+    fn text(&self) -> Cow<'static, str> {
         match self {
-            Self::Aggregate => "/mcp".to_owned(),
-            Self::Server(upstream) => format!("/servers/{}/mcp", upstream.config.name),
+            Self::Aggregate => "/mcp".into(),
+            Self::Server(upstream) => format!("/servers/{}/mcp", upstream.config.name).into(),
         }
     }
 }
@@ -55,7 +56,7 @@ impl Scope {
 pub(crate) struct Client {
     pub(crate) era: Era,
     pub(crate) principal: Principal,
-    pub(crate) session: Option<Session>,
+    pub(crate) session: Option<Arc<Session>>,
     pub(crate) takes_events: bool,
 }
 
@@ -77,6 +78,8 @@ pub(crate) struct Ask {
     pub(crate) scope: Scope,
     pub(crate) client: Client,
     pub(crate) headers: HeaderMap,
+    /// Of the connection.
+    pub(crate) last_session: Arc<LastSession>,
 }
 
 pub(crate) async fn answer(
@@ -85,13 +88,14 @@ pub(crate) async fn answer(
     served: Arc<Served>,
     scope: Scope,
     principal: Principal,
+    last_session: Arc<LastSession>,
 ) -> Response<Body> {
     let takes_events =
         request.headers().get_all(ACCEPT).iter().any(|value| {
             value.to_str().is_ok_and(|value| value.contains("text/event-stream") || value.contains("*/*"))
         });
     let client = Client { era: Era::Legacy, principal, session: None, takes_events };
-    let mut ask = Ask { inner, served, scope, client, headers: request.headers().clone() };
+    let mut ask = Ask { inner, served, scope, client, headers: request.headers().clone(), last_session };
     match *request.method() {
         Method::POST => ask.post(request.into_body()).await,
         Method::GET | Method::DELETE => {
