@@ -1,4 +1,4 @@
-//! Response bodies: a buffer, a stream fed by a task, or an upstream's own body passed through.
+//! Response bodies: what lies ready, a stream fed by a task, or an upstream's own body passed through.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -10,9 +10,36 @@ use http_body::Frame;
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+/// Up to two pieces that follow each other, so that a long one need not be copied behind a short one.
+#[derive(Debug, Default)]
+pub(crate) struct Parts([Bytes; 2]);
+
+impl Parts {
+    pub(crate) fn next(&mut self) -> Option<Bytes> {
+        self.0.iter_mut().find(|part| !part.is_empty()).map(std::mem::take)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.iter().all(Bytes::is_empty)
+    }
+
+    fn len(&self) -> u64 {
+        self.0.iter().map(|part| part.len() as u64).sum()
+    }
+
+    /// All of them in one piece.
+    pub(crate) fn joined(mut self) -> Bytes {
+        let first = self.next().unwrap_or_default();
+        match self.next() {
+            None => first,
+            Some(second) => [first, second].concat().into(),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) enum Body {
-    Full(Option<Bytes>),
+    Ready(Parts),
     Stream(mpsc::Receiver<Bytes>),
     /// With the place among the calls in flight that it holds until it ends.
     Upstream(Incoming, #[expect(dead_code, reason = "held, not read")] Option<OwnedSemaphorePermit>),
@@ -24,7 +51,7 @@ impl http_body::Body for Body {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
-            Self::Full(bytes) => Poll::Ready(bytes.take().filter(|b| !b.is_empty()).map(|b| Ok(Frame::data(b)))),
+            Self::Ready(parts) => Poll::Ready(parts.next().map(|part| Ok(Frame::data(part)))),
             Self::Stream(receiver) => receiver.poll_recv(cx).map(|bytes| bytes.map(|b| Ok(Frame::data(b)))),
             Self::Upstream(body, _) => Pin::new(body).poll_frame(cx),
         }
@@ -32,7 +59,7 @@ impl http_body::Body for Body {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Full(bytes) => bytes.is_none(),
+            Self::Ready(parts) => parts.is_empty(),
             Self::Stream(_) => false,
             Self::Upstream(body, _) => body.is_end_stream(),
         }
@@ -40,7 +67,7 @@ impl http_body::Body for Body {
 
     fn size_hint(&self) -> http_body::SizeHint {
         match self {
-            Self::Full(bytes) => http_body::SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
+            Self::Ready(parts) => http_body::SizeHint::with_exact(parts.len()),
             Self::Stream(_) => http_body::SizeHint::default(),
             Self::Upstream(body, _) => body.size_hint(),
         }
@@ -52,7 +79,12 @@ pub(crate) const EVENTS: &str = "text/event-stream";
 
 /// A whole response.
 pub(crate) fn full(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
-    let mut response = Response::new(Body::Full(Some(body.into())));
+    in_parts(status, content_type, [body.into(), Bytes::new()])
+}
+
+/// A whole response in two pieces.
+pub(crate) fn in_parts(status: StatusCode, content_type: &'static str, parts: [Bytes; 2]) -> Response<Body> {
+    let mut response = Response::new(Body::Ready(Parts(parts)));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response

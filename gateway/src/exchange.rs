@@ -164,9 +164,9 @@ impl Exchange {
                 }
             };
             match driven.into_body() {
-                Body::Full(message) => {
+                Body::Ready(parts) => {
                     // Whoever is gone misses it.
-                    sender.send(sse::event(&message.unwrap_or_default())).await.ok();
+                    sender.send(sse::event(&parts.joined())).await.ok();
                 }
                 Body::Stream(mut messages) => {
                     while let Some(part) = messages.recv().await {
