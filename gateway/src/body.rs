@@ -3,10 +3,11 @@
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Response, StatusCode};
 use http_body::Frame;
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
@@ -37,12 +38,75 @@ impl Parts {
     }
 }
 
+/// A server's body, whose beginning may have been read already.
+#[derive(Debug)]
+pub(crate) struct Passed {
+    read: Parts,
+    rest: Incoming,
+}
+
+impl Passed {
+    pub(crate) fn new(rest: Incoming) -> Self {
+        Self { read: Parts::default(), rest }
+    }
+
+    /// Puts the id `to` in the place of `from`, both raw, if the body begins as most servers write the result of a request;
+    /// whether it does. Whatever it begins with is still to be read.
+    ///
+    /// # Cancel safety
+    /// Dropped before it returns, it loses nothing.
+    pub(crate) async fn renumber(&mut self, from: &str, to: &str) -> Result<bool, hyper::Error> {
+        let Some(frame) = self.rest.frame().await.transpose()? else { return Ok(false) };
+        let Ok(mut first) = frame.into_data() else { return Ok(false) };
+        let is_result = first.strip_prefix(BEFORE_ID).and_then(|rest| rest.strip_prefix(from.as_bytes()));
+        let is_result = is_result.is_some_and(|rest| rest.starts_with(AFTER_ID));
+        let mut head = Bytes::new();
+        if is_result {
+            first.advance(BEFORE_ID.len() + from.len());
+            head = [BEFORE_ID, to.as_bytes()].concat().into();
+        }
+        self.read = Parts([head, first]);
+        Ok(is_result)
+    }
+}
+
+/// What most servers write around the id of a result.
+const BEFORE_ID: &[u8] = br#"{"jsonrpc":"2.0","id":"#;
+const AFTER_ID: &[u8] = br#","result":"#;
+
+impl http_body::Body for Passed {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        match this.read.next() {
+            Some(part) => Poll::Ready(Some(Ok(Frame::data(part)))),
+            None => Pin::new(&mut this.rest).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.read.is_empty() && self.rest.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        let (read, rest) = (self.read.len(), self.rest.size_hint());
+        let mut hint = http_body::SizeHint::new();
+        hint.set_lower(read + rest.lower());
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(read + upper);
+        }
+        hint
+    }
+}
+
 #[derive(Debug)]
 pub(crate) enum Body {
     Ready(Parts),
     Stream(mpsc::Receiver<Bytes>),
     /// With the place among the calls in flight that it holds until it ends.
-    Upstream(Incoming, #[expect(dead_code, reason = "held, not read")] Option<OwnedSemaphorePermit>),
+    Upstream(Passed, #[expect(dead_code, reason = "held, not read")] Option<OwnedSemaphorePermit>),
 }
 
 impl http_body::Body for Body {

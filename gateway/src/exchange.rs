@@ -440,9 +440,9 @@ impl Exchange {
         self.method != methods::TOOLS_CALL || self.result_limit.is_none_or(|limit| bytes <= limit as u64)
     }
 
-    /// Whether what the server answers is what the client gets, byte by byte.
+    /// Whether the result that the server answers is what the client gets, byte by byte.
     pub(crate) fn is_verbatim(&self, outgoing: &Outgoing) -> bool {
-        !outgoing.renumbered && outgoing.era == self.client.era && !self.aggregate && !self.is_picked(outgoing.era)
+        outgoing.era == self.client.era && !self.aggregate && !self.is_picked(outgoing.era)
     }
 }
 
