@@ -318,8 +318,7 @@ impl Exchange {
                     Some(session)
                 }
             };
-            let outgoing = self.outgoing(upstream, era)?;
-            let mut extra = outgoing.headers.clone();
+            let (outgoing, mut extra) = self.outgoing(upstream, era)?;
             extra.extend(session.iter().flat_map(|session| session.headers()));
             // Before it is sent, so that there is no moment in which it cannot be cancelled.
             let flight = Flight::new(

@@ -90,19 +90,20 @@ pub(crate) async fn answer(
     principal: Principal,
     last_session: Arc<LastSession>,
 ) -> Response<Body> {
-    let takes_events =
-        request.headers().get_all(ACCEPT).iter().any(|value| {
-            value.to_str().is_ok_and(|value| value.contains("text/event-stream") || value.contains("*/*"))
-        });
+    let (http::request::Parts { method, headers, .. }, body) = request.into_parts();
+    let takes_events = headers
+        .get_all(ACCEPT)
+        .iter()
+        .any(|value| value.to_str().is_ok_and(|value| value.contains("text/event-stream") || value.contains("*/*")));
     let client = Client { era: Era::Legacy, principal, session: None, takes_events };
-    let mut ask = Ask { inner, served, scope, client, headers: request.headers().clone(), last_session };
-    match *request.method() {
-        Method::POST => ask.post(request.into_body()).await,
+    let mut ask = Ask { inner, served, scope, client, headers, last_session };
+    match method {
+        Method::POST => ask.post(body).await,
         Method::GET | Method::DELETE => {
             if let Err(refusal) = ask.legacy_session(None) {
                 return refusal;
             }
-            if request.method() == Method::GET { ask.stream().await } else { ask.close().await }
+            if method == Method::GET { ask.stream().await } else { ask.close().await }
         }
         _ => {
             let mut refusal = full(StatusCode::METHOD_NOT_ALLOWED, "text/plain", Bytes::new());
