@@ -3,7 +3,9 @@
 //! Every request gets an id of ours; the caller's id, progress token and subscription id are put back into what comes for
 //! it, by splicing bytes. Nothing else of a message is touched.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -324,11 +326,21 @@ impl Link {
         self.0.closed.send_replace(true);
     }
 
+    /// Memory in which the server's next message may be read.
+    pub fn spare(&self) -> Vec<u8> {
+        self.0.buffers.spares.take()
+    }
+
     /// Takes a message of the server. Waits while clients have not taken what came before.
     pub async fn on_message(&self, bytes: Vec<u8>) {
         let Ok(envelope) = Envelope::parse(&bytes) else { return self.on_unreadable(&bytes) };
         match envelope.kind() {
-            Kind::Response => self.on_response(&bytes, &envelope).await,
+            Kind::Response => {
+                let ids = envelope.id.map(|id| (id.get().parse().ok(), place(&bytes, id)));
+                let Some((number, at)) = ids else { return self.0.log.line(b"stdout: an error without an id") };
+                let subscription = subscription_in(envelope.result).map(|raw| place(&bytes, raw));
+                self.on_response(bytes, number, [Some(at), subscription]).await;
+            }
             Kind::Notification => self.on_notification(&bytes, &envelope),
             Kind::Request => self.on_request(&bytes, &envelope),
         }
@@ -360,9 +372,8 @@ impl Link {
         }
     }
 
-    async fn on_response(&self, message: &[u8], envelope: &Envelope<'_>) {
-        let Some(id) = envelope.id else { return self.0.log.line(b"stdout: an error without an id") };
-        let number = id.get().parse::<u64>().ok();
+    /// An answer to the request of this number, with the places in which the caller's id belongs.
+    async fn on_response(&self, mut message: Vec<u8>, number: Option<u64>, ids: [Option<Range<usize>>; 2]) {
         let is_awaited = number.is_some_and(|number| self.routes().pending.contains_key(&number));
         let (Some(number), true) = (number, is_awaited) else {
             return self.0.log.line(b"stdout: an answer that nobody waits for");
@@ -370,9 +381,13 @@ impl Link {
         let share = self.0.buffers.answers.take(message.len()).await;
         // The caller may have gone while we waited.
         let (Some(share), Some(pending)) = (share, self.routes().pending.remove(&number)) else { return };
-        let mut replacements = vec![(id, pending.id.as_bytes())];
-        replacements.extend(subscription_in(envelope.result).map(|raw| (raw, pending.id.as_bytes())));
-        let answer = share.hold(splice(message, &mut replacements));
+        // In its own memory, and from behind, so that what was not yet replaced stays where it is.
+        let mut ids: Vec<Range<usize>> = ids.into_iter().flatten().collect();
+        ids.sort_by_key(|at| Reverse(at.start));
+        for at in ids {
+            drop(message.splice(at, pending.id.bytes()));
+        }
+        let answer = share.hold(message, self.0.buffers.spares.clone());
         pending.answer.send(answer).ok();
     }
 
@@ -462,6 +477,12 @@ fn subscription_in(result: Option<&RawValue>) -> Option<&RawValue> {
     let text = result?.get();
     memchr::memmem::find(text.as_bytes(), b"subscriptionId")?;
     Params::of(result).meta().subscription_id
+}
+
+/// Where a value that was borrowed from the message stands in it.
+fn place(message: &[u8], raw: &RawValue) -> Range<usize> {
+    let start = raw.get().as_ptr() as usize - message.as_ptr() as usize;
+    start..start + raw.get().len()
 }
 
 fn id_before_result(head: &[u8]) -> Option<u64> {

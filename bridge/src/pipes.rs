@@ -83,7 +83,7 @@ async fn read(link: Link, mut stdout: ChildStdout) {
     let mut buffer = vec![0; READ_AHEAD];
     let mut finished = Vec::new();
     while let Ok(count @ 1..) = stdout.read(&mut buffer).await {
-        lines.feed(&buffer[..count], |line| finished.push(line));
+        lines.feed_into(&buffer[..count], || link.spare(), |line| finished.push(line));
         for line in finished.drain(..) {
             match line {
                 // Not read on while clients do not take what was written: the server's writes wait then.

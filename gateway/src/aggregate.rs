@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use mcp_hub_dataplane_api::gateway::NamingMode;
 use mcp_hub_mcp::envelope::{Params, quoted, string};
 use mcp_hub_mcp::methods::{self, LISTS};
@@ -45,8 +46,8 @@ pub(crate) struct Merged {
 /// A part of a merged list.
 #[derive(Debug)]
 pub(crate) struct Page {
-    /// JSON array of the definitions.
-    pub(crate) items: String,
+    /// JSON array of the definitions, and the end of an answer whose result ends with it.
+    pub(crate) items: Bytes,
     /// Name of the last of them.
     pub(crate) last: String,
 }
@@ -156,7 +157,7 @@ impl Served {
         let page = |items: &[(String, String)]| {
             let definitions: Vec<&str> = items.iter().map(|(_, definition)| definition.as_str()).collect();
             let last = items.last().map(|(name, _)| name.clone()).unwrap_or_default();
-            Page { items: format!("[{}]", definitions.join(",")), last }
+            Page { items: format!("[{}]}}}}", definitions.join(",")).into(), last }
         };
         merged.pages = items.chunks(PAGE).map(page).collect();
         if merged.pages.is_empty() {

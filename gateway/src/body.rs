@@ -1,21 +1,112 @@
-//! Response bodies: a buffer, a stream fed by a task, or an upstream's own body passed through.
+//! Response bodies: what lies ready, a stream fed by a task, or an upstream's own body passed through.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Response, StatusCode};
 use http_body::{Body as _, Frame};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, Sleep};
 
+/// Up to two pieces that follow each other, so that a long one need not be copied behind a short one.
+#[derive(Debug, Default)]
+pub(crate) struct Parts([Bytes; 2]);
+
+impl Parts {
+    pub(crate) fn next(&mut self) -> Option<Bytes> {
+        self.0.iter_mut().find(|part| !part.is_empty()).map(std::mem::take)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.iter().all(Bytes::is_empty)
+    }
+
+    fn len(&self) -> u64 {
+        self.0.iter().map(|part| part.len() as u64).sum()
+    }
+
+    /// All of them in one piece.
+    pub(crate) fn joined(mut self) -> Bytes {
+        let first = self.next().unwrap_or_default();
+        match self.next() {
+            None => first,
+            Some(second) => [first, second].concat().into(),
+        }
+    }
+}
+
+/// A server's body, whose beginning may have been read already.
+#[derive(Debug)]
+pub(crate) struct Passed {
+    read: Parts,
+    rest: Incoming,
+}
+
+impl Passed {
+    pub(crate) fn new(rest: Incoming) -> Self {
+        Self { read: Parts::default(), rest }
+    }
+
+    /// Puts the id `to` in the place of `from`, both raw, if the body begins as most servers write the result of a request;
+    /// whether it does. Whatever it begins with is still to be read.
+    ///
+    /// # Cancel safety
+    /// Dropped before it returns, it loses nothing.
+    pub(crate) async fn renumber(&mut self, from: &str, to: &str) -> Result<bool, hyper::Error> {
+        let Some(frame) = self.rest.frame().await.transpose()? else { return Ok(false) };
+        let Ok(mut first) = frame.into_data() else { return Ok(false) };
+        let is_result = first.strip_prefix(BEFORE_ID).and_then(|rest| rest.strip_prefix(from.as_bytes()));
+        let is_result = is_result.is_some_and(|rest| rest.starts_with(AFTER_ID));
+        let mut head = Bytes::new();
+        if is_result {
+            first.advance(BEFORE_ID.len() + from.len());
+            head = [BEFORE_ID, to.as_bytes()].concat().into();
+        }
+        self.read = Parts([head, first]);
+        Ok(is_result)
+    }
+}
+
+/// What most servers write around the id of a result.
+const BEFORE_ID: &[u8] = br#"{"jsonrpc":"2.0","id":"#;
+const AFTER_ID: &[u8] = br#","result":"#;
+
+impl http_body::Body for Passed {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        match this.read.next() {
+            Some(part) => Poll::Ready(Some(Ok(Frame::data(part)))),
+            None => Pin::new(&mut this.rest).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.read.is_empty() && self.rest.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        let (read, rest) = (self.read.len(), self.rest.size_hint());
+        let mut hint = http_body::SizeHint::new();
+        hint.set_lower(read + rest.lower());
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(read + upper);
+        }
+        hint
+    }
+}
+
 #[derive(Debug)]
 pub(crate) enum Body {
-    Full(Option<Bytes>),
+    Ready(Parts),
     Stream(mpsc::Receiver<Bytes>),
     Upstream(Upstream),
 }
@@ -24,7 +115,7 @@ pub(crate) enum Body {
 /// headers are sent by then, so that no other answer is left.
 #[derive(Debug)]
 pub(crate) struct Upstream {
-    body: Incoming,
+    body: Passed,
     patience: Duration,
     silence: Pin<Box<Sleep>>,
     /// The place among the calls in flight that it holds until it ends.
@@ -32,7 +123,7 @@ pub(crate) struct Upstream {
 }
 
 impl Upstream {
-    pub(crate) fn new(body: Incoming, permit: Option<OwnedSemaphorePermit>, patience: Duration) -> Self {
+    pub(crate) fn new(body: Passed, permit: Option<OwnedSemaphorePermit>, patience: Duration) -> Self {
         Self { body, patience, silence: Box::pin(tokio::time::sleep(patience)), _permit: permit }
     }
 
@@ -55,7 +146,7 @@ impl http_body::Body for Body {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         match self.get_mut() {
-            Self::Full(bytes) => Poll::Ready(bytes.take().filter(|b| !b.is_empty()).map(|b| Ok(Frame::data(b)))),
+            Self::Ready(parts) => Poll::Ready(parts.next().map(|part| Ok(Frame::data(part)))),
             Self::Stream(receiver) => receiver.poll_recv(cx).map(|bytes| bytes.map(|b| Ok(Frame::data(b)))),
             Self::Upstream(upstream) => upstream.poll_frame(cx),
         }
@@ -63,7 +154,7 @@ impl http_body::Body for Body {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Full(bytes) => bytes.is_none(),
+            Self::Ready(parts) => parts.is_empty(),
             Self::Stream(_) => false,
             Self::Upstream(upstream) => upstream.body.is_end_stream(),
         }
@@ -71,7 +162,7 @@ impl http_body::Body for Body {
 
     fn size_hint(&self) -> http_body::SizeHint {
         match self {
-            Self::Full(bytes) => http_body::SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
+            Self::Ready(parts) => http_body::SizeHint::with_exact(parts.len()),
             Self::Stream(_) => http_body::SizeHint::default(),
             Self::Upstream(upstream) => upstream.body.size_hint(),
         }
@@ -83,7 +174,12 @@ pub(crate) const EVENTS: &str = "text/event-stream";
 
 /// A whole response.
 pub(crate) fn full(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
-    let mut response = Response::new(Body::Full(Some(body.into())));
+    in_parts(status, content_type, [body.into(), Bytes::new()])
+}
+
+/// A whole response in two pieces.
+pub(crate) fn in_parts(status: StatusCode, content_type: &'static str, parts: [Bytes; 2]) -> Response<Body> {
+    let mut response = Response::new(Body::Ready(Parts(parts)));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response

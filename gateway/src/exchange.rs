@@ -164,9 +164,9 @@ impl Exchange {
                 }
             };
             match driven.into_body() {
-                Body::Full(message) => {
+                Body::Ready(parts) => {
                     // Whoever is gone misses it.
-                    sender.send(sse::event(&message.unwrap_or_default())).await.ok();
+                    sender.send(sse::event(&parts.joined())).await.ok();
                 }
                 Body::Stream(mut messages) => {
                     while let Some(part) = messages.recv().await {
@@ -318,8 +318,7 @@ impl Exchange {
                     Some(session)
                 }
             };
-            let outgoing = self.outgoing(upstream, era)?;
-            let mut extra = outgoing.headers.clone();
+            let (outgoing, mut extra) = self.outgoing(upstream, era)?;
             extra.extend(session.iter().flat_map(|session| session.headers()));
             // Before it is sent, so that there is no moment in which it cannot be cancelled.
             let flight = Flight::new(
@@ -440,9 +439,9 @@ impl Exchange {
         self.method != methods::TOOLS_CALL || self.result_limit.is_none_or(|limit| bytes <= limit as u64)
     }
 
-    /// Whether what the server answers is what the client gets, byte by byte.
+    /// Whether the result that the server answers is what the client gets, byte by byte.
     pub(crate) fn is_verbatim(&self, outgoing: &Outgoing) -> bool {
-        !outgoing.renumbered && outgoing.era == self.client.era && !self.aggregate && !self.is_picked(outgoing.era)
+        outgoing.era == self.client.era && !self.aggregate && !self.is_picked(outgoing.era)
     }
 }
 

@@ -29,7 +29,6 @@ pub(crate) enum Aim {
 pub(crate) struct Outgoing {
     pub(crate) era: Era,
     pub(crate) body: Bytes,
-    pub(crate) headers: HeaderMap,
     /// The id under which the server knows the request, raw.
     pub(crate) id: String,
     /// Whether that is not the client's.
@@ -39,7 +38,8 @@ pub(crate) struct Outgoing {
 }
 
 impl Exchange {
-    pub(crate) fn outgoing(&self, upstream: &Upstream, era: Era) -> Result<Outgoing, Failure> {
+    /// The message for a server of this era, and the headers that it wants with it.
+    pub(crate) fn outgoing(&self, upstream: &Upstream, era: Era) -> Result<(Outgoing, HeaderMap), Failure> {
         let unreadable = |error: MalformedMessage| Failure::Unreadable(error.to_string());
         let envelope = Envelope::parse(&self.message).map_err(unreadable)?;
         let params = Params::of(envelope.params);
@@ -51,7 +51,7 @@ impl Exchange {
             (false, true) => upstream.next_id().to_string(),
             (false, false) => self.id.clone(),
         };
-        let theirs = params.meta().progress_token.filter(|_| renumbered);
+        let theirs = if renumbered { params.meta().progress_token } else { None };
         let token = theirs.map(|token| token.get().to_owned());
         let body = if era == self.client.era {
             let aimed = match &self.aim {
@@ -91,7 +91,7 @@ impl Exchange {
             Era::Legacy => HeaderMap::new(),
             Era::Modern => self.modern_headers(upstream, &params),
         };
-        Ok(Outgoing { era, body, headers, id, renumbered, token })
+        Ok((Outgoing { era, body, id, renumbered, token }, headers))
     }
 
     fn modern_headers(&self, upstream: &Upstream, params: &Params<'_>) -> HeaderMap {

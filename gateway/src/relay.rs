@@ -8,7 +8,7 @@ use mcp_hub_mcp::envelope::{Envelope, splice, write_error, write_result};
 use mcp_hub_mcp::{error, methods};
 use tokio::time::Instant;
 
-use crate::body::{Body, EVENTS, JSON, Upstream, events, json};
+use crate::body::{Body, EVENTS, JSON, Passed, Upstream, events, json};
 use crate::conversation::Line;
 use crate::exchange::{Exchange, Opened, Permit, Reply, whole};
 use crate::outgoing::Outgoing;
@@ -21,6 +21,13 @@ use crate::uris;
 
 /// An answer up to this size is read before it is passed on, so that one that breaks off becomes a defined error.
 const READ_FIRST: u64 = 64 << 10;
+
+/// A server's response as far as it was read.
+enum Read {
+    Whole(Bytes),
+    /// It goes on to the client while it comes.
+    Passed(Passed),
+}
 
 /// What a server's response means for the client.
 pub(crate) enum Finished {
@@ -49,21 +56,29 @@ impl Exchange {
             return json(self.failure(&Failure::Unreadable(format!("HTTP {status}, and no JSON"))));
         }
         let length = response.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        if self.is_verbatim(&outgoing)
+        let is_passed = self.is_verbatim(&outgoing)
             && status.is_success()
-            && length.is_some_and(|length| length > READ_FIRST && self.fits(length))
-        {
-            flight.landed();
-            let mut ours = json(Bytes::new());
-            *ours.body_mut() = Body::Upstream(Upstream::new(response.into_body(), permit, self.limit()));
-            return ours;
-        }
+            && length.is_some_and(|length| length > READ_FIRST && self.fits(length));
+        let mut body = Passed::new(response.into_body());
+        let reading = async {
+            let broke_off = |error: hyper::Error| Failure::Gone(error.to_string());
+            if is_passed && (!outgoing.renumbered || body.renumber(&outgoing.id, &self.id).await.map_err(broke_off)?) {
+                return Ok(Read::Passed(body));
+            }
+            collect(body).await.map(Read::Whole)
+        };
         let answer = tokio::select! {
-            answer = tokio::time::timeout_at(deadline, collect(response.into_body())) => answer,
+            answer = tokio::time::timeout_at(deadline, reading) => answer,
             () = flight.cancelled() => return events().1,
         };
         let message = match answer {
-            Ok(Ok(body)) => self.finish(&outgoing, &body, status),
+            Ok(Ok(Read::Whole(message))) => self.finish(&outgoing, &message, status),
+            Ok(Ok(Read::Passed(body))) => {
+                flight.landed();
+                let mut ours = json(Bytes::new());
+                *ours.body_mut() = Body::Upstream(Upstream::new(body, permit, self.limit()));
+                return ours;
+            }
             Ok(Err(failure)) => Err(failure),
             Err(_) => {
                 flight.abandon();
@@ -115,7 +130,12 @@ impl Exchange {
     pub(crate) fn finish(&self, outgoing: &Outgoing, message: &Bytes, status: StatusCode) -> Result<Finished, Failure> {
         let unreadable = |error: &dyn std::fmt::Display| Failure::Unreadable(format!("HTTP {status}: {error}"));
         let fits = self.fits(message.len() as u64);
-        if fits && self.is_verbatim(outgoing) && status.is_success() && !may_be_unavailable(message) {
+        if fits
+            && !outgoing.renumbered
+            && self.is_verbatim(outgoing)
+            && status.is_success()
+            && !may_be_unavailable(message)
+        {
             return Ok(Finished::Answer(message.clone(), None));
         }
         let envelope = Envelope::parse(message).map_err(|error| unreadable(&error))?;

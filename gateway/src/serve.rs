@@ -18,6 +18,7 @@ use crate::client::{self, Scope};
 use crate::guard::{self, Shown};
 use crate::metrics::count;
 use crate::rouse::Rousing;
+use crate::session::LastSession;
 
 /// A client that has not sent its headers by then is not going to.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -62,10 +63,10 @@ async fn connection(stream: TcpStream, inner: Arc<Inner>, watcher: hyper_util::s
     stream.set_nodelay(true).ok();
     #[cfg(target_os = "linux")]
     rustix::net::sockopt::set_tcp_user_timeout(&stream, STALLED_MS).ok();
-    let shown = Arc::new(Shown::default());
+    let remembered = Arc::new(Remembered::default());
     let service = service_fn(move |request| {
-        let (inner, shown) = (inner.clone(), shown.clone());
-        async move { Ok::<_, Infallible>(answer(request, inner, &shown).await) }
+        let (inner, remembered) = (inner.clone(), remembered.clone());
+        async move { Ok::<_, Infallible>(answer(request, inner, &remembered).await) }
     });
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(64 << 10);
@@ -74,7 +75,14 @@ async fn connection(stream: TcpStream, inner: Arc<Inner>, watcher: hyper_util::s
     Rousing::new(watcher.watch(serving)).await.ok();
 }
 
-async fn answer(request: Request<Incoming>, inner: Arc<Inner>, shown: &Shown) -> Response<Body> {
+/// What a connection showed last.
+#[derive(Debug, Default)]
+struct Remembered {
+    token: Shown,
+    session: Arc<LastSession>,
+}
+
+async fn answer(request: Request<Incoming>, inner: Arc<Inner>, remembered: &Remembered) -> Response<Body> {
     let served = inner.served();
     // Before anything: a web page must not even find out what is served here.
     if let Err(refusal) = guard::check_origin(request.headers(), &served.config) {
@@ -85,7 +93,7 @@ async fn answer(request: Request<Incoming>, inner: Arc<Inner>, shown: &Shown) ->
     if matches!(path, "/healthz" | "/readyz") {
         return full(StatusCode::OK, "text/plain", "ok");
     }
-    let principal = match guard::authenticate(request.headers(), &served.config, shown) {
+    let principal = match guard::authenticate(request.headers(), &served.config, &remembered.token) {
         Ok(principal) => principal,
         Err(refusal) => {
             count(&inner.metrics.unauthorized);
@@ -102,7 +110,7 @@ async fn answer(request: Request<Incoming>, inner: Arc<Inner>, shown: &Shown) ->
         None => (path == "/mcp").then_some(Scope::Aggregate),
     };
     match scope {
-        Some(scope) => client::answer(request, inner, served, scope, principal).await,
+        Some(scope) => client::answer(request, inner, served, scope, principal, remembered.session.clone()).await,
         None => full(StatusCode::NOT_FOUND, "text/plain", "no such path"),
     }
 }

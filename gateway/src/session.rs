@@ -2,7 +2,9 @@
 //! gateway, and is of no use to anybody else.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use http::HeaderValue;
 
 use crate::guard::Principal;
 use crate::seal::{NONCE, Seal};
@@ -22,13 +24,27 @@ pub(crate) struct SessionKeys {
 struct Closed(HashSet<[u8; NONCE]>, VecDeque<[u8; NONCE]>);
 
 /// A session that was verified.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Session {
     pub(crate) nonce: [u8; NONCE],
     /// Negotiated protocol version.
     pub(crate) version: String,
     /// What the client can do, raw.
     pub(crate) capabilities: Option<String>,
+}
+
+/// The session that a connection showed last. A client shows the same one with every request, and opening what is sealed
+/// is a good part of what a short call costs here.
+#[derive(Debug, Default)]
+pub(crate) struct LastSession(Mutex<Option<Opened>>);
+
+/// An id that was opened, with what it is bound to.
+#[derive(Debug)]
+struct Opened {
+    principal: Principal,
+    scope: String,
+    id: HeaderValue,
+    session: Arc<Session>,
 }
 
 impl SessionKeys {
@@ -48,12 +64,35 @@ impl SessionKeys {
     }
 
     /// The session behind an id, if it was made for this principal and endpoint and has not been closed.
-    pub(crate) fn verify(&self, principal: Principal, scope: &str, id: &str) -> Option<Session> {
+    pub(crate) fn verify(
+        &self,
+        principal: Principal,
+        scope: &str,
+        id: &HeaderValue,
+        last: &LastSession,
+    ) -> Option<Arc<Session>> {
+        let session = {
+            let mut last = last.0.lock().unwrap_or_else(PoisonError::into_inner);
+            // A proxy may send the requests of several clients over one connection.
+            let same = |last: &&Opened| last.id == *id && last.principal == principal && last.scope == scope;
+            match last.as_ref().filter(same) {
+                Some(opened) => opened.session.clone(),
+                None => {
+                    let session = Arc::new(self.unseal(principal, scope, id.to_str().ok()?)?);
+                    let (scope, id) = (scope.to_owned(), id.clone());
+                    last.insert(Opened { principal, scope, id, session }).session.clone()
+                }
+            }
+        };
+        let is_closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner).0.contains(&session.nonce);
+        (!is_closed).then_some(session)
+    }
+
+    fn unseal(&self, principal: Principal, scope: &str, id: &str) -> Option<Session> {
         let opened = self.seal.open(id, &bound_to(principal, scope))?;
         let (version, capabilities) = opened.text.split_once('\n')?;
-        let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner).0.contains(&opened.nonce);
         let capabilities = (!capabilities.is_empty()).then(|| capabilities.to_owned());
-        (!closed).then(|| Session { nonce: opened.nonce, version: version.to_owned(), capabilities })
+        Some(Session { nonce: opened.nonce, version: version.to_owned(), capabilities })
     }
 
     pub(crate) fn close(&self, session: &Session) {
@@ -80,11 +119,16 @@ mod tests {
     const ALICE: Principal = Principal([1; 32]);
     const BOB: Principal = Principal([2; 32]);
 
+    /// As a new connection shows it.
+    fn verify(keys: &SessionKeys, principal: Principal, scope: &str, id: &str) -> Option<Arc<Session>> {
+        keys.verify(principal, scope, &HeaderValue::from_str(id).unwrap(), &LastSession::default())
+    }
+
     #[test]
     fn a_session_outlives_the_gateway_that_opened_it() {
         let id =
             SessionKeys::new(Seal::new([7; 32])).open(ALICE, "/mcp", "2025-11-25", Some(r#"{"roots":{}}"#)).unwrap();
-        let session = SessionKeys::new(Seal::new([7; 32])).verify(ALICE, "/mcp", &id).unwrap();
+        let session = verify(&SessionKeys::new(Seal::new([7; 32])), ALICE, "/mcp", &id).unwrap();
         assert_eq!(session.version, "2025-11-25");
         assert_eq!(session.capabilities.as_deref(), Some(r#"{"roots":{}}"#));
     }
@@ -93,14 +137,33 @@ mod tests {
     fn a_session_is_of_no_use_to_others_elsewhere_or_after_its_end() {
         let keys = SessionKeys::new(Seal::new([7; 32]));
         let id = keys.open(ALICE, "/mcp", "2025-11-25", None).unwrap();
-        assert_eq!(keys.verify(BOB, "/mcp", &id), None);
-        assert_eq!(keys.verify(ALICE, "/servers/a/mcp", &id), None);
-        assert_eq!(SessionKeys::new(Seal::new([8; 32])).verify(ALICE, "/mcp", &id), None);
+        assert_eq!(verify(&keys, BOB, "/mcp", &id), None);
+        assert_eq!(verify(&keys, ALICE, "/servers/a/mcp", &id), None);
+        assert_eq!(verify(&SessionKeys::new(Seal::new([8; 32])), ALICE, "/mcp", &id), None);
         for broken in ["", "x", "AAAA", &id[1..], &id.replace(&id[40..41], if &id[40..41] == "A" { "B" } else { "A" })]
         {
-            assert_eq!(keys.verify(ALICE, "/mcp", broken), None, "{broken}");
+            assert_eq!(verify(&keys, ALICE, "/mcp", broken), None, "{broken}");
         }
-        keys.close(&keys.verify(ALICE, "/mcp", &id).unwrap());
-        assert_eq!(keys.verify(ALICE, "/mcp", &id), None);
+        keys.close(&verify(&keys, ALICE, "/mcp", &id).unwrap());
+        assert_eq!(verify(&keys, ALICE, "/mcp", &id), None);
+    }
+
+    #[test]
+    fn a_connection_that_showed_a_session_opens_it_to_nobody_else_and_not_after_its_end() {
+        let keys = SessionKeys::new(Seal::new([7; 32]));
+        let open = |capabilities| {
+            let id = keys.open(ALICE, "/mcp", "2025-11-25", Some(capabilities)).unwrap();
+            HeaderValue::from_str(&id).unwrap()
+        };
+        let (one, other) = (open("{}"), open(r#"{"roots":{}}"#));
+        let last = LastSession::default();
+        let session = keys.verify(ALICE, "/mcp", &one, &last).unwrap();
+        assert!(Arc::ptr_eq(&session, &keys.verify(ALICE, "/mcp", &one, &last).unwrap()), "opened once");
+        assert_eq!(keys.verify(BOB, "/mcp", &one, &last), None);
+        assert_eq!(keys.verify(ALICE, "/servers/a/mcp", &one, &last), None);
+        assert_ne!(keys.verify(ALICE, "/mcp", &other, &last).unwrap().nonce, session.nonce);
+        assert_eq!(keys.verify(ALICE, "/mcp", &one, &last).unwrap().nonce, session.nonce);
+        keys.close(&session);
+        assert_eq!(keys.verify(ALICE, "/mcp", &one, &last), None);
     }
 }

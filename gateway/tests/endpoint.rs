@@ -268,6 +268,36 @@ async fn a_large_result_passes_whole_and_requests_without_a_session_are_served()
 }
 
 #[tokio::test]
+async fn a_large_answer_comes_under_the_clients_own_id_wherever_the_server_writes_it() {
+    let fake = Fake::start(Era::Legacy, "one").await;
+    let hub = Hub::start(config(vec![fake.upstream("one")])).await;
+    ready(&hub).await;
+    let client = hub.connected("/servers/one/mcp", Era::Legacy).await;
+    let refused: &'static str = Box::leak("no".repeat(50_000).into_boxed_str());
+    for id in [json!(7), json!("a\"long\"id".repeat(20))] {
+        let ask = || async {
+            let call = client.message(id.clone(), "tools/call", json!({"name": "echo", "arguments": {"n": 1}}));
+            let mut answers = client.messages(&call).await;
+            assert_eq!((answers.len(), &answers[0]["id"]), (1, &id));
+            answers.remove(0)
+        };
+        fake.set(|state| state.large = 0);
+        let small = ask().await;
+        for id_last in [false, true] {
+            fake.set(|state| (state.large, state.id_last) = (100_000, id_last));
+            let mut large = ask().await;
+            let text = large["result"]["content"][0]["text"].take();
+            assert_eq!(text.as_str().map(str::len), Some(100_000));
+            large["result"]["content"][0]["text"] = small["result"]["content"][0]["text"].clone();
+            assert_eq!(large, small, "nothing else changed");
+        }
+        fake.set(|state| state.refusal = Some((-32000, refused)));
+        assert_eq!(ask().await["error"], json!({"code": -32000, "message": refused}));
+        fake.set(|state| state.refusal = None);
+    }
+}
+
+#[tokio::test]
 async fn arguments_that_a_modern_servers_schema_wants_in_headers_are_put_there_for_legacy_clients() {
     let fake = Fake::start(Era::Modern, "one").await;
     let annotated = |header: &str| {

@@ -16,6 +16,12 @@ pub enum Line {
 /// Bytes kept of each end of an oversize line.
 const KEPT: usize = 256;
 
+/// Bytes by which a line may grow in its memory.
+const SLACK: usize = 48;
+
+/// A line that fills less than this part of its memory is copied out of it.
+const ROOMY: usize = 8;
+
 /// Cuts a byte stream into lines, in memory bounded by the limit.
 #[derive(Debug)]
 pub struct Lines {
@@ -31,16 +37,21 @@ impl Lines {
     }
 
     /// Feeds `bytes`; `on_line` gets each line that they finish.
-    pub fn feed(&mut self, mut bytes: &[u8], mut on_line: impl FnMut(Line)) {
+    pub fn feed(&mut self, bytes: &[u8], on_line: impl FnMut(Line)) {
+        self.feed_into(bytes, Vec::new, on_line);
+    }
+
+    /// The same, with empty memory of the caller's for a line that begins.
+    pub fn feed_into(&mut self, mut bytes: &[u8], spare: impl Fn() -> Vec<u8>, mut on_line: impl FnMut(Line)) {
         while let Some(end) = memchr::memchr(b'\n', bytes) {
-            self.take(&bytes[..end]);
+            self.take(&bytes[..end], &spare);
             bytes = &bytes[end + 1..];
             self.end_line(&mut on_line);
         }
-        self.take(bytes);
+        self.take(bytes, &spare);
     }
 
-    fn take(&mut self, bytes: &[u8]) {
+    fn take(&mut self, bytes: &[u8], spare: impl Fn() -> Vec<u8>) {
         if self.skipping.is_none() && self.buffer.len() + bytes.len() > self.limit {
             // What the line took so far is given back: both ends are copies.
             let line = std::mem::take(&mut self.buffer);
@@ -49,7 +60,14 @@ impl Lines {
             self.skipping = Some((head, line.len() as u64));
         }
         match &mut self.skipping {
-            None => self.buffer.extend_from_slice(bytes),
+            None => {
+                if self.buffer.capacity() == 0 && !bytes.is_empty() {
+                    self.buffer = spare();
+                    // Whoever gets the line can put a longer id into it.
+                    self.buffer.reserve_exact(bytes.len() + SLACK);
+                }
+                self.buffer.extend_from_slice(bytes);
+            }
             Some((_, length)) => {
                 *length += bytes.len() as u64;
                 self.buffer.extend_from_slice(&bytes[bytes.len().saturating_sub(KEPT)..]);
@@ -60,16 +78,23 @@ impl Lines {
     }
 
     fn end_line(&mut self, on_line: &mut impl FnMut(Line)) {
-        let mut line = std::mem::take(&mut self.buffer);
         if let Some((head, bytes)) = self.skipping.take() {
-            return on_line(Line::Oversize { head, tail: line, bytes });
+            return on_line(Line::Oversize { head, tail: std::mem::take(&mut self.buffer), bytes });
         }
-        if line.last() == Some(&b'\r') {
-            line.pop();
+        if self.buffer.last() == Some(&b'\r') {
+            self.buffer.pop();
         }
-        if !line.trim_ascii().is_empty() {
+        if self.buffer.trim_ascii().is_empty() {
+            return self.buffer.clear();
+        }
+        if self.buffer.len() < self.buffer.capacity() / ROOMY {
+            // A short line must not take a long one's memory with it.
+            let mut line = Vec::with_capacity(self.buffer.len() + SLACK);
+            line.extend_from_slice(&self.buffer);
             on_line(Line::Whole(line));
+            return self.buffer.clear();
         }
+        on_line(Line::Whole(std::mem::take(&mut self.buffer)));
     }
 }
 
@@ -91,6 +116,23 @@ mod tests {
     #[test]
     fn blank_lines_and_carriage_returns_are_dropped() {
         assert_eq!(cut(1000, &[b"a\r\n\n \nb\nc"]), [Line::Whole(b"a".to_vec()), Line::Whole(b"b".to_vec())]);
+    }
+
+    #[test]
+    fn a_callers_memory_holds_a_long_line_and_is_not_given_away_with_a_short_one() {
+        let (mut lines, mut found) = (Lines::new(1 << 20), Vec::new());
+        let lent = std::cell::Cell::new(0);
+        let spare = || {
+            lent.set(lent.get() + 1);
+            Vec::with_capacity(1000)
+        };
+        let text = [&b"short\nshort\n"[..], &[b'x'; 900], b"\nshort\nrest"].concat();
+        lines.feed_into(&text, spare, |line| found.push(line));
+        let Line::Whole(long) = &found[2] else { panic!("{found:?}") };
+        assert_eq!((long.capacity(), long.len(), lent.get()), (1000, 900, 2));
+        for short in [0, 1, 3] {
+            assert_eq!(found[short], Line::Whole(b"short".to_vec()));
+        }
     }
 
     #[test]

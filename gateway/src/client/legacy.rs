@@ -39,8 +39,7 @@ impl Ask {
             }
         }
         let Some(shown) = self.headers.get(headers::SESSION_ID) else { return Ok(()) };
-        let shown = shown.to_str().unwrap_or_default();
-        match self.inner.sessions.verify(self.client.principal, &self.scope.text(), shown) {
+        match self.inner.sessions.verify(self.client.principal, &self.scope.text(), shown, &self.last_session) {
             Some(session) => self.client.session = Some(session),
             None => return Err(body::error(StatusCode::NOT_FOUND, id, error::INVALID_REQUEST, "no such session")),
         }

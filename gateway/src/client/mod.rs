@@ -4,6 +4,7 @@ mod legacy;
 mod modern;
 mod streams;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,19 +14,19 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use mcp_hub_dataplane_api::{Era, MODERN_VERSIONS};
-use mcp_hub_mcp::envelope::{Envelope, MalformedMessage, Params, quoted, string, write_result};
+use mcp_hub_mcp::envelope::{Envelope, MalformedMessage, Params, quoted, string};
 use mcp_hub_mcp::object::RawObject;
 use mcp_hub_mcp::{error, headers, methods};
 
 use crate::aggregate;
-use crate::body::{self, Body, full, json};
+use crate::body::{self, Body, JSON, full, in_parts};
 use crate::cursors;
 use crate::exchange::{Exchange, Seat};
 use crate::guard::Principal;
 use crate::names;
 use crate::outgoing::Aim;
 use crate::param_headers::{self, Mismatch};
-use crate::session::Session;
+use crate::session::{LastSession, Session};
 use crate::translate;
 use crate::upstream::{Owner, Upstream, list};
 use crate::{Inner, Served};
@@ -42,10 +43,10 @@ pub(crate) enum Scope {
 
 impl Scope {
     /// What session ids are bound to.
-    fn text(&self) -> String {
+    fn text(&self) -> Cow<'static, str> {
         match self {
-            Self::Aggregate => "/mcp".to_owned(),
-            Self::Server(upstream) => format!("/servers/{}/mcp", upstream.config.name),
+            Self::Aggregate => "/mcp".into(),
+            Self::Server(upstream) => format!("/servers/{}/mcp", upstream.config.name).into(),
         }
     }
 }
@@ -55,7 +56,7 @@ impl Scope {
 pub(crate) struct Client {
     pub(crate) era: Era,
     pub(crate) principal: Principal,
-    pub(crate) session: Option<Session>,
+    pub(crate) session: Option<Arc<Session>>,
     pub(crate) takes_events: bool,
 }
 
@@ -77,6 +78,8 @@ pub(crate) struct Ask {
     pub(crate) scope: Scope,
     pub(crate) client: Client,
     pub(crate) headers: HeaderMap,
+    /// Of the connection.
+    pub(crate) last_session: Arc<LastSession>,
 }
 
 pub(crate) async fn answer(
@@ -85,20 +88,22 @@ pub(crate) async fn answer(
     served: Arc<Served>,
     scope: Scope,
     principal: Principal,
+    last_session: Arc<LastSession>,
 ) -> Response<Body> {
-    let takes_events =
-        request.headers().get_all(ACCEPT).iter().any(|value| {
-            value.to_str().is_ok_and(|value| value.contains("text/event-stream") || value.contains("*/*"))
-        });
+    let (http::request::Parts { method, headers, .. }, body) = request.into_parts();
+    let takes_events = headers
+        .get_all(ACCEPT)
+        .iter()
+        .any(|value| value.to_str().is_ok_and(|value| value.contains("text/event-stream") || value.contains("*/*")));
     let client = Client { era: Era::Legacy, principal, session: None, takes_events };
-    let mut ask = Ask { inner, served, scope, client, headers: request.headers().clone() };
-    match *request.method() {
-        Method::POST => ask.post(request.into_body()).await,
+    let mut ask = Ask { inner, served, scope, client, headers, last_session };
+    match method {
+        Method::POST => ask.post(body).await,
         Method::GET | Method::DELETE => {
             if let Err(refusal) = ask.legacy_session(None) {
                 return refusal;
             }
-            if request.method() == Method::GET { ask.stream().await } else { ask.close().await }
+            if method == Method::GET { ask.stream().await } else { ask.close().await }
         }
         _ => {
             let mut refusal = full(StatusCode::METHOD_NOT_ALLOWED, "text/plain", Bytes::new());
@@ -181,34 +186,7 @@ impl Ask {
             }
             Scope::Aggregate => {
                 if let Some(place) = methods::LISTS.iter().position(|(list, _)| *list == method) {
-                    self.served.settle().await;
-                    let mut result = RawObject::default();
-                    let principal = self.client.principal;
-                    let seal = &self.inner.seal;
-                    let after = match params.cursor.filter(|raw| raw.get() != "null") {
-                        None => None,
-                        Some(raw) => {
-                            let cursor = string(raw).unwrap_or_default();
-                            let Some(last) = cursors::open(seal, principal, &method, &cursor) else {
-                                return wrong_cursor(id);
-                            };
-                            Some(last)
-                        }
-                    };
-                    let merged = self.served.merged(place);
-                    let Some((page, goes_on)) = merged.page(after.as_deref()) else { return wrong_cursor(id) };
-                    result.set(methods::LISTS[place].1, page.items.clone());
-                    if goes_on && let Some(next) = cursors::close(seal, principal, &method, &page.last) {
-                        result.set("nextCursor", quoted(&next));
-                    }
-                    if self.client.era == Era::Modern {
-                        let caching = self.served.caching(place);
-                        let left = caching.until.saturating_duration_since(std::time::Instant::now());
-                        result.set("ttlMs", left.as_millis().to_string());
-                        result.set("cacheScope", if caching.is_public { r#""public""# } else { r#""private""# });
-                        translate::complete(&method, &mut result);
-                    }
-                    return json(write_result(id, &result.to_string()));
+                    return self.list(id, place, params).await;
                 }
                 match self.served.route(&method, params).await {
                     Some(route) => (route.upstream, Some(route.aim), true),
@@ -249,6 +227,40 @@ impl Ask {
             param_headers,
         };
         exchange.run().await
+    }
+
+    /// A merged list. The list itself is the same for everybody and lies ready, so the rest of the result stands before it.
+    async fn list(&self, id: &str, place: usize, params: &Params<'_>) -> Response<Body> {
+        self.served.settle().await;
+        let (method, member) = methods::LISTS[place];
+        let (principal, seal) = (self.client.principal, &self.inner.seal);
+        let after = match params.cursor.filter(|raw| raw.get() != "null") {
+            None => None,
+            Some(raw) => {
+                let cursor = string(raw).unwrap_or_default();
+                let Some(last) = cursors::open(seal, principal, method, &cursor) else { return wrong_cursor(id) };
+                Some(last)
+            }
+        };
+        let merged = self.served.merged(place);
+        let Some((page, goes_on)) = merged.page(after.as_deref()) else { return wrong_cursor(id) };
+        let mut result = RawObject::default();
+        if goes_on && let Some(next) = cursors::close(seal, principal, method, &page.last) {
+            result.set("nextCursor", quoted(&next));
+        }
+        if self.client.era == Era::Modern {
+            let caching = self.served.caching(place);
+            let left = caching.until.saturating_duration_since(std::time::Instant::now());
+            result.set("ttlMs", left.as_millis().to_string());
+            result.set("cacheScope", if caching.is_public { r#""public""# } else { r#""private""# });
+            translate::complete(method, &mut result);
+        }
+        let mut head = format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{"#);
+        for (name, value) in result.members() {
+            head.push_str(&format!("{}:{value},", quoted(name)));
+        }
+        head.push_str(&format!("{}:", quoted(member)));
+        in_parts(StatusCode::OK, JSON, [head.into(), page.items.clone()])
     }
 
     /// Holds `Mcp-Param-*` against the arguments of a call. What disagrees with a schema that may be an old one is looked at

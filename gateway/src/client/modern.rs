@@ -56,7 +56,8 @@ impl Ask {
             let text = format!("params._meta lacks io.modelcontextprotocol/{name}");
             Err(body::error(StatusCode::BAD_REQUEST, Some(id), error::INVALID_PARAMS, &text))
         };
-        let in_body = params.meta().protocol_version.and_then(string);
+        let meta = params.meta();
+        let in_body = meta.protocol_version.and_then(string);
         let version = header(headers::PROTOCOL_VERSION);
         if let (Some(in_body), Some(version)) = (&in_body, version)
             && in_body != version
@@ -74,7 +75,7 @@ impl Ask {
         if in_body.is_none() {
             return lacks("protocolVersion");
         }
-        if params.meta().client_capabilities.is_none() {
+        if meta.client_capabilities.is_none() {
             return lacks("clientCapabilities");
         }
         if version.is_none() {

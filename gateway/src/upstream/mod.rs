@@ -250,10 +250,11 @@ impl Upstream {
     }
 
     async fn settle_until(&self, deadline: Instant) {
-        let mut settled = self.settled.subscribe();
-        if *settled.borrow_and_update() || Instant::now() >= deadline {
+        // The time first: it is what holds for most of a server's life.
+        if Instant::now() >= deadline || *self.settled.borrow() {
             return;
         }
+        let mut settled = self.settled.subscribe();
         // Not settled in time: what is known by then is used.
         tokio::time::timeout_at(deadline.into(), settled.wait_for(|settled| *settled)).await.ok();
     }
