@@ -170,7 +170,8 @@ async fn a_client_that_dribbles_is_cut_off() {
 async fn a_client_that_takes_nothing_of_its_answer_gives_its_place_back() {
     let good = Fake::start(Era::Modern, "good").await;
     let mut upstream = good.upstream("good");
-    upstream.call_timeout_ms = 500;
+    // Enough for the answer to begin on a busy machine.
+    upstream.call_timeout_ms = 5_000;
     let mut configured = config(vec![upstream]);
     configured.limits.concurrent_calls = 1;
     let hub = Hub::start(configured).await;
