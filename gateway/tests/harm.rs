@@ -170,6 +170,7 @@ async fn a_client_that_dribbles_is_cut_off() {
 async fn a_client_that_takes_nothing_of_its_answer_gives_its_place_back() {
     let good = Fake::start(Era::Modern, "good").await;
     let mut upstream = good.upstream("good");
+    // Enough for the answer to begin on a busy machine.
     upstream.call_timeout_ms = 5_000;
     let mut configured = config(vec![upstream]);
     configured.limits.concurrent_calls = 1;
