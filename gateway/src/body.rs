@@ -118,22 +118,27 @@ pub(crate) struct Upstream {
     body: Passed,
     patience: Duration,
     silence: Pin<Box<Sleep>>,
+    /// The silence is the server's: before, the client may have been the one who took nothing.
+    waits: bool,
     /// The place among the calls in flight that it holds until it ends.
     _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Upstream {
     pub(crate) fn new(body: Passed, permit: Option<OwnedSemaphorePermit>, patience: Duration) -> Self {
-        Self { body, patience, silence: Box::pin(tokio::time::sleep(patience)), _permit: permit }
+        Self { body, patience, silence: Box::pin(tokio::time::sleep(patience)), waits: false, _permit: permit }
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(frame) => {
-                self.silence.as_mut().reset(Instant::now() + self.patience);
+                self.waits = false;
                 Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)))
             }
             Poll::Pending => {
+                if !std::mem::replace(&mut self.waits, true) {
+                    self.silence.as_mut().reset(Instant::now() + self.patience);
+                }
                 self.silence.as_mut().poll(cx).map(|()| Some(Err(io::Error::from(io::ErrorKind::TimedOut))))
             }
         }
