@@ -501,7 +501,39 @@ fn last_id(part: &[u8]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use mcp_hub_dataplane_api::launch::LogPolicy;
+
     use super::*;
+
+    #[tokio::test]
+    async fn an_answer_carries_the_callers_id_wherever_ours_stood_and_is_otherwise_as_it_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = Log::new(folder.path(), LogPolicy { max_bytes: 1000, files: 1 });
+        let (link, _outgoing) = Link::new(Buffers::new(), log, Upward::Shared);
+        let name = "io.modelcontextprotocol/subscriptionId";
+        let long = "x".repeat(100_000);
+        for theirs in ["7", r#""of the caller's, and long: it does not fit into the memory of the line""#] {
+            // Twice, the second time in memory that was used before.
+            for number in ["first", "second"] {
+                let first_to_last = |id: &str, second: &str| {
+                    format!(r#"{{"id":{id},"result":{{"_meta":{{"{name}":{second}}},"n":1.0,"t":"{long}"}}}}"#)
+                };
+                let last_to_first = |id: &str, second: &str| {
+                    format!(r#"{{"result":{{"t":"{long}","_meta":{{"{name}":{second}}}}},"id":{id}}}"#)
+                };
+                for written in [&first_to_last as &dyn Fn(&str, &str) -> String, &last_to_first] {
+                    let message = format!(r#"{{"jsonrpc":"2.0","id":{theirs},"method":"m"}}"#);
+                    let envelope = Envelope::parse(message.as_bytes()).unwrap();
+                    let asked = link.request(message.as_bytes(), &envelope, None, Purpose::Subscription).await.unwrap();
+                    let ours = link.routes().next.to_string();
+                    let mut line = link.spare();
+                    line.extend_from_slice(written(&ours, &ours).as_bytes());
+                    link.on_message(line).await;
+                    assert!(asked.answer.await.unwrap() == written(theirs, theirs), "{number} {theirs}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn the_id_of_an_answer_that_was_too_long_is_found_at_either_end() {
