@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use mcp_hub_mcp::envelope::Envelope;
-use mcp_hub_mcp::sse;
+use mcp_hub_mcp::{methods, sse};
 use tokio::sync::{broadcast, mpsc};
 
 use crate::body::{Body, full, send_event, streamed};
@@ -19,8 +19,6 @@ use crate::upstream::Upstream;
 pub const COMMENT_EVERY: Duration = Duration::from_secs(15);
 /// Pause before a subscription is renewed that the server ended at once.
 const RENEW_PAUSE: Duration = Duration::from_millis(100);
-/// First message of a subscription's stream.
-const ACKNOWLEDGED: &str = "notifications/subscriptions/acknowledged";
 
 /// The stream of a legacy session: what belongs to no request.
 pub fn get(session: Option<&str>, server: &Arc<Server>) -> Response<Body> {
@@ -168,7 +166,7 @@ async fn one_run(
         tokio::select! {
             biased;
             Some(message) = exchange.messages.recv() => {
-                let is_acknowledgement = Envelope::parse(&message).is_ok_and(|envelope| envelope.method() == ACKNOWLEDGED);
+                let is_acknowledgement = Envelope::parse(&message).is_ok_and(|envelope| envelope.method() == methods::ACKNOWLEDGED);
                 if is_acknowledgement && std::mem::replace(acknowledged, true) {
                     continue;
                 }

@@ -9,6 +9,7 @@ use futures::stream::BoxStream;
 use kube::ResourceExt;
 use mcp_hub_crds::manifest::ManifestErrors;
 use mcp_hub_crds::{MCPServer, Resource, ResourceKey, ResourceKind};
+use mcp_hub_local_runtime::cgroup::Delegation;
 use mcp_hub_local_runtime::host::Host;
 use mcp_hub_local_runtime::origins::{self, Followed, LoadError};
 use mcp_hub_local_runtime::process::{ProcessConfig, ProcessRuntime};
@@ -61,7 +62,7 @@ pub(crate) async fn run(
         cache_dir: places.cache().to_owned(),
         bridge: bridge_program::place(&places)?,
         installation: installation.id().to_owned(),
-        host: Host::of_this_process(),
+        host: Host { cgroup: Delegation::claim(), ..Host::of_this_process() },
     };
     let process = ProcessRuntime::new(config, Arc::new(Backends(secrets)))
         .map_err(|error| Error::DaemonStart(mcp_hub_reconcile::error::RuntimeError::from(error).to_string()))?;

@@ -40,8 +40,8 @@ pub(crate) const COMMENT_EVERY: Duration = Duration::from_secs(15);
 const REPLACEMENT: Duration = Duration::from_secs(3);
 /// Attempts at one server that it refuses without looking at the request: twice restarted, and with a changed schema.
 const ATTEMPTS_MAX: usize = 4;
-/// How long a request waits for the era of a server to be found out.
-const INTRODUCTION: Duration = Duration::from_secs(10);
+/// How long a request waits for the introduction of a server that it cannot do without.
+pub(crate) const INTRODUCTION: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(crate) struct Exchange {

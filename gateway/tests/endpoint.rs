@@ -7,7 +7,7 @@ use http::StatusCode;
 use mcp_hub_dataplane_api::Era;
 use mcp_hub_dataplane_api::gateway::{NamingMode, ToolRules};
 use serde_json::{Value, json};
-use support::{Client, Fake, Hub, Reader, config, read, ready, tool};
+use support::{Client, Fake, Hub, Reader, config, one_server, read, ready, tool};
 
 async fn with_headers(
     client: &Client,
@@ -108,9 +108,7 @@ async fn what_is_no_message_or_too_large_is_refused() {
 
 #[tokio::test]
 async fn modern_headers_are_held_against_the_body() {
-    let fake = Fake::start(Era::Legacy, "one").await;
-    let hub = Hub::start(config(vec![fake.upstream("one")])).await;
-    ready(&hub).await;
+    let (_fake, hub) = one_server(Era::Legacy).await;
     let client = hub.client("/mcp", Era::Modern);
     let call = client.message(json!(1), "tools/call", json!({"name": "one_echo"}));
     for (headers, status, code) in [
@@ -214,9 +212,7 @@ async fn rules_hold_on_both_endpoints() {
 #[tokio::test]
 async fn a_changed_list_reaches_streams_of_both_eras_on_both_endpoints() {
     for server in [Era::Legacy, Era::Modern] {
-        let fake = Fake::start(server, "one").await;
-        let hub = Hub::start(config(vec![fake.upstream("one")])).await;
-        ready(&hub).await;
+        let (fake, hub) = one_server(server).await;
         let mut streams = Vec::new();
         for path in ["/mcp", "/servers/one/mcp"] {
             streams.push((Era::Legacy, hub.connected(path, Era::Legacy).await.stream().await));
@@ -269,9 +265,7 @@ async fn a_large_result_passes_whole_and_requests_without_a_session_are_served()
 
 #[tokio::test]
 async fn a_large_answer_comes_under_the_clients_own_id_wherever_the_server_writes_it() {
-    let fake = Fake::start(Era::Legacy, "one").await;
-    let hub = Hub::start(config(vec![fake.upstream("one")])).await;
-    ready(&hub).await;
+    let (fake, hub) = one_server(Era::Legacy).await;
     let client = hub.connected("/servers/one/mcp", Era::Legacy).await;
     let refused: &'static str = Box::leak("no".repeat(50_000).into_boxed_str());
     for id in [json!(7), json!("a\"long\"id".repeat(20))] {

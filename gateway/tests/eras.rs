@@ -5,7 +5,7 @@ mod support;
 
 use mcp_hub_dataplane_api::Era;
 use serde_json::{Value, json};
-use support::{Fake, Fault, Hub, config, ready};
+use support::{Fake, Fault, Hub, config, one_server, ready};
 
 /// Whether a result has what its era wants, and nothing of the other's.
 fn fits(era: Era, is_list: bool, answer: &Value) {
@@ -19,9 +19,7 @@ fn fits(era: Era, is_list: bool, answer: &Value) {
 #[tokio::test]
 async fn every_list_call_read_and_get_crosses_in_each_direction() {
     for server in [Era::Legacy, Era::Modern] {
-        let fake = Fake::start(server, "one").await;
-        let hub = Hub::start(config(vec![fake.upstream("one")])).await;
-        ready(&hub).await;
+        let (_fake, hub) = one_server(server).await;
         for client_era in [Era::Legacy, Era::Modern] {
             for (path, prefix, scheme) in [("/mcp", "one_", "one+"), ("/servers/one/mcp", "", "")] {
                 let client = hub.connected(path, client_era).await;
@@ -68,9 +66,7 @@ async fn every_list_call_read_and_get_crosses_in_each_direction() {
 #[tokio::test]
 async fn progress_reaches_its_call_under_the_clients_own_token() {
     for server in [Era::Legacy, Era::Modern] {
-        let fake = Fake::start(server, "one").await;
-        let hub = Hub::start(config(vec![fake.upstream("one")])).await;
-        ready(&hub).await;
+        let (fake, hub) = one_server(server).await;
         fake.set(|state| state.fault = Fault::Stream);
         for era in [Era::Legacy, Era::Modern] {
             let client = hub.connected("/mcp", era).await;

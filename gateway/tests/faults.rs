@@ -9,7 +9,7 @@ use http::StatusCode;
 use mcp_hub_dataplane_api::gateway::{Target, UpstreamEra, UpstreamStatus};
 use mcp_hub_dataplane_api::{Era, SessionMode};
 use serde_json::json;
-use support::{Fake, Fault, Hub, config, ready, wait_for};
+use support::{Fake, Fault, Hub, config, one_server, ready, wait_for};
 
 #[tokio::test]
 async fn a_client_session_outlives_the_gateway() {
@@ -28,9 +28,7 @@ async fn a_client_session_outlives_the_gateway() {
 
 #[tokio::test]
 async fn a_restarted_server_is_initialized_again_under_the_live_session_and_the_call_is_made_once() {
-    let fake = Fake::start(Era::Legacy, "one").await;
-    let hub = Hub::start(config(vec![fake.upstream("one")])).await;
-    ready(&hub).await;
+    let (fake, hub) = one_server(Era::Legacy).await;
     let client = hub.connected("/mcp", Era::Legacy).await;
     assert!(client.call("one_echo", json!({"n": 1})).await["result"].is_object());
     // All at once, so that they find the session gone together.
@@ -76,9 +74,7 @@ async fn a_call_waits_for_a_bridge_that_is_being_replaced() {
 async fn a_call_that_broke_off_is_not_made_again() {
     for server in [Era::Legacy, Era::Modern] {
         for fault in [Fault::DropUnanswered, Fault::DropMidStream] {
-            let fake = Fake::start(server, "one").await;
-            let hub = Hub::start(config(vec![fake.upstream("one")])).await;
-            ready(&hub).await;
+            let (fake, hub) = one_server(server).await;
             fake.set(|state| state.fault = fault);
             for era in [Era::Legacy, Era::Modern] {
                 let client = hub.connected("/mcp", era).await;
@@ -237,9 +233,7 @@ async fn calls_beyond_the_limit_wait_their_turn_and_not_for_ever() {
 #[tokio::test]
 async fn a_modern_client_that_goes_away_cancels_at_servers_of_either_era() {
     for server in [Era::Legacy, Era::Modern] {
-        let fake = Fake::start(server, "one").await;
-        let hub = Hub::start(config(vec![fake.upstream("one")])).await;
-        ready(&hub).await;
+        let (fake, hub) = one_server(server).await;
         fake.set(|state| state.fault = Fault::Hang);
         let client = hub.connected("/mcp", Era::Modern).await;
         let calling = tokio::spawn(async move { client.call("one_echo", json!({})).await });
@@ -259,9 +253,7 @@ async fn a_modern_client_that_goes_away_cancels_at_servers_of_either_era() {
 #[tokio::test]
 async fn a_legacy_client_cancels_by_a_notification_and_not_by_going_away() {
     for server in [Era::Legacy, Era::Modern] {
-        let fake = Fake::start(server, "one").await;
-        let hub = Hub::start(config(vec![fake.upstream("one")])).await;
-        ready(&hub).await;
+        let (fake, hub) = one_server(server).await;
         fake.set(|state| state.fault = Fault::Hang);
         let client = hub.connected("/mcp", Era::Legacy).await;
         let gone = tokio::spawn({

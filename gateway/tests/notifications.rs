@@ -3,19 +3,12 @@
 
 mod support;
 
-use mcp_hub_dataplane_api::gateway::Upstream;
-use mcp_hub_dataplane_api::{Era, SessionMode};
+use mcp_hub_dataplane_api::Era;
 use serde_json::{Value, json};
-use support::{Client, Fake, Fault, Hub, Manner, Reader, config, ready, wait_for};
+use support::{Client, Fake, Fault, Hub, Manner, Reader, config, one_server, ready, wait_for};
 
 const ENDPOINTS: [(&str, &str); 2] = [("/mcp", "one+"), ("/servers/one/mcp", "")];
 const UPDATED: &str = "notifications/resources/updated";
-
-fn per_client(fake: &Fake) -> Upstream {
-    let mut upstream = fake.upstream("one");
-    upstream.sessions = SessionMode::PerClient;
-    upstream
-}
 
 async fn subscribe(client: &Client, uri: &str) {
     let answer = client.ask("resources/subscribe", json!({"uri": uri})).await;
@@ -40,9 +33,7 @@ fn held(fake: &Fake) -> Value {
 #[tokio::test]
 async fn a_changed_resource_is_told_to_legacy_clients_that_subscribed_in_front_of_either_era() {
     for server in [Era::Legacy, Era::Modern] {
-        let fake = Fake::start(server, "one").await;
-        let hub = Hub::start(config(vec![fake.upstream("one")])).await;
-        ready(&hub).await;
+        let (fake, hub) = one_server(server).await;
         for (path, prefix) in ENDPOINTS {
             let (alice, bob) = (hub.connected(path, Era::Legacy).await, hub.connected(path, Era::Legacy).await);
             let (mut hers, mut his) = (alice.stream().await, bob.stream().await);
@@ -92,9 +83,7 @@ async fn client_ends(client: &Client) {
 #[tokio::test]
 async fn a_changed_resource_is_told_to_modern_clients_that_subscribed_in_front_of_either_era() {
     for server in [Era::Legacy, Era::Modern] {
-        let fake = Fake::start(server, "one").await;
-        let hub = Hub::start(config(vec![fake.upstream("one")])).await;
-        ready(&hub).await;
+        let (fake, hub) = one_server(server).await;
         for (path, prefix) in ENDPOINTS {
             let client = hub.client(path, Era::Modern);
             let uris = json!([format!("{prefix}test://a"), format!("{prefix}test://b")]);
@@ -147,9 +136,7 @@ async fn one_subscription_reaches_over_servers_of_both_eras_and_grants_what_ther
 #[tokio::test]
 async fn a_server_that_was_restarted_is_asked_again_for_what_clients_want() {
     for server in [Era::Legacy, Era::Modern] {
-        let fake = Fake::start(server, "one").await;
-        let hub = Hub::start(config(vec![fake.upstream("one")])).await;
-        ready(&hub).await;
+        let (fake, hub) = one_server(server).await;
         let client = hub.connected("/mcp", Era::Legacy).await;
         let mut stream = client.stream().await;
         subscribe(&client, "one+test://a").await;
@@ -181,7 +168,7 @@ async fn a_server_that_was_restarted_is_asked_again_for_what_clients_want() {
 #[tokio::test]
 async fn where_each_client_has_a_session_a_change_is_told_to_whose_session_it_came_in() {
     let fake = Fake::start(Era::Legacy, "one").await;
-    let hub = Hub::start(config(vec![per_client(&fake)])).await;
+    let hub = Hub::start(config(vec![fake.per_client("one")])).await;
     ready(&hub).await;
     let legacy = hub.connected("/mcp", Era::Legacy).await;
     let mut theirs = legacy.stream().await;
@@ -219,9 +206,7 @@ async fn a_server_that_tells_of_no_changes_is_not_subscribed_to() {
 
 #[tokio::test]
 async fn legacy_clients_of_one_legacy_server_each_have_their_log_level() {
-    let fake = Fake::start(Era::Legacy, "one").await;
-    let hub = Hub::start(config(vec![fake.upstream("one")])).await;
-    ready(&hub).await;
+    let (fake, hub) = one_server(Era::Legacy).await;
     for (path, logger) in [("/mcp", "one/db"), ("/servers/one/mcp", "db")] {
         let mut streams = Vec::new();
         for level in ["warning", "debug"] {
@@ -247,9 +232,7 @@ async fn legacy_clients_of_one_legacy_server_each_have_their_log_level() {
 
 #[tokio::test]
 async fn a_modern_server_logs_for_a_legacy_client_from_its_level_on() {
-    let fake = Fake::start(Era::Modern, "one").await;
-    let hub = Hub::start(config(vec![fake.upstream("one")])).await;
-    ready(&hub).await;
+    let (fake, hub) = one_server(Era::Modern).await;
     fake.set(|state| state.fault = Fault::Log);
     for (path, tool) in [("/mcp", "one_echo"), ("/servers/one/mcp", "echo")] {
         let client = hub.connected(path, Era::Legacy).await;
@@ -269,7 +252,7 @@ async fn a_modern_server_logs_for_a_legacy_client_from_its_level_on() {
 async fn a_legacy_server_logs_for_a_modern_client_from_its_requests_level_on() {
     for shared in [true, false] {
         let fake = Fake::start(Era::Legacy, "one").await;
-        let upstream = if shared { fake.upstream("one") } else { per_client(&fake) };
+        let upstream = if shared { fake.upstream("one") } else { fake.per_client("one") };
         let hub = Hub::start(config(vec![upstream])).await;
         ready(&hub).await;
         fake.set(|state| state.fault = Fault::Log);
@@ -290,7 +273,7 @@ async fn a_legacy_server_logs_for_a_modern_client_from_its_requests_level_on() {
 #[tokio::test]
 async fn a_question_outside_of_any_calls_stream_reaches_the_clients_newest_call_or_is_refused() {
     let fake = Fake::start(Era::Legacy, "one").await;
-    let hub = Hub::start(config(vec![per_client(&fake)])).await;
+    let hub = Hub::start(config(vec![fake.per_client("one")])).await;
     ready(&hub).await;
     let mut client = hub.client("/mcp", Era::Modern);
     client.capabilities = json!({"roots": {}});

@@ -3,8 +3,7 @@
 
 mod support;
 
-use mcp_hub_dataplane_api::gateway::Upstream;
-use mcp_hub_dataplane_api::{Era, SessionMode};
+use mcp_hub_dataplane_api::Era;
 use serde_json::{Value, json};
 use support::{Client, Fake, Fault, Hub, Manner, Reader, config, read, ready, wait_for};
 
@@ -32,16 +31,10 @@ fn roots() -> Value {
     json!({"method": "roots/list", "params": {}})
 }
 
-fn per_client(fake: &Fake) -> Upstream {
-    let mut upstream = fake.upstream("one");
-    upstream.sessions = SessionMode::PerClient;
-    upstream
-}
-
 /// A server of this era that asks all this, and a gateway in front of it.
 async fn asking(era: Era, rounds: Vec<Vec<Value>>) -> (Fake, Hub) {
     let fake = Fake::start(era, "one").await;
-    let hub = Hub::start(config(vec![per_client(&fake)])).await;
+    let hub = Hub::start(config(vec![fake.per_client("one")])).await;
     ready(&hub).await;
     fake.set(|state| {
         state.fault = Fault::Ask;
@@ -224,7 +217,7 @@ async fn a_state_is_of_no_use_to_others_for_another_call_or_later() {
     let params = json!({"name": "one_echo", "arguments": {"x": 1}, "inputResponses": answers, "requestState": state});
     assert_eq!(client.ask("tools/call", params).await["error"]["code"], -32602, "other arguments");
     // Another token's; there is a second one here.
-    let mut configured = config(vec![per_client(&fake)]);
+    let mut configured = config(vec![fake.per_client("one")]);
     let other = "other token";
     let hash = |token: &str| hex::encode(<sha2::Sha256 as sha2::Digest>::digest(token));
     configured.auth =
@@ -245,7 +238,7 @@ async fn a_state_of_a_gateway_that_was_restarted_says_that_the_call_is_gone() {
     let (fake, hub) = asking(Era::Legacy, vec![vec![form()]]).await;
     let mut client = modern(&hub, "/mcp");
     let asked = client.call("one_echo", json!({})).await;
-    let hub = Hub::start(config(vec![per_client(&fake)])).await;
+    let hub = Hub::start(config(vec![fake.per_client("one")])).await;
     ready(&hub).await;
     client.url = format!("http://{}/mcp", hub.address);
     assert_eq!(again(&client, "one_echo", &asked, json!({})).await["error"]["code"], 1008);
@@ -254,7 +247,7 @@ async fn a_state_of_a_gateway_that_was_restarted_says_that_the_call_is_gone() {
 #[tokio::test]
 async fn a_parked_call_whose_client_does_not_return_is_cancelled_and_counted() {
     let fake = Fake::start(Era::Legacy, "one").await;
-    let mut upstream = per_client(&fake);
+    let mut upstream = fake.per_client("one");
     upstream.call_timeout_ms = 400;
     let hub = Hub::start(config(vec![upstream])).await;
     ready(&hub).await;
@@ -441,10 +434,10 @@ async fn a_legacy_client_tells_legacy_servers_of_changed_roots_in_its_own_sessio
 #[tokio::test]
 async fn two_servers_that_ask_under_one_id_are_told_apart() {
     let (one, two) = (Fake::start(Era::Legacy, "one").await, Fake::start(Era::Legacy, "two").await);
-    let mut second = per_client(&two);
+    let mut second = two.per_client("one");
     second.name = "two".to_owned();
     second.uid = "uid-two".to_owned();
-    let hub = Hub::start(config(vec![per_client(&one), second])).await;
+    let hub = Hub::start(config(vec![one.per_client("one"), second])).await;
     ready(&hub).await;
     for fake in [&one, &two] {
         fake.set(|state| {

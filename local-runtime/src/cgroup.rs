@@ -21,9 +21,9 @@ pub struct Delegation {
 }
 
 impl Delegation {
-    /// The delegation of this process, with its controllers switched on; `None` if there is none that limits anything.
-    /// Moves the process into a group of its own inside the delegated one.
-    pub fn of_this_process() -> Option<Self> {
+    /// Makes use of the delegation of this process: switches its controllers on, and moves the process into a group of its
+    /// own inside it. `None` if there is none that limits anything; nothing is changed then.
+    pub fn claim() -> Option<Self> {
         let mount = mount(&std::fs::read_to_string("/proc/self/mountinfo").ok()?)?;
         let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
         let own = own.lines().find_map(|line| line.strip_prefix("0::/"))?.to_owned();
@@ -32,17 +32,14 @@ impl Delegation {
 
     /// As seen from the group `own` of process `pid`.
     fn take(mount: &Path, own: &Path, pid: u32) -> Option<Self> {
-        let path = match own.file_name() {
-            _ if own == mount => own,
-            Some(name) if name == DAEMON => own.parent()?,
-            Some(_) | None => own,
-        };
+        // A unit may have started us aside already.
+        let path = if own.ends_with(DAEMON) { own.parent()? } else { own };
         let offered = std::fs::read_to_string(path.join("cgroup.controllers")).ok()?;
         if !["memory", "cpu"].iter().any(|wanted| offered.split_whitespace().any(|name| name == *wanted)) {
             return None;
         }
         // The root may have processes beside groups with limits; any other group must be ours alone.
-        if own != mount {
+        if path != mount {
             let processes = std::fs::read_to_string(path.join("cgroup.procs")).ok()?;
             let mut others = processes.lines().filter_map(|line| line.trim().parse::<u32>().ok());
             if others.any(|other| other != pid) {

@@ -39,7 +39,7 @@ pub struct Host {
     pub gid: u32,
     /// Whether the kernel can confine a process's file access.
     pub landlock: bool,
-    /// Where limits of several processes together can be set.
+    /// Where limits of several processes together can be set; nowhere until the daemon has claimed a place.
     pub cgroup: Option<Delegation>,
 }
 
@@ -54,7 +54,7 @@ impl Host {
             uid: rustix::process::getuid().as_raw(),
             gid: rustix::process::getgid().as_raw(),
             landlock: has_landlock(),
-            cgroup: Delegation::of_this_process(),
+            cgroup: None,
         }
     }
 

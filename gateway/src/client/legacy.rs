@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 
 use super::{Ask, Scope, server_info};
 use crate::body::{self, Body, full, json};
-use crate::exchange::{Seat, whole};
+use crate::exchange::{INTRODUCTION, Seat, whole};
 use crate::metrics::count;
 use crate::translate;
 use crate::upstream::{Failure, Upstream};
@@ -283,7 +283,7 @@ fn no_method(id: &str, method: &str) -> Response<Body> {
 
 /// What one server says of itself, for a legacy client.
 async fn introduced(upstream: &Upstream, result: &mut RawObject) -> Result<(), Failure> {
-    let introduction = upstream.introduction(std::time::Duration::from_secs(10)).await?;
+    let introduction = upstream.introduction(INTRODUCTION).await?;
     let capabilities = match introduction.era {
         Era::Legacy => introduction.capabilities().clone(),
         Era::Modern => translate::capabilities(introduction.capabilities()),

@@ -21,7 +21,7 @@ use mcp_hub_mcp::{error, headers, methods};
 use crate::aggregate;
 use crate::body::{self, Body, JSON, full, in_parts};
 use crate::cursors;
-use crate::exchange::{Exchange, Seat};
+use crate::exchange::{Exchange, INTRODUCTION, Seat};
 use crate::guard::Principal;
 use crate::names;
 use crate::outgoing::Aim;
@@ -300,7 +300,7 @@ impl Ask {
             return true;
         }
         // A server whose era is not known is away: the request fails by itself, and says why.
-        let era = upstream.era(Duration::from_secs(10)).await;
+        let era = upstream.era(INTRODUCTION).await;
         era.is_err() || era.is_ok_and(|era| era == self.client.era)
     }
 

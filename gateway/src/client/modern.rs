@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{Ask, Scope, server_info};
 use crate::body::{self, Body, full};
-use crate::exchange::whole;
+use crate::exchange::{INTRODUCTION, whole};
 use crate::metrics::count;
 use crate::translate;
 use crate::upstream::{Failure, Upstream};
@@ -38,7 +38,7 @@ impl Ask {
             (method, Scope::Aggregate) if !translate::is_translatable(method) => no_method(id, method),
             (method, Scope::Server(upstream)) if !translate::is_translatable(method) => {
                 // Methods of extensions are the server's own matter, where it speaks the same era.
-                match upstream.era(std::time::Duration::from_secs(10)).await {
+                match upstream.era(INTRODUCTION).await {
                     Ok(Era::Legacy) => no_method(id, method),
                     Ok(Era::Modern) | Err(_) => self.pass(message, envelope, params).await,
                 }
@@ -128,7 +128,7 @@ fn no_method(id: &str, method: &str) -> Response<Body> {
 
 /// What one server says of itself, for a modern client.
 async fn introduced(upstream: &Upstream, result: &mut RawObject) -> Result<(), Failure> {
-    let introduction = upstream.introduction(std::time::Duration::from_secs(10)).await?;
+    let introduction = upstream.introduction(INTRODUCTION).await?;
     let capabilities = match introduction.era {
         Era::Modern => introduction.capabilities().clone(),
         Era::Legacy => translate::capabilities(introduction.capabilities()),

@@ -100,6 +100,14 @@ pub async fn wait_for(what: &str, mut reached: impl FnMut() -> bool) {
     }
 }
 
+/// A server of this era that its clients share, called `one`, with a gateway in front of it that knows it.
+pub async fn one_server(era: Era) -> (Fake, Hub) {
+    let fake = Fake::start(era, "one").await;
+    let hub = Hub::start(config(vec![fake.upstream("one")])).await;
+    ready(&hub).await;
+    (fake, hub)
+}
+
 pub async fn ready(hub: &Hub) {
     wait_for("all servers to be ready", || {
         hub.gateway.status().upstreams.values().all(|status| matches!(status, UpstreamStatus::Ready { .. }))

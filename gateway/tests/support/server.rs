@@ -209,6 +209,11 @@ impl Fake {
         self.say(None, json!({"jsonrpc": "2.0", "method": "notifications/message", "params": params}));
     }
 
+    /// As [`Fake::upstream`], with a session for each client.
+    pub fn per_client(&self, name: &str) -> Upstream {
+        Upstream { sessions: SessionMode::PerClient, ..self.upstream(name) }
+    }
+
     pub fn upstream(&self, name: &str) -> Upstream {
         let era = UpstreamEra::Known(self.get(|state| state.era));
         Upstream {

@@ -38,7 +38,7 @@ pub(super) async fn run(owner: OwnerKey, folder: RunFolder, events: broadcast::S
         tell();
         // The sockets of a dying bridge close before its lock opens, and whoever looks in between sees a mute bridge instead
         // of a dead one; so its end is told once more.
-        let silent = Instant::now();
+        let mut silent = Instant::now();
         while control.status().await.is_err() {
             if !folder.is_held() {
                 tell();
@@ -47,6 +47,7 @@ pub(super) async fn run(owner: OwnerKey, folder: RunFolder, events: broadcast::S
             if silent.elapsed() > HANGS_AFTER {
                 tracing::warn!(%owner, "the bridge does not answer and is replaced");
                 folder.kill_bridge();
+                silent = Instant::now();
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }

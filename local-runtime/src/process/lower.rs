@@ -18,7 +18,6 @@ use serde_json::{Value, json};
 
 use super::NAME;
 use super::folder::RunFolder;
-use crate::cgroup::Delegation;
 use crate::host::Host;
 
 pub(super) const BRIDGE_STAGE: Stage = Stage::Workload;
@@ -217,8 +216,7 @@ fn limits_of(resources: Option<&Resources>, host: &Host, group: &str, degraded: 
     let wanted = resources.and_then(|resources| resources.limits.as_ref());
     let memory = wanted.and_then(|limits| limits.memory.as_ref()).map(Quantity::units);
     let cpu = wanted.and_then(|limits| limits.cpu.as_ref()).map(Quantity::millis);
-    let grouped = |controller: fn(&Delegation) -> bool| host.cgroup.as_ref().is_some_and(controller);
-    let (memory_grouped, cpu_grouped) = (grouped(|group| group.memory), grouped(|group| group.cpu));
+    let (memory_grouped, cpu_grouped) = host.cgroup.as_ref().map_or((false, false), |group| (group.memory, group.cpu));
     if memory.is_some() && !memory_grouped {
         degraded.push(Degraded {
             field: "spec.resources.limits.memory".to_owned(),

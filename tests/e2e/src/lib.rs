@@ -20,6 +20,12 @@ pub struct Hub {
     env: Vec<(String, String)>,
 }
 
+/// Where `cargo xtask test` installs the SDKs, and the servers made with them.
+pub fn installed() -> PathBuf {
+    let path = std::env::var_os("MCP_HUB_CLIENTS").expect("run this through `cargo xtask test --level e2e`");
+    PathBuf::from(path)
+}
+
 /// Where clients reach a hub.
 #[derive(Debug, Clone)]
 pub struct Endpoint {

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use mcp_hub_e2e::{Endpoint, Hub, binary, text};
+use mcp_hub_e2e::{Endpoint, Hub, binary, installed, text};
 use serde_json::{Value, json};
 
 /// The servers of examples/quickstart, with a call each and a word of its answer.
@@ -50,12 +50,6 @@ fn expectations() -> Vec<Expectation> {
             answer: "1000",
         },
     ]
-}
-
-/// Where `cargo xtask test` installs the SDKs.
-fn installed() -> PathBuf {
-    let path = std::env::var_os("MCP_HUB_CLIENTS").expect("run this through `cargo xtask test --level e2e`");
-    PathBuf::from(path)
 }
 
 /// Runs a client program to its end and returns what it printed.

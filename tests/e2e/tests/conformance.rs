@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use mcp_hub_e2e::{Hub, binary, eventually, text};
+use mcp_hub_e2e::{Hub, binary, eventually, installed, text};
 use serde_json::Value;
 
 /// Checks of how a server uses event streams where it may as well answer with JSON (2025-11-25, "Sending Messages to the
@@ -29,10 +29,6 @@ struct Release {
 const LEGACY: Release =
     Release { requirements: "2025-11-25", spec: "  transport: {era: legacy}\n  sessions: {mode: perClient}\n" };
 const MODERN: Release = Release { requirements: "2026-07-28", spec: "  transport: {era: modern}\n" };
-
-fn installed() -> PathBuf {
-    PathBuf::from(std::env::var_os("MCP_HUB_CLIENTS").expect("run this through `cargo xtask test --level e2e`"))
-}
 
 /// A server that listens by itself. Dropped, it ends.
 struct Direct(Child);
@@ -96,7 +92,7 @@ fn score(url: &str, release: &Release, output: &Path) -> Score {
 
 /// Holds the hub's score in front of `program ARGS…` against that of the server itself.
 fn compare(release: &Release, program: &Path, args: &[&str], direct: &str, least: usize) {
-    let hub = Hub::new();
+    let mut hub = Hub::new();
     let spec = std::fs::read_to_string(hub.manifests().join("hub.yaml")).unwrap();
     // The suite brings no token.
     hub.write("hub.yaml", &spec.replace("spec: {", "spec: {auth: {mode: none}, "));
@@ -110,7 +106,6 @@ fn compare(release: &Release, program: &Path, args: &[&str], direct: &str, least
             release.spec
         ),
     );
-    let mut hub = hub;
     hub.start();
     hub.wait_reason("x", "Ready");
     let output = hub.home().join("conformance");
