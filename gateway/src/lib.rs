@@ -102,7 +102,8 @@ pub enum GatewayError {
 }
 
 impl Gateway {
-    /// `sealing_key` seals session ids: with the same key the sessions of an earlier gateway go on. Needs a tokio runtime.
+    /// `sealing_key` seals what clients keep for the gateway (session ids, cursors, request states): with the same key the
+    /// sessions of an earlier gateway go on. Needs a tokio runtime.
     pub fn new(sealing_key: [u8; 32], config: GatewayConfig) -> Result<Self, GatewayError> {
         let calls = Arc::new(Semaphore::new(config.limits.concurrent_calls as usize));
         let seal = Seal::new(sealing_key);
