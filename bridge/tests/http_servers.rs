@@ -4,7 +4,7 @@
 
 mod harness;
 
-use harness::{Bridge, Events, free_port, is_ready, kill, launch, lives, text_of};
+use harness::{Bridge, Events, is_ready, kill, launch, lives, text_of};
 use http::StatusCode;
 use mcp_hub_dataplane_api::Era;
 use mcp_hub_dataplane_api::launch::{ChildTransport, LaunchSpec, Lifecycle};
@@ -14,14 +14,14 @@ use rustix::process::Signal;
 use serde_json::json;
 
 fn on_http(args: &[&str]) -> LaunchSpec {
-    let port = free_port();
+    let port = mcp_hub_test_port::free_port().unwrap();
     let mut spec = launch(&[&["http", "--port", &port.to_string()], args].concat());
     spec.transport = ChildTransport::StreamableHttp { port, path: "/mcp".to_owned() };
     spec
 }
 
 fn on_sse(args: &[&str]) -> LaunchSpec {
-    let port = free_port();
+    let port = mcp_hub_test_port::free_port().unwrap();
     let mut spec = launch(&[&["http", "--sse", "--port", &port.to_string()], args].concat());
     spec.transport = ChildTransport::Sse { port, path: "/sse".to_owned() };
     spec
@@ -77,7 +77,8 @@ async fn a_server_that_answers_200_to_everything_is_never_ready() {
 #[tokio::test]
 async fn a_port_on_which_nothing_listens_is_named_and_so_is_one_in_use() {
     let mut spec = on_http(&[]);
-    spec.transport = ChildTransport::StreamableHttp { port: free_port(), path: "/mcp".to_owned() };
+    spec.transport =
+        ChildTransport::StreamableHttp { port: mcp_hub_test_port::free_port().unwrap(), path: "/mcp".to_owned() };
     spec.timeouts.start_ms = 500;
     let bridge = Bridge::start(spec).await;
     let status = bridge.until(|status| status.restarts > 0).await;

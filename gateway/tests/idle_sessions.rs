@@ -35,7 +35,7 @@ impl Process {
         let (config_file, key_file) = (folder.path().join("config.json"), folder.path().join("key"));
         std::fs::write(&config_file, serde_json::to_vec(&config(vec![fake.upstream("one")])).unwrap()).unwrap();
         std::fs::write(&key_file, "07".repeat(32)).unwrap();
-        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let address = SocketAddr::from(([127, 0, 0, 1], mcp_hub_test_port::free_port().unwrap()));
         let child = Command::new(env!("CARGO_BIN_EXE_mcp-hub-gateway"))
             .args(["--listen", &address.to_string()])
             .arg("--config")

@@ -36,8 +36,7 @@ impl Program {
         let path = |name: &str| folder.path().join(name);
         std::fs::write(path("config.json"), serde_json::to_vec(&config(upstreams)).unwrap()).unwrap();
         std::fs::write(path("key"), "07".repeat(32)).unwrap();
-        // Free a moment ago; another test would have to take it just now.
-        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let address = SocketAddr::from(([127, 0, 0, 1], mcp_hub_test_port::free_port().unwrap()));
         let mut command = Command::new(env!("CARGO_BIN_EXE_mcp-hub-gateway"));
         command.arg("--config").arg(path("config.json")).arg("--sealing-key").arg(path("key"));
         command.args(["--listen", &address.to_string()]).env_clear().envs(environment.iter().copied());

@@ -18,16 +18,13 @@ use mcp_hub_reconcile::owner::OwnerKey;
 use mcp_hub_reconcile::pass;
 use mcp_hub_reconcile::ports::{GatewaySink, HubState, Ports, ResourceStore, SinkEvent};
 use mcp_hub_secrets::Environment;
+use mcp_hub_test_port::free_port;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 fn installation() -> Installation {
     Installation::new("test", [7; 32])
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
 fn hub(name: &str, port: u16) -> (OwnerKey, MCPHub) {
@@ -54,7 +51,7 @@ fn remote(name: &str, url: &str) -> Arc<MCPServer> {
 /// Tries free ports until none was taken by another program in between.
 async fn applied(sink: &LocalSink, name: &str, servers: &[Arc<MCPServer>]) -> (OwnerKey, MCPHub) {
     for _ in 0..10 {
-        let (owner, hub) = hub(name, free_port());
+        let (owner, hub) = hub(name, free_port().unwrap());
         let config = compose(&hub, servers, &BTreeMap::new(), &installation());
         if sink.apply(&owner, &hub, &config).await.is_ok() {
             return (owner, hub);
@@ -175,7 +172,7 @@ async fn what_a_gateway_learns_of_a_server_is_told() {
 #[tokio::test]
 async fn the_implicit_hub_gets_an_endpoint_by_a_pass_over_it() {
     let state = tempfile::tempdir().unwrap();
-    let store = LocalStore::open(state.path(), Arc::new(Environment::new([])), free_port()).unwrap();
+    let store = LocalStore::open(state.path(), Arc::new(Environment::new([])), free_port().unwrap()).unwrap();
     let sink = LocalSink::new(store.installation());
     let runtime = Arc::new(mcp_hub_local_runtime::runtime_set::RuntimeSet::new(
         mcp_hub_local_runtime::process::ProcessRuntime::new(

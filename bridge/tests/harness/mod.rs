@@ -65,11 +65,6 @@ pub fn launch(args: &[&str]) -> LaunchSpec {
     }
 }
 
-/// A port that was free a moment ago.
-pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 pub struct Bridge {
     pub folder: tempfile::TempDir,
     pub spec: LaunchSpec,

@@ -49,7 +49,7 @@ impl Hub {
         std::fs::create_dir(home.path().join("manifests")).unwrap();
         std::fs::create_dir(home.path().join("tmp")).unwrap();
         let hub = Self { home, daemon: None, env: Vec::new() };
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = mcp_hub_test_port::free_port().unwrap();
         hub.write(
             "hub.yaml",
             &format!(

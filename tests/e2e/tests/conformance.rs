@@ -49,10 +49,6 @@ impl Drop for Direct {
     }
 }
 
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 #[derive(Debug, Default)]
 struct Score {
     /// As `SCENARIO/CHECK`.
@@ -129,7 +125,7 @@ fn compare(release: &Release, program: &Path, args: &[&str], direct: &str, least
 #[test]
 fn the_fixture_scores_the_same_behind_the_hub() {
     let fixture = binary("fixture-server");
-    let port = free_port();
+    let port = mcp_hub_test_port::free_port().unwrap();
     let _direct = Direct::start(Command::new(&fixture).args(["http", "--port", &port.to_string()]), port);
     let url = format!("http://127.0.0.1:{port}/mcp");
     compare(&LEGACY, &fixture, &["stdio"], &url, 70);
@@ -141,7 +137,7 @@ fn the_npm_reference_server_scores_the_same_behind_the_hub() {
     let node = which("node");
     let program = installed().join("node/node_modules/@modelcontextprotocol/server-everything/dist/index.js");
     let program = program.to_str().unwrap();
-    let port = free_port();
+    let port = mcp_hub_test_port::free_port().unwrap();
     let mut direct = Command::new(&node);
     direct.args([program, "streamableHttp"]).env("PORT", port.to_string());
     let _direct = Direct::start(&mut direct, port);
@@ -153,7 +149,7 @@ fn a_server_of_the_python_sdk_scores_the_same_behind_the_hub() {
     let python = installed().join("python/bin/python");
     let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/server.py");
     let program = program.to_str().unwrap();
-    let port = free_port();
+    let port = mcp_hub_test_port::free_port().unwrap();
     let _direct = Direct::start(Command::new(&python).args([program, &port.to_string()]), port);
     let url = format!("http://127.0.0.1:{port}/mcp");
     compare(&LEGACY, &python, &[program, "stdio"], &url, 40);

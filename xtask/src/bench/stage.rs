@@ -1,7 +1,7 @@
 //! The programs that a benchmark needs, built and running: servers, what stands in front of them, and the load.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -245,6 +245,5 @@ fn until(what: &str, mut is_so: impl FnMut() -> Option<()>) -> Result<(), Error>
 }
 
 fn free_port() -> Result<u16, Error> {
-    let bound = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-    bound.map(|address| address.port()).map_err(|error| unexpected(error.to_string()))
+    mcp_hub_test_port::free_port().map_err(|error| unexpected(error.to_string()))
 }
