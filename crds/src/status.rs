@@ -33,6 +33,9 @@ pub struct MCPServerStatus {
     pub last_error: Option<String>,
     /// The request to restart (annotation `mcphub.io/restarted-at`) that was last carried out.
     pub restarted_at: Option<String>,
+    /// The bridge that its objects were made with (clusters); kept until the spec changes, so that a new release rolls
+    /// nothing.
+    pub bridge: Option<String>,
     /// Version of the lowering that its objects were made by; kept until the spec changes.
     pub lower_revision: Option<i32>,
 }

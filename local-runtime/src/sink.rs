@@ -235,15 +235,22 @@ impl GatewaySink for LocalSink {
         Ok(())
     }
 
+    fn hosts(&self, _: &OwnerKey) -> Vec<String> {
+        Vec::new()
+    }
+
     async fn observe(&self, hub: &OwnerKey) -> Result<Option<HubState>, SinkError> {
         let hubs = self.hubs.lock().await;
         let Some(served) = hubs.get(&hub.uid) else { return Ok(None) };
         let Some(listening) = &served.listening else { return Ok(None) };
         let GatewayStatus { version, upstreams: _, collisions } = served.gateway.status();
+        let serving = i32::from(!listening.task.is_finished());
         Ok(Some(HubState {
             endpoint: format!("http://127.0.0.1:{}/mcp", listening.port),
             replicas: 1,
-            synced: i32::from(!listening.task.is_finished()),
+            serving,
+            problem: None,
+            synced: serving,
             version,
             collisions,
         }))

@@ -54,11 +54,13 @@ pub fn header_secrets(server: &MCPServer) -> Vec<&SecretKeyRef> {
     }
 }
 
-/// `servers` are those the hub selects; `secrets` holds those of [`header_secrets`] that exist, by namespace.
+/// `servers` are those the hub selects; `secrets` holds those of [`header_secrets`] that exist, by namespace; `hosts` are
+/// the names under which clients reach the endpoint.
 pub fn compose(
     hub: &MCPHub,
     servers: &[impl AsRef<MCPServer>],
     secrets: &BTreeMap<(String, SecretKeyRef), SecretString>,
+    hosts: &[String],
     installation: &Installation,
 ) -> GatewayConfig {
     let home = hub.namespace().unwrap_or_default();
@@ -109,7 +111,11 @@ pub fn compose(
             concurrent_calls: unsigned(limits.and_then(|l| l.concurrent_calls).unwrap_or(DEFAULT_CONCURRENT_CALLS)),
             stale_for_ms: limits.and_then(|l| l.stale_for).map_or(DEFAULT_STALE_MS, |d| d.as_millis()),
         },
-        allowed_hosts: gateway.and_then(|g| g.allowed_hosts.clone()).unwrap_or_default(),
+        allowed_hosts: hosts
+            .iter()
+            .cloned()
+            .chain(gateway.and_then(|g| g.allowed_hosts.clone()).unwrap_or_default())
+            .collect(),
         allowed_origins: gateway.and_then(|g| g.allowed_origins.clone()).unwrap_or_default(),
     };
     // Keyed, because the version is shown and the configuration holds secrets.

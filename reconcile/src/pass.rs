@@ -19,7 +19,7 @@ use crate::owner::OwnerKey;
 use crate::plan::plan;
 use crate::ports::{Event, EventKind, Ports, Progress, Step};
 use crate::status::{self, Findings, HubFindings};
-use crate::workload::{ServerWorkload, Workload, is_stopped, resolution};
+use crate::workload::{ServerWorkload, Workload, is_stopped, kept_bridge, resolution};
 
 /// Brings one server closer to its spec, and its status up to date.
 ///
@@ -97,6 +97,7 @@ async fn converge(server: &MCPServer, owner: &OwnerKey, ports: &Ports, findings:
     findings.resolved = resolution(server);
     findings.observed = ports.runtime.observe(owner).await?;
     findings.upstream = ports.sink.upstream(&owner.uid);
+    findings.bridge = kept_bridge(server);
     findings.unimplemented = accept::unimplemented_in_server(&server.spec);
     if !findings.unimplemented.is_empty() {
         return Ok(());
@@ -104,6 +105,7 @@ async fn converge(server: &MCPServer, owner: &OwnerKey, ports: &Ports, findings:
     let secrets = read_secrets(server, ports).await?;
     findings.missing_secrets = secrets.missing;
     let mut workload = ServerWorkload::of(server, &ports.installation, &secrets.fingerprints)?;
+    findings.bridge = workload.bridge.clone().or_else(|| ports.runtime.info().bridge.clone());
 
     // Twice at most: what the first round resolves, the second one runs.
     for _ in 0..2 {
@@ -194,7 +196,7 @@ async fn deliver(hub: &MCPHub, owner: &OwnerKey, ports: &Ports, findings: &mut H
                 }
             }
         }
-        let config = gateway::compose(hub, &selected, &secrets, &ports.installation);
+        let config = gateway::compose(hub, &selected, &secrets, &ports.sink.hosts(owner), &ports.installation);
         findings.version.clone_from(&config.version);
         ports.sink.apply(owner, hub, &config).await?;
     }

@@ -5,12 +5,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::stream::BoxStream;
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
 use kube_runtime::reflector::{ObjectRef, Store};
 use mcp_hub_crds::source::SecretKeyRef;
 use mcp_hub_crds::{MCPHub, MCPHubStatus, MCPServer, MCPServerStatus};
 use mcp_hub_dataplane_api::gateway::{GatewayConfig, UpstreamStatus};
 use mcp_hub_dataplane_api::secret::SecretString;
+use tokio::sync::broadcast::{self, error::RecvError};
 
 use crate::error::{RuntimeError, SinkError, StoreError};
 use crate::installation::Installation;
@@ -126,6 +128,8 @@ pub struct RuntimeInfo {
     pub enforces: Enforces,
     /// Whether deleting the owner object removes its children.
     pub collects_garbage: bool,
+    /// The bridge of servers whose spec changes from now on, where status is to remember it.
+    pub bridge: Option<String>,
 }
 
 /// Limits and permissions that hold on this runtime, on this machine.
@@ -165,6 +169,19 @@ pub enum RuntimeEvent {
     Resync,
 }
 
+/// The events of a runtime from now on; whoever lags behind is told to look at everything.
+pub fn hints(events: &broadcast::Sender<RuntimeEvent>) -> BoxStream<'static, RuntimeEvent> {
+    let listening = events.subscribe();
+    stream::unfold(listening, |mut listening| async move {
+        match listening.recv().await {
+            Ok(event) => Some((event, listening)),
+            Err(RecvError::Lagged(_)) => Some((RuntimeEvent::Resync, listening)),
+            Err(RecvError::Closed) => None,
+        }
+    })
+    .boxed()
+}
+
 /// Logs and commands of running servers.
 #[async_trait]
 pub trait Console: fmt::Debug + Send + Sync {
@@ -201,6 +218,9 @@ pub struct ExecOutput {
 pub trait GatewaySink: fmt::Debug + Send + Sync {
     async fn apply(&self, hub: &OwnerKey, hub_spec: &MCPHub, config: &GatewayConfig) -> Result<(), SinkError>;
 
+    /// Names under which clients reach the hub's endpoint here, besides loopback ones: its gateway accepts them as `Host`.
+    fn hosts(&self, hub: &OwnerKey) -> Vec<String>;
+
     /// Ends the hub's endpoint.
     async fn remove(&self, hub: &OwnerKey) -> Result<(), SinkError>;
 
@@ -218,6 +238,10 @@ pub struct HubState {
     /// URL of the aggregate endpoint.
     pub endpoint: String,
     pub replicas: i32,
+    /// Replicas that take calls.
+    pub serving: i32,
+    /// Why there are fewer than there should be, as far as is known.
+    pub problem: Option<String>,
     /// Replicas that serve `version`.
     pub synced: i32,
     pub version: String,

@@ -65,6 +65,8 @@ pub struct Findings {
     /// What gateways found of a remote server.
     pub upstream: Option<UpstreamStatus>,
     pub runtime: String,
+    /// The bridge that the objects were made with.
+    pub bridge: Option<String>,
 }
 
 /// The status of a server after a pass. `failure` is the error that ended the pass early. Transition times move to `now`
@@ -126,6 +128,7 @@ pub fn server(server: &MCPServer, findings: &Findings, failure: Option<&Error>, 
         restarts: bridge.map(|bridge| i64::try_from(bridge.restarts).unwrap_or(i64::MAX)),
         last_error: bridge.and_then(last_error).or_else(|| failure.map(Error::chain)),
         restarted_at: restarted_at(server, findings, failure),
+        bridge: findings.bridge.clone(),
         lower_revision: Some(LOWER_REVISION),
     }
 }
@@ -403,6 +406,10 @@ pub fn hub(hub: &MCPHub, findings: &HubFindings, failure: Option<&Error>, now: &
     };
     let ready = match (failure, state) {
         (Some(error), _) => Draft::new(condition::READY, false, error.reason(), explain(error)),
+        (None, Some(state)) if state.serving == 0 => {
+            let problem = state.problem.as_deref().unwrap_or("no gateway takes calls yet");
+            Draft::new(condition::READY, false, reason::PENDING, problem)
+        }
         (None, Some(state))
             if !state.collisions.is_empty()
                 && hub.spec.naming.as_ref().and_then(|n| n.mode) == Some(NamingMode::Bare) =>

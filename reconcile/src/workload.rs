@@ -64,6 +64,10 @@ pub struct ServerWorkload {
     pub token_sha256: String,
     /// A new value asks for a restart.
     pub restarted_at: Option<String>,
+    /// Namespaces whose gateways may call the server, besides its own.
+    pub expose_to: Vec<String>,
+    /// The bridge that its objects were made with, if its spec has not changed since: a new release rolls nothing.
+    pub bridge: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -129,8 +133,7 @@ impl ServerWorkload {
             // Applied by the gateway, see `gateway::compose`.
             tools: _,
             permissions,
-            // Applied when a hub selects its servers.
-            expose_to: _,
+            expose_to,
             // Read by `is_stopped`.
             paused: _,
             kubernetes,
@@ -198,6 +201,8 @@ impl ServerWorkload {
             },
             token_sha256: token_sha256(&installation.bridge_token(&owner.uid, 0)),
             restarted_at: annotation(RESTARTED_AT_ANNOTATION),
+            expose_to: expose_to.unwrap_or_default(),
+            bridge: kept_bridge(server),
             base_dir: annotation(BASE_DIR_ANNOTATION).unwrap_or_default(),
             pod_template: kubernetes.and_then(|k| k.pod_template),
             owner,
@@ -225,6 +230,13 @@ impl ServerWorkload {
 pub fn is_stopped(server: &MCPServer) -> bool {
     let spec = &server.spec;
     spec.paused.unwrap_or(false) || spec.replicas == Some(0) || server.annotations().contains_key(STOPPED_ANNOTATION)
+}
+
+/// The bridge that status names, if the spec is still the one it speaks of.
+pub fn kept_bridge(server: &MCPServer) -> Option<String> {
+    let status = server.status.as_ref()?;
+    let same_spec = status.observed_generation.is_some() && status.observed_generation == server.metadata.generation;
+    status.bridge.clone().filter(|_| same_spec)
 }
 
 /// What resolving found of the server's source, if status keeps it and the source is still the same.

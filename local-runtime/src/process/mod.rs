@@ -30,7 +30,7 @@ use mcp_hub_reconcile::error::{Retry, RuntimeError};
 use mcp_hub_reconcile::lower::{Lowered, Object, Unsupported};
 use mcp_hub_reconcile::observed::{Failure, Observed, ObservedObject};
 use mcp_hub_reconcile::owner::OwnerKey;
-use mcp_hub_reconcile::ports::{Console, Enforces, Progress, Runtime, RuntimeEvent, RuntimeInfo, Step};
+use mcp_hub_reconcile::ports::{Console, Enforces, Progress, Runtime, RuntimeEvent, RuntimeInfo, Step, hints};
 use mcp_hub_reconcile::workload::Workload;
 use tokio::process::Command;
 use tokio::sync::broadcast;
@@ -202,6 +202,7 @@ impl ProcessRuntime {
                     ..Enforces::default()
                 },
                 collects_garbage: false,
+                bridge: None,
             },
             preparations: Preparations::new(
                 Packages::new(&config.cache_dir, config.host.clone()),
@@ -448,15 +449,7 @@ impl Runtime for ProcessRuntime {
     }
 
     fn events(&self) -> BoxStream<'static, RuntimeEvent> {
-        let receiver = self.events.subscribe();
-        futures::stream::unfold(receiver, |mut receiver| async move {
-            match receiver.recv().await {
-                Ok(event) => Some((event, receiver)),
-                Err(broadcast::error::RecvError::Lagged(_)) => Some((RuntimeEvent::Resync, receiver)),
-                Err(broadcast::error::RecvError::Closed) => None,
-            }
-        })
-        .boxed()
+        hints(&self.events)
     }
 
     fn console(&self) -> &dyn Console {

@@ -66,7 +66,7 @@ pub fn of_server(runtime: &dyn Runtime, server: &MCPServer) -> Effect {
     let offers = [near, far].map(|hub| {
         let selected = gateway::selects(&hub, server);
         let servers: Vec<Box<MCPServer>> = selected.then(|| Box::new(ready.clone())).into_iter().collect();
-        document(&gateway::compose(&hub, &servers, &secrets, &installation))
+        document(&gateway::compose(&hub, &servers, &secrets, &[], &installation))
     });
     refused.dedup();
     Effect { output: json!({"objects": objects, "offers": offers}), refused }

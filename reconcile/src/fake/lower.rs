@@ -48,6 +48,8 @@ pub(super) fn lower(workload: &ServerWorkload, drops: bool) -> Result<Lowered, U
         pod_template,
         token_sha256,
         restarted_at,
+        expose_to,
+        bridge,
     } = workload;
     if matches!(source, Source::Remote(_)) {
         return Ok(Lowered::default());
@@ -88,7 +90,7 @@ pub(super) fn lower(workload: &ServerWorkload, drops: bool) -> Result<Lowered, U
         "volumes": document(volumes), "resources": document(resources), "runAs": document(run_as), "replicas": replicas,
         "lifecycle": document(lifecycle), "sessions": document(sessions), "roots": document(roots), "health": document(health),
         "restart": document(restart), "timeouts": document(timeouts), "permissions": document(permissions),
-        "token": token_sha256, "restartedAt": restarted_at,
+        "token": token_sha256, "restartedAt": restarted_at, "exposeTo": expose_to, "bridge": bridge,
     });
     let mut objects = vec![Object::new(ObjectId::new("bridge", &owner.name), Stage::Workload, Change::Recreate, body)];
     if let Some(network) = permissions.as_ref().and_then(|permissions| permissions.network.as_ref()) {

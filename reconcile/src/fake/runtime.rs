@@ -18,7 +18,7 @@ use crate::lower::{Lowered, Object, ObjectId, Stage, Unsupported};
 use crate::observed::{Failure, Observed, ObservedObject, Prepare, PrepareState};
 use crate::owner::OwnerKey;
 use crate::ports::{
-    Console, Enforces, ExecOutput, LogLine, LogQuery, Progress, Runtime, RuntimeEvent, RuntimeInfo, Step,
+    Console, Enforces, ExecOutput, LogLine, LogQuery, Progress, Runtime, RuntimeEvent, RuntimeInfo, Step, hints,
 };
 use crate::workload::Workload;
 
@@ -159,6 +159,7 @@ impl FakeRuntime {
                 version: "1".to_owned(),
                 enforces: Enforces { memory_limit: true, cpu_limit: true, filesystem: true, egress: true, user: true },
                 collects_garbage: false,
+                bridge: None,
             },
             place,
             preparations: Mutex::default(),
@@ -543,15 +544,7 @@ impl Runtime for FakeRuntime {
     }
 
     fn events(&self) -> BoxStream<'static, RuntimeEvent> {
-        let receiver = self.0.events.subscribe();
-        futures::stream::unfold(receiver, |mut receiver| async move {
-            match receiver.recv().await {
-                Ok(event) => Some((event, receiver)),
-                Err(broadcast::error::RecvError::Lagged(_)) => Some((RuntimeEvent::Resync, receiver)),
-                Err(broadcast::error::RecvError::Closed) => None,
-            }
-        })
-        .boxed()
+        hints(&self.0.events)
     }
 
     fn console(&self) -> &dyn Console {

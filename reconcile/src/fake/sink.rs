@@ -101,11 +101,17 @@ impl GatewaySink for FakeSink {
         Ok(())
     }
 
+    fn hosts(&self, _: &OwnerKey) -> Vec<String> {
+        Vec::new()
+    }
+
     async fn observe(&self, hub: &OwnerKey) -> Result<Option<HubState>, SinkError> {
         let gateways = self.gateways();
         Ok(gateways.served.get(hub).map(|served| HubState {
             endpoint: format!("http://127.0.0.1:{}/mcp", served.port),
             replicas: served.replicas,
+            serving: served.replicas,
+            problem: None,
             synced: served.replicas,
             version: served.config.version.clone(),
             collisions: gateways.collisions.clone(),

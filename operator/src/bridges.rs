@@ -1,0 +1,165 @@
+//! What the bridges say: each pod's is asked when the pod starts, whenever its readiness changes, and hourly.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use mcp_hub_dataplane_api::secret::SecretString;
+use mcp_hub_dataplane_api::status::{Activity, BridgeStatus, Phase};
+use mcp_hub_reconcile::installation::Installation;
+use mcp_hub_reconcile::owner::OwnerKey;
+use mcp_hub_reconcile::ports::RuntimeEvent;
+use tokio::sync::{Semaphore, broadcast};
+use tokio::task::AbortHandle;
+
+use crate::pods::PodFacts;
+
+/// Asks one bridge.
+#[async_trait]
+pub trait AskBridge: fmt::Debug + Send + Sync {
+    /// The status at `http://ADDRESS:PORT/status`; `None` if nothing answers there yet.
+    async fn status(&self, address: &str, port: u16, token: &SecretString) -> Option<BridgeStatus>;
+}
+
+/// Bridges asked at a time: a restarted operator asks all of them.
+const AT_ONCE: usize = 64;
+/// A bridge that is not ready is asked again, at first after this time.
+const FIRST: Duration = Duration::from_millis(250);
+const LONGEST: Duration = Duration::from_secs(30);
+const HOURLY: Duration = Duration::from_secs(3600);
+/// A server that takes longer to start is told of as starting; most are ready before anybody has read that.
+const STARTING: Duration = Duration::from_secs(3);
+
+#[derive(Debug)]
+pub(crate) struct Bridges(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    ask: Arc<dyn AskBridge>,
+    installation: Installation,
+    events: broadcast::Sender<RuntimeEvent>,
+    turns: Semaphore,
+    attended: Mutex<HashMap<String, Attended>>,
+}
+
+/// A pod whose bridge is asked.
+#[derive(Debug)]
+struct Attended {
+    owner: OwnerKey,
+    seen: Seen,
+    status: Option<BridgeStatus>,
+    task: AbortHandle,
+}
+
+impl Drop for Attended {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What makes it worth asking anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Seen {
+    ip: String,
+    port: u16,
+    starts: i32,
+    ready: bool,
+}
+
+impl Bridges {
+    pub(crate) fn new(
+        ask: Arc<dyn AskBridge>,
+        installation: Installation,
+        events: broadcast::Sender<RuntimeEvent>,
+    ) -> Self {
+        let turns = Semaphore::new(AT_ONCE);
+        Self(Arc::new(Inner { ask, installation, events, turns, attended: Mutex::default() }))
+    }
+
+    /// Takes the pods that an owner has now.
+    pub(crate) fn attend(&self, owner: &OwnerKey, pods: &[PodFacts]) {
+        let mut attended = self.0.attended();
+        let alive: BTreeMap<&str, Seen> = pods
+            .iter()
+            .filter(|pod| !pod.ending && pod.running)
+            .filter_map(|pod| {
+                let (ip, port) = (pod.ip.clone()?, pod.port?);
+                Some((pod.uid.as_str(), Seen { ip, port, starts: pod.starts, ready: pod.ready }))
+            })
+            .collect();
+        attended.retain(|uid, known| known.owner != *owner || alive.contains_key(uid.as_str()));
+        for (uid, seen) in alive {
+            let known = attended.get(uid);
+            if known.is_some_and(|known| known.seen == seen) {
+                continue;
+            }
+            // A bridge that was started anew has nothing to do with what the old one said.
+            let status = known.filter(|known| known.seen.starts == seen.starts).and_then(|known| known.status.clone());
+            let follow = follow(self.0.clone(), owner.clone(), uid.to_owned(), seen.clone());
+            let task = tokio::spawn(follow).abort_handle();
+            attended.insert(uid.to_owned(), Attended { owner: owner.clone(), seen, status, task });
+        }
+    }
+
+    /// What the bridge of a pod said last.
+    pub(crate) fn status(&self, pod_uid: &str) -> Option<BridgeStatus> {
+        self.0.attended().get(pod_uid)?.status.clone()
+    }
+}
+
+impl Drop for Bridges {
+    fn drop(&mut self) {
+        self.0.attended().clear();
+    }
+}
+
+impl Inner {
+    fn attended(&self) -> std::sync::MutexGuard<'_, HashMap<String, Attended>> {
+        self.attended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes what a bridge said; whether it means something else than before.
+    fn take(&self, pod_uid: &str, said: BridgeStatus) -> bool {
+        let mut attended = self.attended();
+        let Some(known) = attended.get_mut(pod_uid) else { return false };
+        let changed = known.status.as_ref().map(meaning) != Some(meaning(&said));
+        known.status = Some(said);
+        changed
+    }
+}
+
+/// A status without what changes with each call.
+fn meaning(status: &BridgeStatus) -> BridgeStatus {
+    BridgeStatus { activity: Activity::default(), ..status.clone() }
+}
+
+async fn follow(inner: Arc<Inner>, owner: OwnerKey, pod_uid: String, seen: Seen) {
+    let token = inner.installation.bridge_token(&owner.uid, 0);
+    let begun = tokio::time::Instant::now();
+    let mut wait = FIRST;
+    loop {
+        let said = match inner.turns.acquire().await {
+            Ok(_turn) => inner.ask.status(&seen.ip, seen.port, &token).await,
+            // The semaphore is never closed.
+            Err(_) => return,
+        };
+        let settled = said.as_ref().is_some_and(|said| matches!(said.phase, Phase::Ready | Phase::Asleep));
+        let early = |said: &BridgeStatus| said.phase == Phase::Starting && begun.elapsed() < STARTING;
+        if let Some(said) = said.filter(|said| !early(said))
+            && inner.take(&pod_uid, said)
+        {
+            // Nobody listening is no loss: who listens later looks at everything.
+            inner.events.send(RuntimeEvent::Changed(owner.clone())).ok();
+        }
+        if settled && seen.ready {
+            // Spread by the pod, so that thousands are not asked in one second.
+            let spread = pod_uid.bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
+            tokio::time::sleep(HOURLY + Duration::from_secs(spread % 600)).await;
+        } else {
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(LONGEST);
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! What the watches show, kept as small as passes need it, by owner.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures::StreamExt;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Resource, ResourceExt};
+use mcp_hub_reconcile::owner::OwnerKey;
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+
+/// A projection of one object.
+pub(crate) trait Shown: Clone + PartialEq + Send + 'static {
+    fn owner(&self) -> &OwnerKey;
+}
+
+/// Objects of one kind that carry our labels. Clones are the same cache.
+#[derive(Debug)]
+pub(crate) struct Cache<V>(Arc<Inner<V>>);
+
+#[derive(Debug)]
+struct Inner<V> {
+    state: Mutex<State<V>>,
+    /// First lists still to come.
+    pending: watch::Sender<usize>,
+}
+
+#[derive(Debug)]
+struct State<V> {
+    objects: HashMap<Key, Entry<V>>,
+    by_owner: HashMap<String, BTreeSet<Key>>,
+    /// Uids of objects that we deleted and whose deletion the watch has not told of: older news of them is no news.
+    deleted: BTreeSet<String>,
+}
+
+type Key = (String, String);
+
+#[derive(Debug)]
+struct Entry<V> {
+    version: u64,
+    uid: String,
+    value: V,
+}
+
+impl<V> Clone for Cache<V> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<V: Shown> Cache<V> {
+    /// `lists` watches will fill it.
+    pub(crate) fn new(lists: usize) -> Self {
+        let state = State { objects: HashMap::new(), by_owner: HashMap::new(), deleted: BTreeSet::new() };
+        Self(Arc::new(Inner { state: Mutex::new(state), pending: watch::Sender::new(lists) }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<V>> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the first list of each watch.
+    pub(crate) async fn ready(&self) {
+        // The sender lives in this very value.
+        self.0.pending.subscribe().wait_for(|pending| *pending == 0).await.ok();
+    }
+
+    /// The objects of an owner, ordered by name.
+    pub(crate) fn of(&self, owner_uid: &str) -> Vec<V> {
+        let state = self.state();
+        let keys = state.by_owner.get(owner_uid).into_iter().flatten();
+        keys.filter_map(|key| state.objects.get(key)).map(|entry| entry.value.clone()).collect()
+    }
+
+    pub(crate) fn get(&self, namespace: &str, name: &str) -> Option<V> {
+        let key = (namespace.to_owned(), name.to_owned());
+        self.state().objects.get(&key).map(|entry| entry.value.clone())
+    }
+
+    pub(crate) fn owners(&self) -> BTreeSet<OwnerKey> {
+        self.state().objects.values().map(|entry| entry.value.owner().clone()).collect()
+    }
+
+    /// Takes news of an object, `value` being `None` if it is not ours. Gives the owners that it concerns, none if the news
+    /// is old or changes nothing that we look at.
+    pub(crate) fn see(&self, object: &impl Resource, value: Option<V>) -> Vec<OwnerKey> {
+        let meta = object.meta();
+        let uid = meta.uid.clone().unwrap_or_default();
+        // Versions of one kind are ordered (KEP-5504); one that is no number is taken as it comes.
+        let version = meta.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(u64::MAX);
+        let key = key_of(object);
+        let mut state = self.state();
+        if state.deleted.contains(&uid) {
+            return Vec::new();
+        }
+        let old = state.objects.get(&key);
+        if old.is_some_and(|old| old.uid == uid && old.version > version) {
+            return Vec::new();
+        }
+        if old.map(|old| &old.value) == value.as_ref() && old.is_some_and(|old| old.uid == uid) {
+            if let Some(entry) = state.objects.get_mut(&key) {
+                entry.version = version;
+            }
+            return Vec::new();
+        }
+        let mut concerned = state.take(&key);
+        if let Some(value) = value {
+            let owner = value.owner().clone();
+            state.by_owner.entry(owner.uid.clone()).or_default().insert(key.clone());
+            state.objects.insert(key, Entry { version, uid, value });
+            if !concerned.contains(&owner) {
+                concerned.push(owner);
+            }
+        }
+        concerned
+    }
+
+    /// Takes the news that an object is gone.
+    pub(crate) fn gone(&self, object: &impl Resource) -> Vec<OwnerKey> {
+        let mut state = self.state();
+        let uid = object.meta().uid.clone().unwrap_or_default();
+        state.deleted.remove(&uid);
+        let key = key_of(object);
+        match state.objects.get(&key) {
+            // A successor of the same name is another object.
+            Some(entry) if entry.uid != uid => Vec::new(),
+            _ => state.take(&key),
+        }
+    }
+
+    /// Forgets an object that we deleted, before the watch tells of it.
+    pub(crate) fn deleted(&self, namespace: &str, name: &str) {
+        let mut state = self.state();
+        let key = (namespace.to_owned(), name.to_owned());
+        if let Some(entry) = state.objects.get(&key) {
+            let uid = entry.uid.clone();
+            state.deleted.insert(uid);
+            state.take(&key);
+        }
+    }
+
+    /// Keeps nothing but what the list held.
+    fn retain(&self, namespace: Option<&str>, listed: &BTreeSet<Key>, uids: &BTreeSet<String>) -> Vec<OwnerKey> {
+        let mut state = self.state();
+        state.deleted.retain(|uid| uids.contains(uid));
+        let outside = |key: &&Key| namespace.is_none_or(|namespace| key.0 == namespace) && !listed.contains(*key);
+        let gone: Vec<Key> = state.objects.keys().filter(outside).cloned().collect();
+        gone.iter().flat_map(|key| state.take(key)).collect()
+    }
+
+    /// Follows a watch for ever. `show` projects an object; `tell` hears which owners have news.
+    pub(crate) async fn follow<K>(
+        self,
+        api: Api<K>,
+        config: watcher::Config,
+        namespace: Option<String>,
+        show: impl Fn(&K) -> Option<V>,
+        tell: impl Fn(OwnerKey),
+    ) where
+        K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+    {
+        let mut events = std::pin::pin!(watcher(api, config).default_backoff());
+        let (mut listed, mut uids, mut first) = (BTreeSet::new(), BTreeSet::new(), true);
+        while let Some(event) = events.next().await {
+            let news = match event {
+                Ok(watcher::Event::Init) => {
+                    listed.clear();
+                    uids.clear();
+                    Vec::new()
+                }
+                Ok(watcher::Event::InitApply(object)) => {
+                    listed.insert(key_of(&object));
+                    uids.extend(object.uid());
+                    self.see(&object, show(&object))
+                }
+                Ok(watcher::Event::InitDone) => {
+                    let news = self.retain(namespace.as_deref(), &listed, &uids);
+                    if std::mem::take(&mut first) {
+                        self.0.pending.send_modify(|pending| *pending = pending.saturating_sub(1));
+                    }
+                    news
+                }
+                Ok(watcher::Event::Apply(object)) => self.see(&object, show(&object)),
+                Ok(watcher::Event::Delete(object)) => self.gone(&object),
+                Err(error) => {
+                    // The watcher waits and lists anew; what is known stands meanwhile.
+                    tracing::warn!(error = %error, kind = std::any::type_name::<V>(), "a watch broke");
+                    Vec::new()
+                }
+            };
+            news.into_iter().for_each(&tell);
+        }
+    }
+}
+
+impl<V: Shown> State<V> {
+    fn take(&mut self, key: &Key) -> Vec<OwnerKey> {
+        let Some(entry) = self.objects.remove(key) else { return Vec::new() };
+        let owner = entry.value.owner().clone();
+        if let Some(keys) = self.by_owner.get_mut(&owner.uid) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.by_owner.remove(&owner.uid);
+            }
+        }
+        vec![owner]
+    }
+}
+
+fn key_of(object: &impl Resource) -> Key {
+    (object.meta().namespace.clone().unwrap_or_default(), object.meta().name.clone().unwrap_or_default())
+}

@@ -1,0 +1,82 @@
+//! What marks an object as ours, and whose it is.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::core::ObjectMeta;
+use mcp_hub_reconcile::owner::{OwnerKey, OwnerKind};
+
+pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// Value of [`MANAGED_BY`].
+pub const MANAGER: &str = "mcp-hub";
+pub const INSTALLATION: &str = "mcphub.io/installation";
+pub const OWNER_KIND: &str = "mcphub.io/owner-kind";
+pub const OWNER_NAME: &str = "mcphub.io/owner-name";
+pub const OWNER_UID: &str = "mcphub.io/owner-uid";
+/// What a pod is: `server`, `gateway` or `operator`. Network policies select by it.
+pub const ROLE: &str = "mcphub.io/role";
+/// Annotation with the digest of the body that an object was made from.
+pub const DIGEST: &str = "mcphub.io/digest";
+/// Name of the object for people, as Kubernetes recommends.
+const APP_NAME: &str = "app.kubernetes.io/name";
+
+/// Selects everything of an installation.
+pub(crate) fn selector(installation: &str) -> String {
+    format!("{MANAGED_BY}={MANAGER},{INSTALLATION}={installation}")
+}
+
+/// The labels of every object of an owner.
+pub(crate) fn of(owner: &OwnerKey) -> BTreeMap<String, String> {
+    let kind = match owner.kind {
+        OwnerKind::MCPServer => "MCPServer",
+        OwnerKind::MCPHub => "MCPHub",
+    };
+    [
+        (APP_NAME, owner.name.as_str()),
+        (MANAGED_BY, MANAGER),
+        (INSTALLATION, &owner.installation),
+        (OWNER_KIND, kind),
+        (OWNER_NAME, &owner.name),
+        (OWNER_UID, &owner.uid),
+    ]
+    .into_iter()
+    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+    .collect()
+}
+
+/// The labels that select an owner's pods. They never change, because a Deployment's selector cannot.
+pub(crate) fn pods_of(owner: &OwnerKey) -> BTreeMap<String, String> {
+    BTreeMap::from([(OWNER_UID.to_owned(), owner.uid.clone())])
+}
+
+/// The owner that an object's labels name; `None` if it is not ours.
+pub(crate) fn owner(meta: &ObjectMeta) -> Option<OwnerKey> {
+    let label = |name: &str| meta.labels.as_ref()?.get(name).cloned();
+    (label(MANAGED_BY)? == MANAGER).then_some(())?;
+    Some(OwnerKey {
+        installation: label(INSTALLATION)?,
+        kind: match label(OWNER_KIND)?.as_str() {
+            "MCPServer" => OwnerKind::MCPServer,
+            "MCPHub" => OwnerKind::MCPHub,
+            _ => return None,
+        },
+        namespace: meta.namespace.clone()?,
+        name: label(OWNER_NAME)?,
+        uid: label(OWNER_UID)?,
+    })
+}
+
+/// The reference by which the garbage collector removes an object after its owner.
+pub(crate) fn reference(owner: &OwnerKey) -> OwnerReference {
+    OwnerReference {
+        api_version: "mcphub.io/v1alpha1".to_owned(),
+        kind: match owner.kind {
+            OwnerKind::MCPServer => "MCPServer".to_owned(),
+            OwnerKind::MCPHub => "MCPHub".to_owned(),
+        },
+        name: owner.name.clone(),
+        uid: owner.uid.clone(),
+        controller: Some(true),
+        block_owner_deletion: None,
+    }
+}

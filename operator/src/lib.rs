@@ -1,0 +1,22 @@
+//! MCP Hub on Kubernetes: the three ports of `mcp_hub_reconcile` over the API server.
+//!
+//! [`store::KubeStore`] keeps specs and statuses, [`runtime::KubeRuntime`] runs servers as Deployments.
+
+mod bridges;
+mod cache;
+mod children;
+mod console;
+mod fields;
+mod images;
+pub mod labels;
+mod lower;
+mod pods;
+pub mod runtime;
+mod scope;
+pub mod store;
+
+pub use bridges::AskBridge;
+pub use console::PodConsole;
+pub use images::{ResolveError, ResolveImage};
+pub use lower::ClusterSettings;
+pub use scope::Scope;

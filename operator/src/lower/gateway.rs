@@ -1,0 +1,98 @@
+//! A hub's gateway: a Deployment, a Service, a NetworkPolicy, a PodDisruptionBudget; its configuration lies in a Secret.
+
+use mcp_hub_reconcile::lower::Lowered;
+use mcp_hub_reconcile::owner::OwnerKey;
+use mcp_hub_reconcile::workload::GatewayWorkload;
+use serde_json::json;
+
+use super::{ClusterSettings, child, network, pod};
+use crate::children::ChildKind;
+use crate::labels;
+
+/// Where operator and replicas reach a gateway; not part of its Service.
+pub(crate) const CONTROL_PORT: u16 = 7339;
+/// Keys of the Secret.
+pub(crate) const CONFIG_KEY: &str = "config.json.gz";
+pub(crate) const SEALING_KEY: &str = "sealing-key";
+const CONFIG_DIR: &str = "/etc/mcp-hub";
+/// Endpoints are told of a pod's end within a few seconds; what is under way has half a minute.
+const DRAIN_DELAY: &str = "5s";
+const DRAIN_LIMIT: &str = "30s";
+const GRACE_SECONDS: u32 = 45;
+
+/// Name of a gateway's objects.
+pub(crate) fn gateway_name(hub: &OwnerKey) -> String {
+    format!("mcp-hub-{}", hub.name)
+}
+
+/// Name of the Secret that its pods mount.
+pub(crate) fn config_secret(hub: &OwnerKey) -> String {
+    format!("mcp-hub-{}-config", hub.name)
+}
+
+pub(super) fn lower(gateway: &GatewayWorkload, settings: &ClusterSettings) -> Lowered {
+    let GatewayWorkload { owner, replicas, port } = gateway;
+    let (pods, name) = (labels::pods_of(owner), gateway_name(owner));
+    let mut pod_labels = labels::of(owner);
+    pod_labels.insert(labels::ROLE.to_owned(), "gateway".to_owned());
+    let user = pod::NOBODY;
+    let container = json!({
+        "name": "gateway",
+        "image": settings.gateway_image,
+        "args": [
+            format!("--config={CONFIG_DIR}/{CONFIG_KEY}"),
+            format!("--sealing-key={CONFIG_DIR}/{SEALING_KEY}"),
+            format!("--listen=0.0.0.0:{port}"),
+            format!("--control=0.0.0.0:{CONTROL_PORT}"),
+            format!("--advertise=$(POD_IP):{CONTROL_PORT}"),
+            format!("--drain-delay={DRAIN_DELAY}"),
+            format!("--drain-limit={DRAIN_LIMIT}"),
+        ],
+        "env": [{"name": "POD_IP", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}}],
+        "ports": [
+            {"name": "mcp", "containerPort": port, "protocol": "TCP"},
+            {"name": "control", "containerPort": CONTROL_PORT, "protocol": "TCP"},
+        ],
+        "securityContext": pod::confined(true),
+        "volumeMounts": [{"name": "config", "mountPath": CONFIG_DIR, "readOnly": true}],
+        "readinessProbe": pod::probe("/readyz", CONTROL_PORT, 2, 2),
+        "livenessProbe": pod::probe("/healthz", CONTROL_PORT, 10, 6),
+    });
+    let deployment = json!({
+        "replicas": replicas,
+        "revisionHistoryLimit": 2,
+        "selector": {"matchLabels": pods},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+        "template": {
+            "metadata": {"labels": pod_labels},
+            "spec": {
+                "automountServiceAccountToken": false,
+                "enableServiceLinks": false,
+                "securityContext": pod::identity(user, user),
+                "terminationGracePeriodSeconds": GRACE_SECONDS,
+                "topologySpreadConstraints": [{
+                    "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway",
+                    "labelSelector": {"matchLabels": pods},
+                }],
+                "containers": [container],
+                "volumes": [{"name": "config", "secret": {"secretName": config_secret(owner)}}],
+            },
+        },
+    });
+    let service = json!({
+        "selector": pods,
+        "ports": [{"name": "mcp", "port": port, "targetPort": port, "protocol": "TCP"}],
+    });
+    let policy = network::of_gateway(&pods, *port, CONTROL_PORT, settings);
+    let mut objects = vec![
+        child(ChildKind::NetworkPolicy, owner, name.clone(), &policy),
+        child(ChildKind::Deployment, owner, name.clone(), &deployment),
+        child(ChildKind::Service, owner, name.clone(), &service),
+    ];
+    // With one replica a budget would only stop nodes from being drained.
+    if *replicas > 1 {
+        let budget = json!({"maxUnavailable": 1, "selector": {"matchLabels": pods}});
+        objects.push(child(ChildKind::PodDisruptionBudget, owner, name, &budget));
+    }
+    Lowered { objects, degraded: Vec::new() }
+}

@@ -1,0 +1,397 @@
+//! A server: a Deployment whose pods bring the bridge, a headless Service, a NetworkPolicy.
+
+use mcp_hub_crds::server::{FilesystemPermission, Permissions, RunAs, RuntimeChoice, Volume};
+use mcp_hub_crds::source::{ImageSource, Resolved, Source};
+use mcp_hub_dataplane_api::SessionMode;
+use mcp_hub_dataplane_api::launch::{
+    Child, ChildTransport, Drain, LAUNCH_ENV, LaunchSpec, Limits, LogPolicy, Owner, Roots, in_pod_env,
+};
+use mcp_hub_reconcile::lower::{Change, Degraded, Lowered, Object, ObjectId, Stage, Unsupported};
+use mcp_hub_reconcile::owner::OwnerKey;
+use mcp_hub_reconcile::workload::{EnvValue, ServerWorkload};
+use serde_json::{Value, json};
+
+use super::{ClusterSettings, child, network, no, pod, template};
+use crate::children::ChildKind;
+use crate::labels;
+use crate::pods::{BRIDGE, SERVER};
+
+/// Where the bridge and its run folder lie in a pod.
+const BRIDGE_DIR: &str = "/mcp-hub";
+const TMP_DIR: &str = "/tmp";
+/// Annotation of pods that a restart asked for.
+const RESTARTED_AT: &str = "mcphub.io/restarted-at";
+/// A pod writes no log files; the kubelet keeps its stderr.
+const NO_LOG: LogPolicy = LogPolicy { max_bytes: 0, files: 0 };
+/// Endpoints are told of a pod's end within a few seconds; what is under way has half a minute.
+const DRAIN: Drain = Drain { accept_ms: 3_000, finish_ms: 25_000 };
+/// The drain, the five seconds that a server's processes have after it, and some.
+const GRACE_SECONDS: u64 = 40;
+
+/// Name of a server's Deployment, Service and NetworkPolicy.
+pub(crate) fn server_name(owner: &OwnerKey) -> String {
+    format!("mcp-{}", owner.name)
+}
+
+/// Port that the bridge listens on.
+pub(crate) fn bridge_port(transport: &ChildTransport) -> u16 {
+    match transport {
+        ChildTransport::StreamableHttp { port: 7337, .. } | ChildTransport::Sse { port: 7337, .. } => 7338,
+        _ => 7337,
+    }
+}
+
+pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Result<Lowered, Unsupported> {
+    // Destructured so that a new field does not compile until it is decided.
+    let ServerWorkload {
+        owner,
+        source,
+        source_digest,
+        resolved,
+        runtime,
+        // Folders of a machine; a cluster has none.
+        base_dir: _,
+        transport,
+        era,
+        args,
+        working_dir,
+        env,
+        volumes,
+        resources,
+        run_as,
+        replicas,
+        lifecycle,
+        sessions,
+        roots,
+        health,
+        restart,
+        timeouts,
+        permissions,
+        pod_template,
+        token_sha256,
+        restarted_at,
+        expose_to,
+        bridge,
+    } = server;
+    if let Some(choice) = runtime {
+        let message = format!("a cluster has no runtime {}", runtime_name(*choice));
+        return Err(no("spec.runtime", message, Some("leave it empty")));
+    }
+    if *roots == Roots::Forward && (sessions.mode != SessionMode::PerClient || *transport != ChildTransport::Stdio) {
+        return Err(no("spec.roots", "roots are forwarded to stdio servers with sessions.mode perClient only", None));
+    }
+    let image = match source {
+        Source::Image(image) => image,
+        Source::Remote(_) => return Ok(Lowered::default()),
+        Source::Package(_) => {
+            return Err(no(
+                "spec.source.package",
+                "packages run in local mode only",
+                Some("use an image that holds it"),
+            ));
+        }
+        Source::Command(_) => {
+            return Err(no("spec.source.command", "a cluster has no programs of its own", Some("use an image")));
+        }
+    };
+    let mut degraded = Vec::new();
+    let egress = permissions.as_ref().and_then(|permissions| permissions.network.as_ref());
+    if egress.is_some_and(|network| network.egress.is_some()) && !settings.network_policies_enforced {
+        degraded.push(Degraded {
+            field: "spec.permissions.network.egress".to_owned(),
+            message: "written as a NetworkPolicy; whether it is enforced is up to the cluster's network plugin, which \
+                      the operator was not told of"
+                .to_owned(),
+        });
+    }
+    let port = bridge_port(transport);
+    let policy = network::of_server(&labels::pods_of(owner), port, expose_to, egress, settings)?;
+    let volumes = volumes.iter().map(volume).collect::<Result<Vec<_>, _>>()?;
+    if *replicas == 0 {
+        return Ok(Lowered { objects: Vec::new(), degraded });
+    }
+    let Some(resolved) = resolved else {
+        let body = json!({"source": serde_json::to_value(source).unwrap_or_default(), "sourceDigest": source_digest});
+        let id = ObjectId::new("image", &owner.name);
+        return Ok(Lowered { objects: vec![Object::new(id, Stage::Prepare, Change::InPlace, body)], degraded });
+    };
+    let mut command = command(image, resolved, args)?.into_iter();
+    let Some(program) = command.next() else {
+        return Err(no(
+            "spec.source.image",
+            "the image names no program to run",
+            Some("set spec.source.image.command"),
+        ));
+    };
+    if image.pin_digest != Some(false) && resolved.image.is_none() {
+        if image.pin_digest == Some(true) {
+            return Err(no(
+                "spec.source.image.pinDigest",
+                "the registry did not tell the image's digest",
+                Some("leave it out, or make the registry reachable from the operator"),
+            ));
+        }
+        degraded.push(Degraded {
+            field: "spec.source.image.pinDigest".to_owned(),
+            message: "the registry did not tell the image's digest, so that pods run what the tag means at their start"
+                .to_owned(),
+        });
+    }
+    let who = identity(run_as.as_ref(), resolved, &mut degraded);
+    let launch = LaunchSpec {
+        owner: Owner { id: owner.id(), namespace: owner.namespace.clone(), name: owner.name.clone() },
+        digest: String::new(),
+        listen: ([0, 0, 0, 0], port).into(),
+        token_sha256: token_sha256.clone(),
+        child: Child {
+            program,
+            args: command.collect(),
+            working_dir: String::new(),
+            inherit_env: true,
+            env: std::collections::BTreeMap::new(),
+            secret_env: Vec::new(),
+            // The pod has limits of its own.
+            limits: Limits::default(),
+            filesystem: None,
+        },
+        transport: transport.clone(),
+        era: *era,
+        sessions: *sessions,
+        roots: *roots,
+        lifecycle: *lifecycle,
+        health: *health,
+        restart: *restart,
+        timeouts: *timeouts,
+        log: NO_LOG,
+        drain: DRAIN,
+    };
+    let mut variables = vec![json!({
+        "name": LAUNCH_ENV,
+        "value": in_pod_env(&serde_json::to_string(&launch).unwrap_or_default()),
+    })];
+    let names: Vec<&str> = env.iter().map(EnvValue::name).collect();
+    if names.contains(&LAUNCH_ENV) {
+        return Err(no("spec.env", format!("{LAUNCH_ENV} is the bridge's own variable"), None));
+    }
+    if who.homeless && !names.contains(&"HOME") {
+        variables.push(pod::variable("HOME", TMP_DIR));
+    }
+    variables.extend(env.iter().map(|variable| match variable {
+        EnvValue::Plain { name, value } => pod::variable(name, value),
+        // Its value comes at the pod's next start; a changed one rolls nothing by itself.
+        EnvValue::Secret { name, key, fingerprint: _ } => {
+            json!({"name": name, "valueFrom": {"secretKeyRef": {"name": key.name, "key": key.key}}})
+        }
+    }));
+
+    let read_only = !unrestricted(permissions.as_ref());
+    let mounts = |more: &[Mounted]| {
+        let mut mounts = vec![json!({"name": "mcp-hub", "mountPath": BRIDGE_DIR})];
+        let own_tmp = more.iter().any(|mounted| mounted.mount["mountPath"] == TMP_DIR);
+        if !own_tmp {
+            mounts.push(json!({"name": "mcp-hub-tmp", "mountPath": TMP_DIR}));
+        }
+        mounts.extend(more.iter().map(|mounted| mounted.mount.clone()));
+        mounts
+    };
+    let bridge_image = bridge.as_deref().unwrap_or(&settings.bridge_image);
+    let mut container = json!({
+        "name": SERVER,
+        "image": image_to_run(image, resolved),
+        "command": [format!("{BRIDGE_DIR}/mcp-bridge"), "pod", format!("{BRIDGE_DIR}/run")],
+        "env": variables,
+        "ports": [{"name": "mcp", "containerPort": port, "protocol": "TCP"}],
+        "securityContext": pod::confined(read_only),
+        "volumeMounts": mounts(&volumes),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "readinessProbe": pod::probe("/readyz", port, 2, 3),
+        "livenessProbe": pod::probe("/healthz", port, 10, 6),
+    });
+    if let Some(folder) = working_dir {
+        container["workingDir"] = Value::from(folder.clone());
+    }
+    if let Some(resources) = pod::resources(resources.as_ref()) {
+        container["resources"] = resources;
+    }
+    let mut all_volumes = vec![json!({"name": "mcp-hub", "emptyDir": {"sizeLimit": "64Mi"}})];
+    if !volumes.iter().any(|mounted| mounted.mount["mountPath"] == TMP_DIR) {
+        all_volumes.push(json!({"name": "mcp-hub-tmp", "emptyDir": {}}));
+    }
+    all_volumes.extend(volumes.iter().map(|mounted| mounted.volume.clone()));
+    let mut pod_labels = labels::of(owner);
+    pod_labels.insert(labels::ROLE.to_owned(), "server".to_owned());
+    let mut spec = json!({
+        "automountServiceAccountToken": false,
+        "enableServiceLinks": false,
+        "securityContext": pod::identity(who.user, who.group),
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "initContainers": [{
+            "name": BRIDGE,
+            "image": bridge_image,
+            "args": ["install", BRIDGE_DIR],
+            "terminationMessagePolicy": "FallbackToLogsOnError",
+            "securityContext": pod::confined(true),
+            "volumeMounts": [{"name": "mcp-hub", "mountPath": BRIDGE_DIR}],
+        }],
+        "containers": [container],
+        "volumes": all_volumes,
+    });
+    if let Some(secret) = &image.pull_secret_ref {
+        spec["imagePullSecrets"] = json!([{"name": secret.name}]);
+    }
+    let mut pods = json!({"metadata": {"labels": pod_labels}, "spec": spec});
+    if let Some(at) = restarted_at {
+        pods["metadata"]["annotations"] = json!({RESTARTED_AT: at});
+    }
+    if let Some(patch) = pod_template {
+        template::merge(&mut pods, patch)?;
+    }
+    // Two pods cannot hold a volume that one node at a time may write.
+    let exclusive = volumes.iter().any(|mounted| mounted.exclusive);
+    let strategy = match exclusive {
+        true => json!({"type": "Recreate"}),
+        false => json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}),
+    };
+    let deployment = json!({
+        "replicas": replicas,
+        "revisionHistoryLimit": 2,
+        "selector": {"matchLabels": labels::pods_of(owner)},
+        "strategy": strategy,
+        "template": pods,
+    });
+    let service = json!({
+        "clusterIP": "None",
+        "selector": labels::pods_of(owner),
+        "ports": [{"name": "mcp", "port": port, "targetPort": port, "protocol": "TCP"}],
+    });
+    let name = server_name(owner);
+    let objects = vec![
+        child(ChildKind::NetworkPolicy, owner, name.clone(), &policy),
+        child(ChildKind::Deployment, owner, name.clone(), &deployment),
+        child(ChildKind::Service, owner, name, &service),
+    ];
+    Ok(Lowered { objects, degraded })
+}
+
+fn runtime_name(choice: RuntimeChoice) -> &'static str {
+    choice.as_str()
+}
+
+/// The program and its arguments. `source.image.command` replaces ENTRYPOINT and drops CMD; `args` replaces CMD.
+fn command(image: &ImageSource, resolved: &Resolved, args: &[String]) -> Result<Vec<String>, Unsupported> {
+    let facts = resolved.image.as_ref();
+    let mut command = match (&image.command, facts) {
+        (Some(command), _) => command.clone(),
+        (None, Some(facts)) => {
+            let mut command = facts.entrypoint.clone().unwrap_or_default();
+            if args.is_empty() {
+                command.extend(facts.cmd.clone().unwrap_or_default());
+            }
+            command
+        }
+        (None, None) => {
+            return Err(no(
+                "spec.source.image",
+                "the image's entrypoint is not known",
+                Some("set spec.source.image.command"),
+            ));
+        }
+    };
+    command.extend(args.iter().cloned());
+    Ok(command)
+}
+
+/// The reference that pods run: by digest, unless the spec wants the tag or the digest is not known.
+fn image_to_run(image: &ImageSource, resolved: &Resolved) -> String {
+    match &resolved.image {
+        Some(facts) if image.pin_digest != Some(false) && !image.r#ref.contains('@') => {
+            // A tag beside a digest is ignored by everyone; it stays for people.
+            format!("{}@{}", image.r#ref, facts.index)
+        }
+        _ => image.r#ref.clone(),
+    }
+}
+
+struct Identity {
+    user: i64,
+    group: i64,
+    /// Not the image's own user, whose home it may not write.
+    homeless: bool,
+}
+
+/// The user of the spec, else the image's if it is a number other than root's, else nobody's.
+fn identity(run_as: Option<&RunAs>, resolved: &Resolved, degraded: &mut Vec<Degraded>) -> Identity {
+    let group = |user: i64| run_as.and_then(|run_as| run_as.group).unwrap_or(user);
+    if let Some(user) = run_as.and_then(|run_as| run_as.user) {
+        return Identity { user, group: group(user), homeless: true };
+    }
+    let named = resolved.image.as_ref().and_then(|image| image.user.as_deref()).unwrap_or_default();
+    let (user, own_group) = named.split_once(':').unwrap_or((named, ""));
+    match user.parse::<i64>() {
+        Ok(user) if user != 0 => {
+            let own_group = own_group.parse().unwrap_or(user);
+            let group = run_as.and_then(|run_as| run_as.group).unwrap_or(own_group);
+            Identity { user, group, homeless: false }
+        }
+        Ok(_) => Identity { user: pod::NOBODY, group: group(pod::NOBODY), homeless: true },
+        Err(_) => {
+            if !user.is_empty() && user != "root" {
+                degraded.push(Degraded {
+                    field: "spec.runAs".to_owned(),
+                    message: format!(
+                        "the image's user `{user}` is a name, which a cluster cannot check: it runs as {}; set \
+                         spec.runAs.user to its number",
+                        pod::NOBODY
+                    ),
+                });
+            }
+            Identity { user: pod::NOBODY, group: group(pod::NOBODY), homeless: true }
+        }
+    }
+}
+
+fn unrestricted(permissions: Option<&Permissions>) -> bool {
+    permissions.and_then(|permissions| permissions.filesystem) == Some(FilesystemPermission::Unrestricted)
+}
+
+struct Mounted {
+    volume: Value,
+    mount: Value,
+    exclusive: bool,
+}
+
+fn volume(wanted: &Volume) -> Result<Mounted, Unsupported> {
+    let Volume { name, mount_path, read_only, host_path, empty_dir, pvc, config_map } = wanted;
+    let field = |what: &str| format!("spec.volumes[{name}]{what}");
+    if name == "mcp-hub" || name == "mcp-hub-tmp" {
+        return Err(no(field(".name"), "this name is the bridge's own", None));
+    }
+    if mount_path == BRIDGE_DIR || mount_path.starts_with(&format!("{BRIDGE_DIR}/")) {
+        return Err(no(field(".mountPath"), format!("{BRIDGE_DIR} is the bridge's own"), None));
+    }
+    let read_only = read_only.unwrap_or(false);
+    let (source, exclusive) = if host_path.is_some() {
+        return Err(no(
+            field(".hostPath"),
+            "a server does not see the node's files",
+            Some("use pvc, configMap or emptyDir"),
+        ));
+    } else if let Some(claim) = pvc {
+        (json!({"persistentVolumeClaim": {"claimName": claim}}), !read_only)
+    } else if let Some(map) = config_map {
+        (json!({"configMap": {"name": map}}), false)
+    } else {
+        let mut folder = json!({});
+        if let Some(limit) = empty_dir.as_ref().and_then(|folder| folder.size_limit.as_ref()) {
+            folder["sizeLimit"] = Value::from(super::quantity::canonical(limit));
+        }
+        (json!({"emptyDir": folder}), false)
+    };
+    let mut volume = source;
+    volume["name"] = Value::from(name.clone());
+    let mut mount = json!({"name": name, "mountPath": mount_path});
+    if read_only {
+        mount["readOnly"] = Value::from(true);
+    }
+    Ok(Mounted { volume, mount, exclusive })
+}

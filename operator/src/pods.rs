@@ -1,0 +1,157 @@
+//! Pods as the kubelet reports them: which bridges can be asked, and what keeps a pod from running.
+
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use kube::ResourceExt;
+use mcp_hub_reconcile::error::Retry;
+use mcp_hub_reconcile::observed::Failure;
+use mcp_hub_reconcile::owner::OwnerKey;
+
+use crate::cache::Shown;
+use crate::labels;
+
+/// Name of the container that a server runs in, behind its bridge.
+pub(crate) const SERVER: &str = "server";
+/// Name of the init container that brings the bridge.
+pub(crate) const BRIDGE: &str = "bridge";
+
+/// What passes look at of a pod.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct PodFacts {
+    pub(crate) owner: OwnerKey,
+    pub(crate) name: String,
+    pub(crate) uid: String,
+    pub(crate) ip: Option<String>,
+    /// First port of the main container: a bridge's or a gateway's.
+    pub(crate) port: Option<u16>,
+    /// Condition `Ready`.
+    pub(crate) ready: bool,
+    pub(crate) ending: bool,
+    /// Starts of the main container; a bridge of another start has another status.
+    pub(crate) starts: i32,
+    pub(crate) running: bool,
+    pub(crate) failure: Option<Failure>,
+}
+
+impl Shown for PodFacts {
+    fn owner(&self) -> &OwnerKey {
+        &self.owner
+    }
+}
+
+impl PodFacts {
+    /// `None` for a pod that is not ours.
+    pub(crate) fn of(pod: &Pod) -> Option<Self> {
+        let status = pod.status.as_ref();
+        let condition = |name: &str| {
+            let conditions = status.and_then(|status| status.conditions.as_ref());
+            conditions.into_iter().flatten().find(|condition| condition.type_ == name)
+        };
+        let main = status.and_then(|status| status.container_statuses.as_ref()).into_iter().flatten().next();
+        let ending = pod.metadata.deletion_timestamp.is_some();
+        let containers = pod.spec.as_ref().map(|spec| &spec.containers);
+        let port = containers.into_iter().flatten().find(|container| container.name != BRIDGE).and_then(|container| {
+            let port = container.ports.as_ref()?.first()?.container_port;
+            u16::try_from(port).ok()
+        });
+        Some(Self {
+            port,
+            owner: labels::owner(&pod.metadata)?,
+            name: pod.name_any(),
+            uid: pod.uid().unwrap_or_default(),
+            ip: status.and_then(|status| status.pod_ip.clone()).filter(|ip| !ip.is_empty()),
+            ready: condition("Ready").is_some_and(|ready| ready.status == "True"),
+            ending,
+            starts: main.map_or(0, |main| main.restart_count),
+            running: main.and_then(|main| main.state.as_ref()).is_some_and(|state| state.running.is_some()),
+            failure: failure(pod).filter(|_| !ending),
+        })
+    }
+}
+
+/// What keeps the pod from running, with what a person can do about it.
+fn failure(pod: &Pod) -> Option<Failure> {
+    let status = pod.status.as_ref()?;
+    let unscheduled = status.conditions.iter().flatten().find(|condition| {
+        condition.type_ == "PodScheduled"
+            && condition.status == "False"
+            && condition.reason.as_deref() == Some("Unschedulable")
+    });
+    if let Some(condition) = unscheduled {
+        let message = condition.message.clone().unwrap_or_default();
+        return Some(failed(
+            "Unschedulable",
+            format!("no node takes the pod: {message}"),
+            Some("add nodes, or lower spec.resources.requests or the constraints of spec.kubernetes.podTemplate"),
+        ));
+    }
+    if status.phase.as_deref() == Some("Failed") {
+        let (reason, message) =
+            (status.reason.as_deref().unwrap_or("Failed"), status.message.as_deref().unwrap_or_default());
+        return Some(failed("PodFailed", format!("the pod failed ({reason}): {message}"), None));
+    }
+    let init = status.init_container_statuses.iter().flatten();
+    init.chain(status.container_statuses.iter().flatten()).find_map(container_failure)
+}
+
+fn container_failure(status: &ContainerStatus) -> Option<Failure> {
+    let of_bridge = status.name == BRIDGE;
+    let last = status.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+    let now = status.state.as_ref();
+    if let Some(end) = now.and_then(|state| state.terminated.as_ref()).filter(|end| end.exit_code != 0) {
+        return Some(ended(of_bridge, end.exit_code, end.reason.as_deref(), end.message.as_deref()));
+    }
+    let waiting = now?.waiting.as_ref()?;
+    let (reason, message) = (waiting.reason.as_deref()?, waiting.message.as_deref().unwrap_or_default());
+    let image = &status.image;
+    match reason {
+        "ErrImagePull"
+        | "ImagePullBackOff"
+        | "InvalidImageName"
+        | "ErrImageNeverPull"
+        | "RegistryUnavailable"
+        | "ImageInspectError" => Some(failed(
+            "ImagePullFailed",
+            format!("image {image} cannot be pulled: {message}"),
+            Some(match of_bridge {
+                true => "check the operator's --bridge-image and whether the nodes can pull it",
+                false => "check spec.source.image.ref; a private registry needs spec.source.image.pullSecretRef",
+            }),
+        )),
+        "CreateContainerConfigError" => Some(failed(
+            "ContainerConfigInvalid",
+            message.to_owned(),
+            Some(
+                "a Secret or ConfigMap that the server refers to, or its key, is not there; or the image's user is a name: set spec.runAs.user",
+            ),
+        )),
+        "CreateContainerError" | "RunContainerError" | "StartError" => Some(failed(
+            "ContainerStartFailed",
+            message.to_owned(),
+            Some("check spec.source.image.command, spec.workingDir and spec.volumes"),
+        )),
+        "CrashLoopBackOff" => match last {
+            Some(end) => Some(ended(of_bridge, end.exit_code, end.reason.as_deref(), end.message.as_deref())),
+            None => Some(failed("BridgeCrashLoop", message.to_owned(), None)),
+        },
+        // ContainerCreating, PodInitializing: on its way.
+        _ => None,
+    }
+}
+
+fn ended(of_bridge: bool, code: i32, reason: Option<&str>, message: Option<&str>) -> Failure {
+    let what = if of_bridge { "the init container that installs the bridge" } else { "the server's container" };
+    let message = message.map(|message| format!(": {}", message.trim())).unwrap_or_default();
+    if reason == Some("OOMKilled") {
+        return failed(
+            "OutOfMemory",
+            format!("{what} was killed for want of memory"),
+            Some("raise spec.resources.limits.memory"),
+        );
+    }
+    let reason_shown = reason.unwrap_or("Error");
+    failed("ContainerEnded", format!("{what} ended with exit code {code} ({reason_shown}){message}"), None)
+}
+
+fn failed(reason: &'static str, message: String, hint: Option<&str>) -> Failure {
+    Failure { reason, message, hint: hint.map(str::to_owned), retry: Retry::OnChange }
+}

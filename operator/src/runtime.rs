@@ -1,0 +1,361 @@
+//! A cluster as a place to run: Deployments, Services and NetworkPolicies by server-side apply.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
+use kube::runtime::watcher;
+use kube::{Api, Client, Resource};
+use mcp_hub_dataplane_api::status::{BridgeStatus, Phase};
+use mcp_hub_reconcile::error::{Retry, RuntimeError};
+use mcp_hub_reconcile::installation::Installation;
+use mcp_hub_reconcile::lower::{Lowered, Object, ObjectId, Unsupported};
+use mcp_hub_reconcile::observed::Observed;
+use mcp_hub_reconcile::owner::{OwnerKey, OwnerKind};
+use mcp_hub_reconcile::ports::{Console, Enforces, Progress, Runtime, RuntimeEvent, RuntimeInfo, Step, hints};
+use mcp_hub_reconcile::workload::Workload;
+use serde_json::{Value, json};
+use tokio::sync::broadcast;
+use tokio::task::JoinSet;
+
+use crate::bridges::{AskBridge, Bridges};
+use crate::cache::Cache;
+use crate::children::{Child, ChildKind, FIELD_MANAGER};
+use crate::console::PodConsole;
+use crate::images::{Images, ResolveImage};
+use crate::labels;
+use crate::lower::{self, ClusterSettings};
+use crate::pods::PodFacts;
+use crate::scope::Scope;
+
+/// Events that a slow listener may lag behind before it is told to look at everything.
+const EVENTS: usize = 4096;
+
+/// The runtime of a cluster. Its watches end with the last value.
+pub struct KubeRuntime {
+    client: Client,
+    info: RuntimeInfo,
+    settings: ClusterSettings,
+    children: BTreeMap<ChildKind, Cache<Child>>,
+    pods: Cache<PodFacts>,
+    bridges: Arc<Bridges>,
+    images: Images,
+    console: PodConsole,
+    events: broadcast::Sender<RuntimeEvent>,
+    _watches: JoinSet<()>,
+}
+
+impl fmt::Debug for KubeRuntime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KubeRuntime").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+/// What a cluster is asked through besides its API server.
+#[derive(Debug, Clone)]
+pub struct Askers {
+    pub bridges: Arc<dyn AskBridge>,
+    pub images: Arc<dyn ResolveImage>,
+}
+
+impl KubeRuntime {
+    /// Starts the watches.
+    pub fn start(
+        client: &Client,
+        scope: &Scope,
+        settings: ClusterSettings,
+        installation: &Installation,
+        askers: Askers,
+    ) -> Arc<Self> {
+        let events = broadcast::Sender::new(EVENTS);
+        let bridges = Arc::new(Bridges::new(askers.bridges, installation.clone(), events.clone()));
+        let selector = labels::selector(installation.id());
+        let config = watcher::Config::default().labels(&selector);
+        let mut watches = JoinSet::new();
+        let mut children = BTreeMap::new();
+        let lists = scope.namespaces().len();
+        for kind in ChildKind::ALL {
+            let cache = Cache::new(lists);
+            for namespace in scope.namespaces() {
+                let api = Scope::objects(client, namespace.as_deref(), &kind.resource());
+                let events = events.clone();
+                let tell = move |owner| {
+                    events.send(RuntimeEvent::Changed(owner)).ok();
+                };
+                let show = move |object: &DynamicObject| Child::of(kind, object);
+                watches.spawn(cache.clone().follow(api, config.clone(), namespace, show, tell));
+            }
+            children.insert(kind, cache);
+        }
+        let pods: Cache<PodFacts> = Cache::new(lists);
+        for namespace in scope.namespaces() {
+            let api: Api<Pod> = Scope::api(client, namespace.as_deref());
+            let (cache, bridges, events) = (pods.clone(), bridges.clone(), events.clone());
+            let tell = move |owner: OwnerKey| {
+                if owner.kind == OwnerKind::MCPServer {
+                    bridges.attend(&owner, &cache.of(&owner.uid));
+                }
+                events.send(RuntimeEvent::Changed(owner)).ok();
+            };
+            watches.spawn(pods.clone().follow(api, config.clone(), namespace, PodFacts::of, tell));
+        }
+        let info = RuntimeInfo {
+            name: lower::NAME.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            enforces: Enforces {
+                memory_limit: true,
+                cpu_limit: true,
+                filesystem: true,
+                egress: settings.network_policies_enforced,
+                user: true,
+            },
+            collects_garbage: true,
+            bridge: Some(settings.bridge_image.clone()),
+        };
+        Arc::new(Self {
+            client: client.clone(),
+            info,
+            settings,
+            children,
+            pods,
+            bridges,
+            images: Images::new(askers.images, events.clone()),
+            console: PodConsole::new(client.clone()),
+            events,
+            _watches: watches,
+        })
+    }
+
+    pub(crate) fn settings(&self) -> &ClusterSettings {
+        &self.settings
+    }
+
+    /// Waits until every kind was listed once.
+    pub(crate) async fn ready(&self) {
+        for cache in self.children.values() {
+            cache.ready().await;
+        }
+        self.pods.ready().await;
+    }
+
+    /// The pods of an owner.
+    pub(crate) fn pods_of(&self, owner: &OwnerKey) -> Vec<PodFacts> {
+        self.pods.of(&owner.uid)
+    }
+
+    /// An object as it was last seen.
+    pub(crate) fn child(&self, kind: ChildKind, namespace: &str, name: &str) -> Option<Child> {
+        self.children.get(&kind)?.get(namespace, name)
+    }
+
+    fn api(&self, kind: ChildKind, namespace: &str) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client.clone(), namespace, &kind.resource())
+    }
+
+    /// Applies an object. `data` are the values of a Secret, which its lowered body does not hold.
+    pub(crate) async fn apply(
+        &self,
+        owner: &OwnerKey,
+        object: &Object,
+        data: Option<&Value>,
+    ) -> Result<(), RuntimeError> {
+        let kind = kind_of(&object.id)?;
+        let api = self.api(kind, &owner.namespace);
+        let failed = |source| api_error("apply", owner, &object.id, source);
+        match self.child(kind, &owner.namespace, &object.id.name) {
+            Some(known) => {
+                let strangers = known.intruders.iter().filter(|intruder| !intruder.is_in(&object.body));
+                let removals: Vec<Value> =
+                    strangers.map(|intruder| json!({"op": "remove", "path": intruder.pointer()})).collect();
+                if !removals.is_empty() {
+                    self.take_out(&api, &object.id, removals).await.map_err(failed)?;
+                }
+            }
+            // Not among ours: it may be someone else's.
+            None => {
+                if let Some(found) = api.get_metadata_opt(&object.id.name).await.map_err(failed)? {
+                    let references = found.metadata.owner_references.iter().flatten();
+                    let ours = references.into_iter().any(|reference| reference.uid == owner.uid);
+                    if !ours && labels::owner(&found.metadata).as_ref() != Some(owner) {
+                        return Err(taken(owner, &object.id));
+                    }
+                }
+            }
+        }
+        let mut body = object.body.clone();
+        body["apiVersion"] = Value::from(kind.resource().api_version);
+        body["kind"] = Value::from(kind.name());
+        body["metadata"]["name"] = Value::from(object.id.name.clone());
+        body["metadata"]["namespace"] = Value::from(owner.namespace.clone());
+        body["metadata"]["annotations"][labels::DIGEST] = Value::from(object.digest.clone());
+        if let Some(data) = data {
+            body["data"] = data.clone();
+        }
+        let params = PatchParams {
+            field_validation: Some(kube::api::ValidationDirective::Strict),
+            ..PatchParams::apply(FIELD_MANAGER)
+        };
+        let applied = api.patch(&object.id.name, &params.force(), &Patch::Apply(&body)).await.map_err(failed)?;
+        self.see(kind, &applied);
+        Ok(())
+    }
+
+    /// Takes out what others put into an object, if it is still the object that was seen.
+    async fn take_out(&self, api: &Api<DynamicObject>, id: &ObjectId, removals: Vec<Value>) -> Result<(), kube::Error> {
+        let patch = serde_json::from_value(Value::from(removals)).map_err(kube::Error::SerdeError)?;
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        match api.patch(&id.name, &params, &Patch::Json::<()>(patch)).await {
+            Ok(_) => Ok(()),
+            // Someone was here in between; the next look finds what is left.
+            Err(kube::Error::Api(status)) if status.code == 422 || status.code == 404 => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Shows what a write answered, before the watch does.
+    fn see(&self, kind: ChildKind, object: &DynamicObject) {
+        if let Some(cache) = self.children.get(&kind) {
+            cache.see(object, Child::of(kind, object));
+        }
+    }
+
+    pub(crate) async fn remove(&self, owner: &OwnerKey, id: &ObjectId) -> Result<(), RuntimeError> {
+        let kind = kind_of(id)?;
+        let api = self.api(kind, &owner.namespace);
+        let failed = |source| api_error("delete", owner, id, source);
+        let Some(found) = api.get_metadata_opt(&id.name).await.map_err(failed)? else { return Ok(()) };
+        if labels::owner(&found.metadata).as_ref() != Some(owner) {
+            return Ok(());
+        }
+        let exactly = Preconditions { uid: found.meta().uid.clone(), resource_version: None };
+        let params = DeleteParams { preconditions: Some(exactly), ..DeleteParams::background() };
+        match api.delete(&id.name, &params).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(failed(error)),
+        }
+        if let Some(cache) = self.children.get(&kind) {
+            cache.deleted(&owner.namespace, &id.name);
+        }
+        Ok(())
+    }
+
+    /// The best of what the bridges of a server say, with the address under which gateways reach them.
+    fn bridge(&self, owner: &OwnerKey, pods: &[PodFacts]) -> Option<BridgeStatus> {
+        let rank = |status: &BridgeStatus| match status.phase {
+            Phase::Ready => 3,
+            Phase::Asleep => 2,
+            Phase::Starting | Phase::WaitingForSecrets { .. } => 1,
+            Phase::Backoff { .. } | Phase::CrashLoop { .. } | Phase::Exited => 0,
+        };
+        let living = pods.iter().filter(|pod| !pod.ending);
+        let answers = living.filter_map(|pod| Some((pod.ready, pod.port?, self.bridges.status(&pod.uid)?)));
+        let (_, port, mut best) = answers.max_by_key(|(ready, _, status)| (*ready, rank(status)))?;
+        let service = lower::server_name(owner);
+        best.endpoint = format!("http://{service}.{}.svc:{port}/mcp", owner.namespace);
+        Some(best)
+    }
+}
+
+#[async_trait]
+impl Runtime for KubeRuntime {
+    fn info(&self) -> &RuntimeInfo {
+        &self.info
+    }
+
+    fn lower(&self, workload: &Workload) -> Result<Lowered, Unsupported> {
+        lower::lower(workload, &self.settings)
+    }
+
+    async fn owners(&self) -> Result<Vec<OwnerKey>, RuntimeError> {
+        self.ready().await;
+        let owners: BTreeSet<OwnerKey> = self.children.values().flat_map(Cache::owners).collect();
+        Ok(owners.into_iter().collect())
+    }
+
+    async fn observe(&self, owner: &OwnerKey) -> Result<Observed, RuntimeError> {
+        self.ready().await;
+        let kinds = self.children.iter().filter(|(kind, _)| **kind != ChildKind::Secret);
+        let children: Vec<Child> = kinds.flat_map(|(_, cache)| cache.of(&owner.uid)).collect();
+        let pods = self.pods_of(owner);
+        let refused = || children.iter().find_map(|child| child.failure.clone());
+        Ok(Observed {
+            bridge: self.bridge(owner, &pods),
+            prepare: self.images.observe(owner),
+            failure: pods.iter().find_map(|pod| pod.failure.clone()).or_else(refused),
+            missing_secrets: Vec::new(),
+            objects: children.into_iter().map(|child| child.observed).collect(),
+        })
+    }
+
+    async fn execute(&self, owner: &OwnerKey, step: &Step) -> Result<Progress, RuntimeError> {
+        match step {
+            Step::Prepare(object) => return Ok(self.images.prepare(owner, object).await),
+            Step::Apply(object) | Step::Replace(object) => self.apply(owner, object, None).await?,
+            Step::Remove(id) => {
+                self.images.forget(owner);
+                self.remove(owner, id).await?;
+            }
+        }
+        Ok(Progress::Done)
+    }
+
+    fn events(&self) -> BoxStream<'static, RuntimeEvent> {
+        hints(&self.events)
+    }
+
+    fn console(&self) -> &dyn Console {
+        &self.console
+    }
+}
+
+fn kind_of(id: &ObjectId) -> Result<ChildKind, RuntimeError> {
+    ChildKind::parse(&id.kind).ok_or_else(|| RuntimeError {
+        reason: "UnknownKind",
+        message: format!("{id} is of no kind that a cluster runtime makes"),
+        hint: None,
+        retry: Retry::OnChange,
+        source: None,
+    })
+}
+
+fn taken(owner: &OwnerKey, id: &ObjectId) -> RuntimeError {
+    RuntimeError {
+        reason: "NameTaken",
+        message: format!("{id} in namespace {} exists and is not {owner}'s", owner.namespace),
+        hint: Some("remove or rename it, or give the server another name".to_owned()),
+        // Its end tells nobody here.
+        retry: Retry::Backoff,
+        source: None,
+    }
+}
+
+/// What the API server answered, as a failure of a pass.
+pub(crate) fn api_error(action: &str, owner: &OwnerKey, id: &ObjectId, error: kube::Error) -> RuntimeError {
+    let (reason, retry, hint) = match &error {
+        kube::Error::Api(status) => match status.code {
+            403 => (
+                "Forbidden",
+                Retry::Backoff,
+                Some("the operator's role lacks this right, or a quota or policy refuses it".to_owned()),
+            ),
+            // Only another spec is another object.
+            400 | 422 => ("Refused", Retry::OnChange, None),
+            409 => ("Conflict", Retry::Backoff, None),
+            429 => ("Throttled", Retry::Backoff, None),
+            _ => ("ApiFailed", Retry::Backoff, None),
+        },
+        _ => ("ApiUnreachable", Retry::Backoff, None),
+    };
+    RuntimeError {
+        reason,
+        message: format!("could not {action} {id} of {owner}"),
+        hint,
+        retry,
+        source: Some(Box::new(error)),
+    }
+}

@@ -1,0 +1,404 @@
+//! Specs and statuses in the API server.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::{self, Debug};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use k8s_openapi::api::core::v1::{ObjectReference, Secret};
+use kube::api::{Patch, PatchParams};
+use kube::core::{DeserializeGuard, NamespaceResourceScope};
+use kube::runtime::events::{Event as KubeEvent, EventType, Recorder, Reporter};
+use kube::runtime::reflector::store::Writer;
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use mcp_hub_crds::source::SecretKeyRef;
+use mcp_hub_crds::{MCPHub, MCPHubStatus, MCPServer, MCPServerStatus};
+use mcp_hub_dataplane_api::secret::SecretString;
+use mcp_hub_reconcile::error::StoreError;
+use mcp_hub_reconcile::owner::{OwnerKey, OwnerKind};
+use mcp_hub_reconcile::ports::{Change, Event, EventKind, ResourceStore};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::task::JoinSet;
+
+use crate::scope::Scope;
+
+/// Field manager of statuses.
+const STATUS_MANAGER: &str = "mcp-hub/status";
+/// Changes that a slow listener may lag behind before it is told of everything.
+const CHANGES: usize = 4096;
+/// The API server refuses longer notes of events.
+const NOTE: usize = 1_000;
+/// A secret that was missing is looked for again this often: the operator may read users' secrets, not watch them.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
+/// The store of a cluster. Its watches end with the last value.
+pub struct KubeStore {
+    client: Client,
+    servers: Shelf<MCPServer>,
+    hubs: Shelf<MCPHub>,
+    changes: broadcast::Sender<Change>,
+    missing: Arc<Mutex<BTreeSet<(String, String)>>>,
+    recorder: Recorder,
+    _watches: JoinSet<()>,
+}
+
+impl Debug for KubeStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KubeStore").field("servers", &self.servers.store.len()).finish_non_exhaustive()
+    }
+}
+
+impl KubeStore {
+    /// Starts the watches. `instance` names this operator in events.
+    pub fn start(client: &Client, scope: &Scope, instance: &str) -> Arc<Self> {
+        let changes = broadcast::Sender::new(CHANGES);
+        let mut watches = JoinSet::new();
+        let servers = Shelf::start(client, scope, &mut watches, changes.clone(), |server| {
+            Change::Server(ObjectRef::from_obj(server))
+        });
+        let hubs =
+            Shelf::start(client, scope, &mut watches, changes.clone(), |hub| Change::Hub(ObjectRef::from_obj(hub)));
+        let missing: Arc<Mutex<BTreeSet<(String, String)>>> = Arc::default();
+        watches.spawn(look_for(client.clone(), missing.clone(), changes.clone()));
+        let reporter = Reporter { controller: "mcp-hub-operator".into(), instance: Some(instance.to_owned()) };
+        let recorder = Recorder::new(client.clone(), reporter);
+        Arc::new(Self { client: client.clone(), servers, hubs, changes, missing, recorder, _watches: watches })
+    }
+
+    async fn write_status<K>(&self, shelf: &Shelf<K>, object: &K, status: &impl Serialize) -> Result<(), StoreError>
+    where
+        K: Kept,
+    {
+        let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+        let api: Api<K> = Api::namespaced(self.client.clone(), &namespace);
+        let patch = json!({
+            "apiVersion": K::api_version(&()), "kind": K::kind(&()),
+            // With its uid a namesake that came since refuses the write.
+            "metadata": {"name": name, "uid": object.uid()},
+            "status": status,
+        });
+        let params = PatchParams::apply(STATUS_MANAGER).force();
+        let shown = format!("{} {namespace}/{name}", K::kind(&()));
+        match api.patch_status(&name, &params, &Patch::Apply(&patch)).await {
+            Ok(written) => {
+                if let Some(change) = shelf.see(written) {
+                    self.changes.send(change).ok();
+                }
+                Ok(())
+            }
+            Err(kube::Error::Api(refusal)) if refusal.code == 409 || refusal.code == 404 => {
+                Err(StoreError::Conflict { object: shown })
+            }
+            Err(source) => {
+                Err(StoreError::Io { action: "write the status of", object: shown, source: Box::new(source) })
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl ResourceStore for KubeStore {
+    fn servers(&self) -> Store<MCPServer> {
+        self.servers.store.clone()
+    }
+
+    fn hubs(&self) -> Store<MCPHub> {
+        self.hubs.store.clone()
+    }
+
+    fn changes(&self) -> BoxStream<'static, Change> {
+        // Listening comes first: what changes between the two is told twice, not never.
+        let listening = self.changes.subscribe();
+        let (servers, hubs) = (self.servers.store.clone(), self.hubs.store.clone());
+        let everything = move || -> VecDeque<Change> {
+            let servers = servers.state().into_iter().map(|server| Change::Server(ObjectRef::from_obj(&*server)));
+            servers.chain(hubs.state().into_iter().map(|hub| Change::Hub(ObjectRef::from_obj(&*hub)))).collect()
+        };
+        let begin = everything();
+        stream::unfold((listening, begin), move |(mut listening, mut due)| {
+            let everything = everything.clone();
+            async move {
+                loop {
+                    if let Some(change) = due.pop_front() {
+                        return Some((change, (listening, due)));
+                    }
+                    match listening.recv().await {
+                        Ok(change) => return Some((change, (listening, due))),
+                        Err(RecvError::Lagged(_)) => due = everything(),
+                        Err(RecvError::Closed) => return None,
+                    }
+                }
+            }
+        })
+        .boxed()
+    }
+
+    async fn write_server_status(&self, server: &MCPServer, status: &MCPServerStatus) -> Result<(), StoreError> {
+        self.write_status(&self.servers, server, status).await
+    }
+
+    async fn write_hub_status(&self, hub: &MCPHub, status: &MCPHubStatus) -> Result<(), StoreError> {
+        self.write_status(&self.hubs, hub, status).await
+    }
+
+    async fn secret(&self, namespace: &str, key: &SecretKeyRef) -> Result<Option<SecretString>, StoreError> {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+        let secret = api.get_opt(&key.name).await.map_err(|error| {
+            let forbidden = matches!(&error, kube::Error::Api(status) if status.code == 403);
+            StoreError::Secret {
+                name: key.name.clone(),
+                key: key.key.clone(),
+                message: error.to_string(),
+                hint: forbidden.then(|| "the operator's role must be allowed to get this Secret".to_owned()),
+            }
+        })?;
+        let value = secret.and_then(|secret| secret.data?.remove(&key.key));
+        let watched = (namespace.to_owned(), key.name.clone());
+        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(bytes) = value else {
+            missing.insert(watched);
+            return Ok(None);
+        };
+        missing.remove(&watched);
+        drop(missing);
+        match String::from_utf8(bytes.0) {
+            Ok(value) => Ok(Some(SecretString::new(value))),
+            Err(_) => Err(StoreError::Secret {
+                name: key.name.clone(),
+                key: key.key.clone(),
+                message: "its value is no UTF-8 text".to_owned(),
+                hint: None,
+            }),
+        }
+    }
+
+    async fn release(&self, _: &OwnerKey) -> Result<(), StoreError> {
+        // The garbage collector follows owner references; there is no finalizer to take away.
+        Ok(())
+    }
+
+    async fn publish(&self, event: Event) {
+        let owner = event.owner;
+        let reference = ObjectReference {
+            api_version: Some("mcphub.io/v1alpha1".to_owned()),
+            kind: Some(match owner.kind {
+                OwnerKind::MCPServer => "MCPServer".to_owned(),
+                OwnerKind::MCPHub => "MCPHub".to_owned(),
+            }),
+            namespace: Some(owner.namespace),
+            name: Some(owner.name),
+            uid: Some(owner.uid),
+            ..ObjectReference::default()
+        };
+        let mut note = event.message;
+        note.truncate(note.floor_char_boundary(NOTE));
+        let event = KubeEvent {
+            type_: match event.kind {
+                EventKind::Normal => EventType::Normal,
+                EventKind::Warning => EventType::Warning,
+            },
+            reason: event.reason.to_owned(),
+            note: Some(note),
+            action: "Reconcile".to_owned(),
+            secondary: None,
+        };
+        if let Err(error) = self.recorder.publish(&event, &reference).await {
+            // An event is for people; the status says the same.
+            tracing::warn!(error = %error, reason = event.reason, "an event was not written");
+        }
+    }
+}
+
+/// A kind of ours, in its reflector.
+trait Kept:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
+{
+    /// What a pass depends on, as one comparable value.
+    fn meaning(&self) -> serde_json::Value;
+}
+
+impl Kept for MCPServer {
+    fn meaning(&self) -> serde_json::Value {
+        json!([meta(self), self.spec, self.status])
+    }
+}
+
+impl Kept for MCPHub {
+    fn meaning(&self) -> serde_json::Value {
+        json!([meta(self), self.spec])
+    }
+}
+
+fn meta(object: &impl Resource) -> serde_json::Value {
+    let meta = object.meta();
+    json!([meta.uid, meta.generation, meta.labels, meta.annotations, meta.deletion_timestamp])
+}
+
+/// Objects of one kind as passes see them.
+struct Shelf<K: Kept> {
+    store: Store<K>,
+    writer: Arc<Mutex<Writer<K>>>,
+    change: fn(&K) -> Change,
+}
+
+impl<K: Kept> Clone for Shelf<K> {
+    fn clone(&self) -> Self {
+        Self { store: self.store.clone(), writer: self.writer.clone(), change: self.change }
+    }
+}
+
+impl<K: Kept> Shelf<K> {
+    fn start(
+        client: &Client,
+        scope: &Scope,
+        watches: &mut JoinSet<()>,
+        changes: broadcast::Sender<Change>,
+        change: fn(&K) -> Change,
+    ) -> Self {
+        let writer = Writer::<K>::default();
+        let shelf = Self { store: writer.as_reader(), writer: Arc::new(Mutex::new(writer)), change };
+        let watched = scope.namespaces().into_iter().map(|namespace| {
+            let api = Scope::api(client, namespace.as_deref());
+            (namespace, api)
+        });
+        watches.spawn(shelf.clone().follow(watched.collect(), changes));
+        shelf
+    }
+
+    fn writer(&self) -> MutexGuard<'_, Writer<K>> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes an object, unless a newer one is known; the change, if a pass could do anything about it.
+    fn see(&self, mut object: K) -> Option<Change> {
+        object.meta_mut().managed_fields = None;
+        let mut writer = self.writer();
+        let known = self.store.get(&ObjectRef::from_obj(&object));
+        if known.as_ref().is_some_and(|known| version(&**known) > version(&object) && known.uid() == object.uid()) {
+            return None;
+        }
+        let change = (self.change)(&object);
+        let means_more = known.is_none_or(|known| known.meaning() != object.meaning());
+        writer.apply_watcher_event(&watcher::Event::Apply(object));
+        means_more.then_some(change)
+    }
+
+    /// Follows the watches for ever. The store is ready when each of them has listed all that it watches.
+    async fn follow(
+        self,
+        watched: Vec<(Option<String>, Api<DeserializeGuard<K>>)>,
+        changes: broadcast::Sender<Change>,
+    ) {
+        let mut awaited: BTreeSet<Option<String>> = watched.iter().map(|(namespace, _)| namespace.clone()).collect();
+        let mut listed: BTreeMap<Option<String>, BTreeSet<Key>> = BTreeMap::new();
+        let mut events = stream::select_all(watched.into_iter().map(|(namespace, api)| {
+            watcher(api, watcher::Config::default())
+                .default_backoff()
+                .map(move |event| (namespace.clone(), event))
+                .boxed()
+        }));
+        while let Some((namespace, event)) = events.next().await {
+            let told = match event {
+                Ok(watcher::Event::Init) => {
+                    listed.insert(namespace, BTreeSet::new());
+                    Vec::new()
+                }
+                Ok(watcher::Event::InitApply(object)) => {
+                    listed.entry(namespace).or_default().insert(key(&object));
+                    read(object).and_then(|object| self.see(object)).into_iter().collect()
+                }
+                Ok(watcher::Event::InitDone) => {
+                    let told = self.retain(namespace.as_deref(), &listed.remove(&namespace).unwrap_or_default());
+                    if awaited.remove(&namespace) && awaited.is_empty() {
+                        self.complete();
+                    }
+                    told
+                }
+                Ok(watcher::Event::Apply(object)) => {
+                    read(object).and_then(|object| self.see(object)).into_iter().collect()
+                }
+                Ok(watcher::Event::Delete(object)) => self.forget(&key(&object)).into_iter().collect(),
+                Err(error) => {
+                    // The watcher waits and lists anew; what is known stands meanwhile.
+                    tracing::warn!(error = %error, kind = %K::kind(&()), "a watch broke");
+                    Vec::new()
+                }
+            };
+            for change in told {
+                changes.send(change).ok();
+            }
+        }
+    }
+
+    /// Tells those who wait for the store that it is whole.
+    fn complete(&self) {
+        let mut writer = self.writer();
+        writer.apply_watcher_event(&watcher::Event::Init);
+        for object in self.store.state() {
+            writer.apply_watcher_event(&watcher::Event::InitApply((*object).clone()));
+        }
+        writer.apply_watcher_event(&watcher::Event::InitDone);
+    }
+
+    /// Forgets what a list of a namespace, or of all, did not hold.
+    fn retain(&self, namespace: Option<&str>, listed: &BTreeSet<Key>) -> Vec<Change> {
+        let known = self.store.state().into_iter().map(|object| key(&*object));
+        let gone = known.filter(|key| namespace.is_none_or(|namespace| key.0 == namespace) && !listed.contains(key));
+        gone.filter_map(|key| self.forget(&key)).collect()
+    }
+
+    fn forget(&self, key: &Key) -> Option<Change> {
+        let mut writer = self.writer();
+        let object = self.store.get(&ObjectRef::new(&key.1).within(&key.0))?;
+        writer.apply_watcher_event(&watcher::Event::Delete((*object).clone()));
+        Some((self.change)(&object))
+    }
+}
+
+/// Namespace and name.
+type Key = (String, String);
+
+fn key(object: &impl Resource) -> Key {
+    (object.meta().namespace.clone().unwrap_or_default(), object.meta().name.clone().unwrap_or_default())
+}
+
+fn version(object: &impl Resource) -> u64 {
+    object.meta().resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0)
+}
+
+/// An object that cannot be read is left as it was known: its last good version stands.
+fn read<K: Resource>(object: DeserializeGuard<K>) -> Option<K> {
+    match object.0 {
+        Ok(object) => Some(object),
+        Err(error) => {
+            let name = error.metadata.name.unwrap_or_default();
+            tracing::warn!(object = name, error = error.error, "an object cannot be read");
+            None
+        }
+    }
+}
+
+/// Looks for secrets that were missing, and tells when one is there.
+async fn look_for(client: Client, missing: Arc<Mutex<BTreeSet<(String, String)>>>, changes: broadcast::Sender<Change>) {
+    loop {
+        tokio::time::sleep(LOOK_AGAIN).await;
+        let names: Vec<(String, String)> =
+            missing.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
+        for (namespace, name) in names {
+            let api: Api<Secret> = Api::namespaced(client.clone(), &namespace);
+            // A failure is the next pass's to report.
+            if let Ok(Some(_)) = api.get_metadata_opt(&name).await {
+                missing.lock().unwrap_or_else(PoisonError::into_inner).remove(&(namespace.clone(), name.clone()));
+                changes.send(Change::Secret { namespace, name }).ok();
+            }
+        }
+    }
+}
