@@ -16,6 +16,9 @@ use crate::SessionMode;
 /// - `bridge.json`: a [`BridgeRecord`], written after the lock is held and before the child is spawned;
 /// - `control.sock`: the control socket (mode 0600), HTTP/1.1 on a Unix socket, see [`control`];
 /// - `server.log`, `server.log.1`, …: the child's stderr, and what it writes to stdout that is no JSON-RPC.
+///
+/// A pod's bridge (`mcp-bridge pod RUN_DIR`) reads it from [`LAUNCH_ENV`]. It has no control socket and no log file: its
+/// status is at `/status` of `listen`, and its log is the container's stderr.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LaunchSpec {
@@ -37,6 +40,17 @@ pub struct LaunchSpec {
     pub restart: Restart,
     pub timeouts: Timeouts,
     pub log: LogPolicy,
+    #[serde(default, skip_serializing_if = "Drain::is_none")]
+    pub drain: Drain,
+}
+
+/// Environment variable of a pod's container with the [`LaunchSpec`] of its bridge, see [`in_pod_env`].
+pub const LAUNCH_ENV: &str = "MCP_BRIDGE_LAUNCH";
+
+/// A JSON document as the value of a pod's environment variable. A kubelet replaces `$(NAME)` and `$$` in such values, so
+/// each `$`, which JSON has in strings only, is written as its escape.
+pub fn in_pod_env(json: &str) -> String {
+    json.replace('$', "\\u0024")
 }
 
 /// Environment variable that marks every process of a server with its owner's id.
@@ -51,15 +65,22 @@ pub struct Owner {
     pub name: String,
 }
 
-/// The program to run. Its environment is exactly `env` plus the pushed secrets plus [`OWNER_ENV`], and with a process for
-/// each client also `MCP_BRIDGE_RUN`, by which the strays of one client's process are told from another's.
+/// The program to run. Its environment is exactly what `inherit_env` says, `env`, the pushed secrets and [`OWNER_ENV`], and
+/// with a process for each client also `MCP_BRIDGE_RUN`, by which the strays of one client's process are told from
+/// another's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Child {
-    /// Absolute path of the program.
+    /// Absolute path of the program, a path relative to `working_dir`, or a bare name, which is looked up in the PATH of
+    /// its environment.
     pub program: String,
     pub args: Vec<String>,
+    /// Empty is the bridge's own: in a pod the container's.
     pub working_dir: String,
+    /// Whether the program gets the bridge's own environment too, except [`LAUNCH_ENV`]: in a pod what image and pod say,
+    /// secrets among it. `env` wins.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub inherit_env: bool,
     pub env: BTreeMap<String, String>,
     /// Names of environment variables whose values are pushed; the child starts when all have arrived.
     pub secret_env: Vec<String>,
@@ -192,6 +213,24 @@ pub struct Timeouts {
     pub start_ms: u64,
 }
 
+/// How a bridge ends on SIGTERM. With neither time it ends the server at once, which is right for a bridge that is stopped
+/// over its control socket. After both the server's processes have five seconds between SIGTERM and SIGKILL.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Drain {
+    /// How long new calls are still taken, at most one on each connection, while `/readyz` says no: callers hear of the
+    /// end a moment after it began.
+    pub accept_ms: u64,
+    /// How long after that calls under way may take to finish. Streams without an end are ended first.
+    pub finish_ms: u64,
+}
+
+impl Drain {
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// When `server.log` is rotated, and how many rotated files are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -224,4 +263,14 @@ pub mod control {
     pub const RESTART: &str = "/restart";
     /// `POST`: stop the child's whole tree, answer when it is gone, then exit.
     pub const STOP: &str = "/stop";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kubelet_finds_nothing_to_replace_in_a_document() {
+        assert_eq!(in_pod_env(r#"{"args":["$(HOME)","$$"]}"#), r#"{"args":["\u0024(HOME)","\u0024\u0024"]}"#);
+    }
 }

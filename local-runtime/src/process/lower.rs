@@ -9,7 +9,7 @@ use mcp_hub_crds::server::{FilesystemPermission, NetworkPermissions, Permissions
 use mcp_hub_crds::source::{Resolved, SecretKeyRef, Source};
 use mcp_hub_dataplane_api::SessionMode;
 use mcp_hub_dataplane_api::launch::{
-    Cgroup, Child, ChildTransport, FilesystemAccess, LaunchSpec, Limits, LogPolicy, Owner, Roots,
+    Cgroup, Child, ChildTransport, Drain, FilesystemAccess, LaunchSpec, Limits, LogPolicy, Owner, Roots,
 };
 use mcp_hub_reconcile::lower::{Change, Degraded, Lowered, Object, ObjectId, Stage, Unsupported};
 use mcp_hub_reconcile::owner::OwnerKey;
@@ -167,6 +167,7 @@ pub(super) fn lower(workload: &Workload, host: &Host, run_dir: &Path) -> Result<
             program,
             args: command.chain(args.iter().cloned()).collect(),
             working_dir: working_dir.to_string_lossy().into_owned(),
+            inherit_env: false,
             env: plain,
             secret_env: secrets.keys().cloned().collect(),
             limits,
@@ -181,6 +182,7 @@ pub(super) fn lower(workload: &Workload, host: &Host, run_dir: &Path) -> Result<
         restart: *restart,
         timeouts: *timeouts,
         log: LOG,
+        drain: Drain::default(),
     };
     let mut launch = serde_json::to_value(launch).unwrap_or_default();
     if let Some(launch) = launch.as_object_mut() {
