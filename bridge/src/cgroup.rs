@@ -1,7 +1,7 @@
 //! The server's control group (cgroup v2): limits of all its processes together.
 
 use std::io::{Error, ErrorKind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use mcp_hub_dataplane_api::launch::Cgroup;
 
@@ -46,16 +46,45 @@ pub fn remove(group: &Cgroup) {
 ///
 /// A limit of a single process shows as failed allocations instead, which the server itself reports on stderr.
 pub fn oom_kills(group: Option<&Cgroup>) -> Option<u64> {
-    let events = match group {
-        Some(group) => Path::new(&group.path).join("memory.events"),
+    let counters = match group {
+        Some(group) => vec![Path::new(&group.path).join("memory.events")],
         None => {
-            let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-            let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
-            format!("/sys/fs/cgroup{path}/memory.events").into()
+            let membership = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+            own_counters(&membership, &std::fs::read_to_string("/proc/self/mountinfo").ok()?)
         }
     };
-    let events = std::fs::read_to_string(events).ok()?;
-    events.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok())
+    counters.iter().find_map(|file| {
+        let counts = std::fs::read_to_string(file).ok()?;
+        counts.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok())
+    })
+}
+
+/// Files that may count for the group of this process: of the unified hierarchy, or of the memory controller's own
+/// (cgroup v1). Which of them exist depends on the kernel and on what a container is shown (`proc(5)`, `cgroups(7)`).
+fn own_counters(membership: &str, mounts: &str) -> Vec<PathBuf> {
+    let group_of = |controller: &str| {
+        membership.lines().find_map(|line| {
+            let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+            controllers.split(',').any(|name| name == controller).then_some(path)
+        })
+    };
+    let counter = |mount: &str| {
+        let (place, kind) = mount.split_once(" - ")?;
+        let mut kind = kind.split(' ');
+        let (group, file) = match (kind.next()?, kind.nth(1)?) {
+            ("cgroup2", _) => (group_of("")?, "memory.events"),
+            ("cgroup", options) if options.split(',').any(|option| option == "memory") => {
+                (group_of("memory")?, "memory.oom_control")
+            }
+            _ => return None,
+        };
+        let mut place = place.split(' ').skip(3);
+        let (root, point) = (place.next()?, place.next()?);
+        // A mount shows the hierarchy from its root down, in a container from the container's own group.
+        let below = Path::new(group).strip_prefix(root).ok()?;
+        Some(Path::new(point).join(below).join(file))
+    };
+    mounts.lines().filter_map(counter).collect()
 }
 
 #[cfg(test)]
@@ -83,5 +112,31 @@ mod tests {
     fn a_group_that_cannot_be_made_is_an_error() {
         let group = Cgroup { path: "/proc/none/server".to_owned(), memory_bytes: None, cpu_millis: None };
         assert!(make(&group).is_err());
+    }
+
+    #[test]
+    fn the_counter_of_the_own_group_is_found_wherever_it_is_mounted() {
+        let found = |membership: &str, mounts: &str| -> Vec<String> {
+            own_counters(membership, mounts).iter().map(|path| path.to_string_lossy().into_owned()).collect()
+        };
+        let unified = "29 23 0:26 / /sys/fs/cgroup ro,nosuid shared:9 - cgroup2 cgroup rw,nsdelegate";
+        assert_eq!(found("0::/\n", unified), ["/sys/fs/cgroup/memory.events"], "a container with a namespace");
+        assert_eq!(
+            found("0::/user.slice/hub.service\n", unified),
+            ["/sys/fs/cgroup/user.slice/hub.service/memory.events"],
+            "a machine"
+        );
+        let v1 = "4:memory:/kubepods/pod1/abc\n2:cpu,cpuacct:/kubepods/pod1/abc\n0::/x\n";
+        let shown = "700 690 0:32 /kubepods/pod1/abc /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n\
+                     701 690 0:33 /kubepods/pod1/abc /sys/fs/cgroup/cpu ro - cgroup cgroup rw,cpu,cpuacct";
+        assert_eq!(found(v1, shown), ["/sys/fs/cgroup/memory/memory.oom_control"], "a container of a v1 node");
+        let hybrid = "35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+                      41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw";
+        assert_eq!(
+            found(v1, hybrid),
+            ["/sys/fs/cgroup/memory/kubepods/pod1/abc/memory.oom_control", "/sys/fs/cgroup/unified/x/memory.events"]
+        );
+        // Another container's group says nothing of ours.
+        assert_eq!(found("4:memory:/kubepods/pod2/def\n", shown), [""; 0]);
     }
 }

@@ -1,7 +1,8 @@
 //! The bridge: one small program in front of each MCP server.
 //!
 //! It is the server's only supervisor ([`supervise`]), shakes hands with it ([`handshake`]), and offers it as MCP
-//! Streamable HTTP in the server's own era ([`serve`]). Control ([`control`]) lies on a Unix socket of its run folder.
+//! Streamable HTTP in the server's own era ([`serve`]). Control ([`control`]) lies on a Unix socket of its run folder; in a pod ([`pod`]) there is
+//! none.
 //! It translates transport, never era.
 
 pub mod alarm;
@@ -11,6 +12,7 @@ pub mod calls;
 pub mod cgroup;
 pub mod clients;
 pub mod control;
+pub mod drain;
 pub mod follow;
 pub mod handshake;
 pub mod http_child;
@@ -19,6 +21,7 @@ pub mod logs;
 pub mod mailbox;
 pub mod pass;
 pub mod pipes;
+pub mod pod;
 pub mod process;
 pub mod run_dir;
 pub mod serve;

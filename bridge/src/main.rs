@@ -1,27 +1,55 @@
-//! `mcp-bridge RUN_DIR`: runs the MCP server that `RUN_DIR/launch.json` describes.
+//! - `mcp-bridge RUN_DIR`: runs the MCP server that `RUN_DIR/launch.json` describes.
+//! - `mcp-bridge install DIR`: copies itself to `DIR/mcp-bridge`, as a pod's init container.
+//! - `mcp-bridge pod RUN_DIR`: runs the MCP server that the environment describes, as the first process of a pod's
+//!   container. `RUN_DIR` is made if it is not there.
 //!
 //! Exit codes: 0 stopped on request, 1 failure, 2 usage, 3 the run folder is held by another bridge.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
+use mcp_hub_bridge::logs::Log;
+use mcp_hub_bridge::pod::{self, PodError};
 use mcp_hub_bridge::run_dir::{RunDir, RunDirError};
 use mcp_hub_bridge::server::Server;
-use mcp_hub_bridge::{control, serve, shim, supervise, tree};
+use mcp_hub_bridge::{control, drain, serve, shim, supervise, tree};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+/// Answers and last lines of the log have this long to leave, once all has ended.
+const LEAVING: Duration = Duration::from_millis(20);
+
+/// Where a bridge runs.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    /// Beside a daemon, which talks to it over its run folder.
+    Folder,
+    Pod,
+}
+
 fn main() -> ExitCode {
-    let mut args = std::env::args_os().skip(1);
-    let (Some(first), None) = (args.next(), args.next()) else {
-        return fail(2, "usage: mcp-bridge RUN_DIR");
-    };
-    if first == shim::MODE {
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    let args: Vec<_> = args.iter().map(|arg| (arg.to_str().unwrap_or_default(), arg)).collect();
+    let (place, path) = match args[..] {
         // Returns only if the program could not be started; the message becomes the server's last stderr line.
-        return fail(127, &shim::exec().to_string());
-    }
-    let run_dir = match RunDir::open(PathBuf::from(first)) {
+        [(shim::MODE, _)] => return fail(127, &shim::exec().to_string()),
+        [("install", _), (_, folder)] => {
+            return match pod::install(Path::new(folder)) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(1, &chain(&error)),
+            };
+        }
+        [("pod", _), (_, path)] => (Place::Pod, PathBuf::from(path)),
+        [(name, path)] if !matches!(name, "install" | "pod") => (Place::Folder, PathBuf::from(path)),
+        _ => return fail(2, "usage: mcp-bridge RUN_DIR | mcp-bridge pod RUN_DIR | mcp-bridge install DIR"),
+    };
+    let opened = match place {
+        Place::Folder => RunDir::open(path),
+        Place::Pod => RunDir::make(path),
+    };
+    let run_dir = match opened {
         Ok(run_dir) => run_dir,
         Err(error @ RunDirError::Held { .. }) => return fail(3, &chain(&error)),
         Err(error) => return fail(1, &chain(&error)),
@@ -30,7 +58,10 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(1, &format!("could not start the runtime: {error}")),
     };
-    match runtime.block_on(run(run_dir)) {
+    let ended = runtime.block_on(run(run_dir, place));
+    // A stderr that nobody takes must not hold us.
+    runtime.shutdown_background();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(1, &chain(&error)),
     }
@@ -40,6 +71,8 @@ fn main() -> ExitCode {
 enum Failure {
     #[error(transparent)]
     RunDir(#[from] RunDirError),
+    #[error(transparent)]
+    Pod(#[from] PodError),
     #[error("could not listen on {address}")]
     Listen {
         address: String,
@@ -50,28 +83,43 @@ enum Failure {
     Signals(#[source] std::io::Error),
 }
 
-async fn run(run_dir: RunDir) -> Result<(), Failure> {
+async fn run(run_dir: RunDir, place: Place) -> Result<(), Failure> {
     tree::adopt_orphans();
-    let spec = run_dir.launch_spec()?;
+    let (spec, log) = match place {
+        Place::Folder => {
+            let spec = run_dir.launch_spec()?;
+            let log = Log::new(run_dir.path(), spec.log);
+            (spec, log)
+        }
+        Place::Pod => (pod::launch_spec()?, Log::to_stderr()),
+    };
     run_dir.write_record(&spec)?;
     let listen = |address: String| move |source| Failure::Listen { address, source };
     let address = spec.listen.to_string();
     let listener = TcpListener::bind(spec.listen).await.map_err(listen(address.clone()))?;
     let local = listener.local_addr().map_err(listen(address))?;
-    let socket = run_dir.control_socket()?;
-    let control = UnixListener::bind(&socket).map_err(listen(socket.display().to_string()))?;
-    run_dir.protect_control_socket()?;
-
-    let server = Server::new(spec, &run_dir, format!("http://{local}/mcp"));
+    let server = Server::new(spec, &run_dir, log, format!("http://{local}/mcp"));
+    // In a pod nobody but the server itself could reach it.
+    if let Place::Folder = place {
+        let socket = run_dir.control_socket()?;
+        let control = UnixListener::bind(&socket).map_err(listen(socket.display().to_string()))?;
+        run_dir.protect_control_socket()?;
+        tokio::spawn(control::run(control, server.clone()));
+    }
     let Signals { mut terminate, mut hangup, mut child } = signals().map_err(Failure::Signals)?;
-    tokio::spawn(serve::run(listener, server.clone()));
-    tokio::spawn(control::run(control, server.clone()));
+    let mut serving = Some(tokio::spawn(serve::run(listener, server.clone())));
     tokio::spawn({
         let server = server.clone();
         async move {
             loop {
                 tokio::select! {
-                    _ = terminate.recv() => server.stop(),
+                    _ = terminate.recv() => match serving.take() {
+                        Some(serving) if !server.spec.drain.is_none() => {
+                            tokio::spawn(drain::run(server.clone(), serving));
+                        }
+                        // Asked twice, or not given time.
+                        _ => server.stop(),
+                    },
                     // A closed terminal is the daemon's matter.
                     _ = hangup.recv() => {}
                     _ = child.recv() => server.tree.reap(),
@@ -79,10 +127,11 @@ async fn run(run_dir: RunDir) -> Result<(), Failure> {
             }
         }
     });
-    supervise::run(server).await;
+    supervise::run(server.clone()).await;
     // Answers under way, the one to `/stop` among them, leave before the process does.
     tokio::task::yield_now().await;
-    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    tokio::time::sleep(LEAVING).await;
+    server.log.written().await;
     run_dir.remove_socket();
     Ok(())
 }

@@ -64,6 +64,9 @@ pub async fn on(request: Request<Incoming>, server: &Arc<Server>) -> Response<Bo
     let response = tokio::select! {
         response = child.pass(parts.method, &parts.headers, message) => response,
         () = child.closed() => return json(StatusCode::OK, gone(&id)),
+        () = server.closing(), if is_endless => {
+            return unavailable(&id, &Unavailable::Down("it is being stopped".to_owned()));
+        }
         () = tokio::time::sleep_until(deadline), if !is_endless => {
             server.call_was_late();
             return json(StatusCode::OK, late(&id, server));
@@ -94,7 +97,11 @@ pub async fn on(request: Request<Incoming>, server: &Arc<Server>) -> Response<Bo
     tokio::spawn(async move {
         // Only a request has somebody who waits for an answer.
         let last_word = is_stream && is_call;
-        let end = pump(body, &child, &sender, deadline).await;
+        let end = tokio::select! {
+            end = pump(body, &child, &sender, deadline) => end,
+            // A stream has no end of its own that a bridge could wait for.
+            () = server.closing(), if is_endless => PumpEnd::Whole,
+        };
         let message = match end {
             PumpEnd::Whole => None,
             PumpEnd::Gone => Some(gone(&id)),

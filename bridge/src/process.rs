@@ -73,7 +73,11 @@ impl Process {
         Exit {
             code: status.and_then(|status| status.code()),
             signal,
-            out_of_memory: killed && cgroup::oom_kills(self.group.as_ref()) > self.oom_kills,
+            out_of_memory: killed
+                && match cgroup::oom_kills(self.group.as_ref()) {
+                    Some(kills) => self.oom_kills.is_some_and(|before| kills > before),
+                    None => is_alone(),
+                },
             at: now(),
         }
     }
@@ -93,9 +97,18 @@ impl Drop for Process {
     }
 }
 
+/// Whether the bridge is the first process of a container. Nobody but the kernel kills its server then: we do so only after
+/// its run, whose end is not described.
+fn is_alone() -> bool {
+    std::process::id() == 1
+}
+
 /// For people.
 pub fn describe(exit: &Exit) -> String {
     match (exit.code, exit.signal) {
+        _ if exit.out_of_memory && is_alone() && cgroup::oom_kills(None).is_none() => {
+            "the server was killed, most likely because memory ran out".to_owned()
+        }
         _ if exit.out_of_memory => "the kernel ended the server because memory ran out".to_owned(),
         (Some(code), _) => format!("the server exited with code {code}"),
         (None, Some(signal)) => format!("the server was ended by signal {signal}"),

@@ -1,8 +1,8 @@
 //! The run folder: its lock, the launch specification, the record of who holds it.
 
-use std::fs::{File, Permissions};
-use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{DirBuilder, File, Permissions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use mcp_hub_dataplane_api::launch::{BridgeRecord, LaunchSpec};
@@ -40,6 +40,16 @@ pub enum RunDirError {
 }
 
 impl RunDir {
+    /// Opens the folder, which is made if only itself is missing.
+    pub fn make(path: PathBuf) -> Result<Self, RunDirError> {
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Err(source) if source.kind() != ErrorKind::AlreadyExists => {
+                Err(RunDirError::File { action: "make", path, source })
+            }
+            Ok(()) | Err(_) => Self::open(path),
+        }
+    }
+
     pub fn open(path: PathBuf) -> Result<Self, RunDirError> {
         let lock_path = path.join("lock");
         let lock = File::options()

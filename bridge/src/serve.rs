@@ -1,11 +1,12 @@
 //! The MCP side: Streamable HTTP in the server's own era (specification, "Transports: Streamable HTTP").
 
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, AUTHORIZATION, WWW_AUTHENTICATE};
+use http::header::{ALLOW, AUTHORIZATION, CONNECTION, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -16,6 +17,7 @@ use mcp_hub_mcp::headers;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 
 use crate::alarm::Alarm;
 use crate::body::{Body, full};
@@ -27,30 +29,49 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// A client that takes nothing of what it is sent for so long is gone: what waits for it fills the buffers of all.
 const STALLED_MS: u32 = 30_000;
 
-/// Serves until the process ends.
+/// Serves until the bridge is closing and the last answer has left.
 pub async fn run(listener: TcpListener, server: Arc<Server>) {
+    let (alive, mut gone) = mpsc::channel(1);
+    let mut closing = pin!(server.closing());
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = &mut closing => break,
+        };
+        let Ok((stream, _)) = accepted else {
             // Out of descriptors: what is open now will close.
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        tokio::spawn(connection(stream, server.clone()));
+        tokio::spawn(connection(stream, server.clone(), alive.clone()));
     }
+    drop((listener, alive));
+    gone.recv().await;
 }
 
-async fn connection(stream: TcpStream, server: Arc<Server>) {
+/// Drops `_alive` when the connection is over.
+async fn connection(stream: TcpStream, server: Arc<Server>, _alive: mpsc::Sender<Infallible>) {
     // Small answers must not wait for more; a socket that refuses is served all the same.
     stream.set_nodelay(true).ok();
     rustix::net::sockopt::set_tcp_user_timeout(&stream, STALLED_MS).ok();
-    let service = service_fn(move |request| {
-        let server = server.clone();
-        async move { Ok::<_, Infallible>(answer(request, &server).await) }
+    let service = service_fn(|request| async {
+        let mut response = answer(request, &server).await;
+        if server.is_draining() {
+            // The next call is better made on a new connection, to whoever is there then.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        Ok::<_, Infallible>(response)
     });
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(Alarm::default()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(64 << 10);
+    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
     // A client that went away is no failure.
-    http.serve_connection(TokioIo::new(stream), service).await.ok();
+    tokio::select! {
+        served = &mut connection => return served.unwrap_or_default(),
+        () = server.closing() => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    connection.await.ok();
 }
 
 async fn answer(request: Request<Incoming>, server: &Arc<Server>) -> Response<Body> {
@@ -58,6 +79,7 @@ async fn answer(request: Request<Incoming>, server: &Arc<Server>) -> Response<Bo
         "/healthz" => return full(StatusCode::OK, "text/plain", "ok"),
         "/readyz" => {
             return match server.board.phase() {
+                _ if server.is_draining() => full(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "being stopped"),
                 Phase::Ready | Phase::Asleep => full(StatusCode::OK, "text/plain", "ok"),
                 _ => full(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "no MCP handshake"),
             };

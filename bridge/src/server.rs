@@ -42,12 +42,23 @@ pub struct Server {
     introduction: Mutex<Option<Arc<Introduction>>>,
     wake: watch::Sender<()>,
     restart: Notify,
+    ending: watch::Sender<Ending>,
     stopping: watch::Sender<bool>,
     stopped: watch::Sender<bool>,
     last_call: Mutex<Instant>,
     last_answer: Mutex<Instant>,
     /// When a call last ran out of its time.
     last_late: Mutex<Option<Instant>>,
+}
+
+/// How near the end of a bridge is that was asked to end in good order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Ending {
+    No,
+    /// Calls are taken, but callers should look for another bridge.
+    Draining,
+    /// No call is taken; those under way are finished.
+    Closing,
 }
 
 /// A server that shook hands.
@@ -73,20 +84,21 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Server {
-    pub fn new(spec: LaunchSpec, run_dir: &RunDir, endpoint: String) -> Arc<Self> {
+    pub fn new(spec: LaunchSpec, run_dir: &RunDir, log: Log, endpoint: String) -> Arc<Self> {
         Arc::new(Self {
             board: Board::new(spec.digest.clone(), endpoint),
             sessions: Sessions::new(spec.sessions.max),
             clients: Clients::new(spec.sessions.max),
             buffers: Buffers::new(),
             tree: Arc::default(),
-            log: Log::new(run_dir.path(), spec.log),
+            log,
             era_file: run_dir.path().join("era"),
             secrets: watch::Sender::new(None),
             running: watch::Sender::new(None),
             introduction: Mutex::default(),
             wake: watch::Sender::new(()),
             restart: Notify::new(),
+            ending: watch::Sender::new(Ending::No),
             stopping: watch::Sender::new(false),
             stopped: watch::Sender::new(false),
             last_call: Mutex::new(Instant::now()),
@@ -126,6 +138,24 @@ impl Server {
 
     pub async fn restart_asked(&self) {
         self.restart.notified().await;
+    }
+
+    pub fn drain(&self) {
+        self.ending.send_replace(Ending::Draining);
+    }
+
+    pub fn is_draining(&self) -> bool {
+        *self.ending.borrow() >= Ending::Draining
+    }
+
+    pub fn close(&self) {
+        self.ending.send_replace(Ending::Closing);
+    }
+
+    /// Resolves when no call is taken any more.
+    pub async fn closing(&self) {
+        // The sender lives as long as we do.
+        self.ending.subscribe().wait_for(|ending| *ending >= Ending::Closing).await.ok();
     }
 
     pub fn stop(&self) {

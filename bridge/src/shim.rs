@@ -3,6 +3,7 @@
 //! Limits and confinement must be in force before the server's first instruction. Doing that between fork and exec needs
 //! unsafe code; a program that confines itself and then calls exec does not.
 
+use std::io::ErrorKind;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -48,6 +49,10 @@ pub enum ShimError {
     NoLandlock,
     #[error("could not start {program}: {source}")]
     Exec { program: String, source: std::io::Error },
+    #[error("could not start {program}: no program of that name in PATH ({path})")]
+    NotInPath { program: String, path: String },
+    #[error("could not start {program}: it is there, but not the loader or interpreter that it needs")]
+    NoInterpreter { program: String },
 }
 
 /// Becomes the server. Returns only on failure.
@@ -59,7 +64,14 @@ pub fn exec() -> ShimError {
         return error;
     }
     let source = Command::new(&instructions.program).args(&instructions.args).env_remove(INSTRUCTIONS).exec();
-    ShimError::Exec { program: instructions.program, source }
+    let program = instructions.program;
+    match source.kind() {
+        ErrorKind::NotFound if !program.contains('/') => {
+            ShimError::NotInPath { program, path: std::env::var("PATH").unwrap_or_default() }
+        }
+        ErrorKind::NotFound if Path::new(&program).exists() => ShimError::NoInterpreter { program },
+        _ => ShimError::Exec { program, source },
+    }
 }
 
 fn confine(instructions: &Instructions) -> Result<(), ShimError> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::process::Stdio;
 
-use mcp_hub_dataplane_api::launch::{LaunchSpec, OWNER_ENV};
+use mcp_hub_dataplane_api::launch::{LAUNCH_ENV, LaunchSpec, OWNER_ENV};
 use tokio::process::{Child, Command};
 
 use crate::cgroup;
@@ -22,7 +22,7 @@ pub enum SpawnError {
 }
 
 /// Starts the program through the confining mode of this very binary, in a process group of its own, without a shell.
-/// Its environment is what the specification says, the secrets, and the owner mark; with several servers behind one bridge
+/// Its environment is what the specification says or inherits, the secrets, and the owner mark; with several servers behind one bridge
 /// also the mark by which each one's processes are told apart.
 pub fn spawn(
     spec: &LaunchSpec,
@@ -31,7 +31,7 @@ pub fn spawn(
 ) -> Result<Child, SpawnError> {
     let child = &spec.child;
     let failed = |source| SpawnError::Start { program: child.program.clone(), source };
-    if !std::path::Path::new(&child.working_dir).is_dir() {
+    if !child.working_dir.is_empty() && !std::path::Path::new(&child.working_dir).is_dir() {
         return Err(SpawnError::WorkingDir { path: child.working_dir.clone() });
     }
     if let Some(group) = &child.limits.cgroup {
@@ -48,15 +48,20 @@ pub fn spawn(
     let instructions = serde_json::to_string(&instructions).map_err(|error| failed(error.into()))?;
     // The file this process runs, even if its path has been replaced by an upgrade.
     let mut command = Command::new("/proc/self/exe");
+    if !child.inherit_env {
+        command.env_clear();
+    }
+    if !child.working_dir.is_empty() {
+        command.current_dir(&child.working_dir);
+    }
     command
         .arg(MODE)
-        .env_clear()
+        .env_remove(LAUNCH_ENV)
         .envs(&child.env)
         .envs(secrets)
         .env(OWNER_ENV, &spec.owner.id)
         .envs(mark)
         .env(INSTRUCTIONS, instructions)
-        .current_dir(&child.working_dir)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

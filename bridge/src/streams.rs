@@ -28,15 +28,23 @@ pub fn get(session: Option<&str>, server: &Arc<Server>) -> Response<Body> {
             return full(StatusCode::CONFLICT, "text/plain", "the session has a stream already");
         };
         let (sender, response) = streamed("text/event-stream");
-        tokio::spawn(deliver(client, messages, sender));
+        tokio::spawn(until_closing(server.clone(), deliver(client, messages, sender)));
         return response;
     }
     if !server.sessions.touch(id) {
         return full(StatusCode::NOT_FOUND, "text/plain", "no such session");
     }
     let (sender, response) = streamed("text/event-stream");
-    tokio::spawn(forward_broadcasts(server.clone(), sender));
+    tokio::spawn(until_closing(server.clone(), forward_broadcasts(server.clone(), sender)));
     response
+}
+
+/// A stream has no end of its own that a bridge could wait for.
+async fn until_closing(server: Arc<Server>, stream: impl Future<Output = ()>) {
+    tokio::select! {
+        () = stream => {}
+        () = server.closing() => {}
+    }
 }
 
 /// What the server says to its one client.
@@ -106,6 +114,7 @@ pub fn subscribe(message: Bytes, server: &Arc<Server>) -> Response<Body> {
         tokio::select! {
             () = follow(&message, &server, &sender) => {}
             () = closed.closed() => {}
+            () = server.closing() => {}
         }
     });
     response

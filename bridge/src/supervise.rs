@@ -72,6 +72,7 @@ pub async fn run(server: Arc<Server>) {
             RestartPolicy::Never => false,
         };
         let tail = server.log.tail();
+        server.log.say(&error);
         if !again {
             server.board.ended(Phase::Exited, exit, error, tail, false);
             tokio::select! {

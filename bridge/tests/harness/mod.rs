@@ -16,8 +16,8 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use mcp_hub_dataplane_api::SessionMode;
 use mcp_hub_dataplane_api::launch::{
-    BridgeRecord, Child as Program, ChildTransport, EraChoice, Health, LaunchSpec, Lifecycle, Limits, LogPolicy,
-    OWNER_ENV, Owner, Restart, RestartPolicy, Roots, Sessions, Timeouts,
+    BridgeRecord, Child as Program, ChildTransport, Drain, EraChoice, Health, LAUNCH_ENV, LaunchSpec, Lifecycle,
+    Limits, LogPolicy, OWNER_ENV, Owner, Restart, RestartPolicy, Roots, Sessions, Timeouts, in_pod_env,
 };
 use mcp_hub_dataplane_api::status::{BridgeStatus, Phase};
 use rustix::process::{Pid, Signal};
@@ -48,6 +48,7 @@ pub fn launch(args: &[&str]) -> LaunchSpec {
             program: fixture().to_string_lossy().into_owned(),
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),
             working_dir: "/".to_owned(),
+            inherit_env: false,
             env: BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]),
             secret_env: Vec::new(),
             limits: Limits::default(),
@@ -62,13 +63,24 @@ pub fn launch(args: &[&str]) -> LaunchSpec {
         restart: Restart { policy: RestartPolicy::Always, initial_ms: 50, max_ms: 200 },
         timeouts: Timeouts { call_ms: 60_000, start_ms: 30_000 },
         log: LogPolicy { max_bytes: 1 << 20, files: 2 },
+        drain: Drain::default(),
     }
 }
 
 pub struct Bridge {
     pub folder: tempfile::TempDir,
     pub spec: LaunchSpec,
+    place: Place,
     process: Child,
+}
+
+/// How a bridge is reached.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Over the control socket of its folder.
+    Folder,
+    /// Over the network alone, as a pod's.
+    Pod,
 }
 
 impl Bridge {
@@ -89,14 +101,51 @@ impl Bridge {
             .stderr(Stdio::inherit())
             .spawn()
             .unwrap();
-        let mut bridge = Self { folder, spec, process };
+        let bridge = Self { folder, spec, place: Place::Folder, process };
+        bridge.answering().await
+    }
+
+    /// Starts a pod's bridge from what an init container installed; the command starts whatever is its container, with
+    /// this environment of image and pod. It answers on the network when this returns.
+    pub async fn in_pod(spec: LaunchSpec, container: Command, env: &[(&str, &str)]) -> Self {
+        Self::in_pod_with(tempfile::tempdir().unwrap(), spec, container, env).await
+    }
+
+    pub async fn in_pod_with(
+        folder: tempfile::TempDir,
+        mut spec: LaunchSpec,
+        mut container: Command,
+        env: &[(&str, &str)],
+    ) -> Self {
+        spec.listen.set_port(mcp_hub_test_port::free_port().unwrap());
+        let install =
+            Command::new(env!("CARGO_BIN_EXE_mcp-bridge")).arg("install").arg(folder.path()).status().unwrap();
+        assert!(install.success());
+        let log = std::fs::File::options().create(true).append(true).open(folder.path().join("stderr")).unwrap();
+        let process = container
+            .arg(folder.path().join("mcp-bridge"))
+            .arg("pod")
+            .arg(folder.path().join("run"))
+            .env_clear()
+            .envs(env.iter().copied())
+            .env(LAUNCH_ENV, in_pod_env(&serde_json::to_string(&spec).unwrap()))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let bridge = Self { folder, spec, place: Place::Pod, process };
+        bridge.answering().await
+    }
+
+    async fn answering(mut self) -> Self {
         let started = Instant::now();
-        while bridge.try_control(Method::GET, "/status", Bytes::new()).await.is_none() {
-            assert!(bridge.process.try_wait().unwrap().is_none(), "the bridge ended at once");
-            assert!(started.elapsed() < PATIENCE, "the bridge does not answer");
+        while self.try_control(Method::GET, "/status", Bytes::new()).await.is_none() {
+            assert!(self.process.try_wait().unwrap().is_none(), "the bridge ended at once\n{}", self.log());
+            assert!(started.elapsed() < PATIENCE, "the bridge does not answer\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        bridge
+        self
     }
 
     /// A bridge whose server is ready.
@@ -111,19 +160,35 @@ impl Bridge {
     }
 
     pub fn record(&self) -> BridgeRecord {
-        serde_json::from_slice(&std::fs::read(self.folder.path().join("bridge.json")).unwrap()).unwrap()
+        let run_dir = if self.place == Place::Pod { "run" } else { "" };
+        serde_json::from_slice(&std::fs::read(self.folder.path().join(run_dir).join("bridge.json")).unwrap()).unwrap()
     }
 
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("server.log")).unwrap_or_default()
+        let name = if self.place == Place::Pod { "stderr" } else { "server.log" };
+        std::fs::read_to_string(self.folder.path().join(name)).unwrap_or_default()
     }
 
     async fn try_control(&self, method: Method, path: &str, body: Bytes) -> Option<(StatusCode, Bytes)> {
-        let stream = tokio::net::UnixStream::connect(self.folder.path().join("control.sock")).await.ok()?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
-        let connection = tokio::spawn(connection);
-        let request =
-            Request::builder().method(method).uri(path).header("host", "bridge").body(Full::new(body)).ok()?;
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "bridge")
+            .header("authorization", format!("Bearer {TOKEN}"))
+            .body(Full::new(body))
+            .ok()?;
+        let (mut sender, connection) = match self.place {
+            Place::Folder => {
+                let stream = tokio::net::UnixStream::connect(self.folder.path().join("control.sock")).await.ok()?;
+                let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
+                (sender, tokio::spawn(connection))
+            }
+            Place::Pod => {
+                let stream = tokio::net::TcpStream::connect(self.spec.listen).await.ok()?;
+                let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
+                (sender, tokio::spawn(connection))
+            }
+        };
         let response = sender.send_request(request).await.ok()?;
         let status = response.status();
         let body = response.into_body().collect().await.ok()?.to_bytes();
@@ -169,6 +234,9 @@ impl Bridge {
 
     /// A connection to the MCP side.
     pub async fn connection(&self) -> tokio::net::TcpStream {
+        if self.place == Place::Pod {
+            return tokio::net::TcpStream::connect(self.spec.listen).await.unwrap();
+        }
         let endpoint: http::Uri = self.status().await.endpoint.parse().unwrap();
         tokio::net::TcpStream::connect(endpoint.authority().unwrap().as_str()).await.unwrap()
     }

@@ -10,8 +10,8 @@ use mcp_hub_dataplane_api::gateway::{
     ClientAuth, GatewayConfig, GatewayLimits, HubRef, Naming, NamingMode, Target, ToolRules, Upstream, UpstreamEra,
 };
 use mcp_hub_dataplane_api::launch::{
-    Child as Program, ChildTransport, EraChoice, Health, LaunchSpec, Lifecycle, Limits, LogPolicy, Owner, Restart,
-    RestartPolicy, Roots, Sessions, Timeouts,
+    Child as Program, ChildTransport, Drain, EraChoice, Health, LaunchSpec, Lifecycle, Limits, LogPolicy, Owner,
+    Restart, RestartPolicy, Roots, Sessions, Timeouts,
 };
 use mcp_hub_dataplane_api::secret::SecretString;
 use mcp_hub_dataplane_api::{Era, SessionMode};
@@ -207,6 +207,7 @@ fn launch(peers: &Path, listen: SocketAddr, era: Era) -> LaunchSpec {
             program: peers.to_string_lossy().into_owned(),
             args: vec![name("stdio")],
             working_dir: name("/"),
+            inherit_env: false,
             env: BTreeMap::new(),
             secret_env: Vec::new(),
             limits: Limits::default(),
@@ -221,6 +222,7 @@ fn launch(peers: &Path, listen: SocketAddr, era: Era) -> LaunchSpec {
         restart: Restart { policy: RestartPolicy::Always, initial_ms: 1_000, max_ms: 300_000 },
         timeouts: Timeouts { call_ms: 600_000, start_ms: 60_000 },
         log: LogPolicy { max_bytes: 1 << 20, files: 2 },
+        drain: Drain::default(),
     }
 }
 
