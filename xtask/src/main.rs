@@ -2,6 +2,8 @@
 
 mod bench;
 mod clients;
+#[cfg(target_os = "linux")]
+mod cluster;
 mod dist;
 mod errors_page;
 mod fuzz;
@@ -46,6 +48,12 @@ enum Command {
         #[command(subcommand)]
         name: Bench,
     },
+    /// A real Kubernetes cluster of one node on this machine, as the tests use it
+    #[cfg(target_os = "linux")]
+    Cluster {
+        #[command(subcommand)]
+        verb: cluster::Verb,
+    },
     /// Build one mcpctl that carries the bridges of every target, in target/dist/release
     Dist,
     /// Write generated files: CRD YAML, the CLI reference and the table of error codes
@@ -77,6 +85,8 @@ fn main() -> ExitCode {
         Command::Bench { name: Bench::Local } => bench::local::run(),
         Command::Bench { name: Bench::Gateway(plan) } => bench::gateway::run(&plan),
         Command::Bench { name: Bench::Soak { minutes } } => bench::soak::run(minutes),
+        #[cfg(target_os = "linux")]
+        Command::Cluster { verb } => cluster::run(verb),
         Command::Dist => dist::run(),
         Command::Generate { check } => generate::run(check),
     };

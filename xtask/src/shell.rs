@@ -19,8 +19,18 @@ pub(crate) enum Error {
     Stale(String),
     #[error("no test level `{name}` (there are: {levels})")]
     NoLevel { name: String, levels: String },
+    #[cfg(target_os = "linux")]
+    #[error("{}", chain(.0))]
+    Cluster(#[from] mcp_hub_test_cluster::Error),
     #[error("{}", .0.join("\nerror: "))]
     Several(Vec<String>),
+}
+
+/// An error with its causes, in one line.
+#[cfg(target_os = "linux")]
+fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(error.source(), |cause| cause.source())
+        .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// Root of the checkout.
