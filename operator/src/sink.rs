@@ -1,0 +1,293 @@
+//! Hubs of a cluster: a gateway's pods, the Secret that they mount, and the push that makes a change reach them at once.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use futures::StreamExt;
+use futures::future::join_all;
+use futures::stream::{self, BoxStream};
+use kube::ResourceExt;
+use mcp_hub_crds::MCPHub;
+use mcp_hub_crds::hub::AuthMode;
+use mcp_hub_dataplane_api::control::ControlKeys;
+use mcp_hub_dataplane_api::document;
+use mcp_hub_dataplane_api::gateway::{GatewayConfig, UpstreamStatus};
+use mcp_hub_reconcile::error::{Retry, RuntimeError, SinkError};
+use mcp_hub_reconcile::installation::Installation;
+use mcp_hub_reconcile::lower::{Change, Object, ObjectId};
+use mcp_hub_reconcile::owner::{OwnerKey, OwnerKind};
+use mcp_hub_reconcile::plan::{is_in_sync, plan};
+use mcp_hub_reconcile::ports::{GatewaySink, HubState, Runtime, RuntimeEvent, SinkEvent, Step};
+use mcp_hub_reconcile::workload::{GatewayWorkload, Workload};
+use serde_json::{Value, json};
+use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::task::JoinHandle;
+
+use crate::children::{ChildKind, hide};
+use crate::gateways::{AskGateway, Gateways};
+use crate::labels;
+use crate::lower::{CONFIG_KEY, SEALING_KEY, config_secret, gateway_name};
+use crate::runtime::KubeRuntime;
+
+const EVENTS: usize = 4096;
+/// Replicas of a gateway whose hub names no number.
+const REPLICAS: i32 = 2;
+const PORT: i32 = 8080;
+/// A Secret holds 1 MiB with everything in it.
+const SECRET_MAX: usize = 900 << 10;
+/// Annotation with the order of the configuration in a Secret.
+const SEQUENCE: &str = "mcphub.io/sequence";
+const VERSION: &str = "mcphub.io/config-version";
+
+/// The gateways of a cluster. They end with the last value.
+pub struct KubeSink {
+    runtime: Arc<KubeRuntime>,
+    installation: Installation,
+    gateways: Arc<Gateways>,
+    events: broadcast::Sender<SinkEvent>,
+    /// Port of each hub's Service, by uid.
+    ports: Mutex<BTreeMap<String, u16>>,
+    following: JoinHandle<()>,
+}
+
+impl fmt::Debug for KubeSink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KubeSink").field("runtime", &self.runtime).finish_non_exhaustive()
+    }
+}
+
+impl Drop for KubeSink {
+    fn drop(&mut self) {
+        self.following.abort();
+    }
+}
+
+impl KubeSink {
+    pub fn start(runtime: Arc<KubeRuntime>, installation: Installation, ask: Arc<dyn AskGateway>) -> Arc<Self> {
+        let events = broadcast::Sender::new(EVENTS);
+        let gateways = Arc::new(Gateways::new(ask, installation.clone(), events.clone()));
+        let following = tokio::spawn(follow_pods(runtime.clone(), gateways.clone(), events.clone()));
+        Arc::new(Self { runtime, installation, gateways, events, ports: Mutex::default(), following })
+    }
+
+    /// Writes the configuration's Secret, if what lies there is another.
+    async fn store(&self, hub: &OwnerKey, config: &GatewayConfig) -> Result<GatewayConfig, SinkError> {
+        let name = config_secret(hub);
+        let known = self.runtime.child(ChildKind::Secret, &hub.namespace, &name);
+        let annotations = known.as_ref().map(|known| &known.observed.body["metadata"]["annotations"]);
+        let annotation = |name: &str| annotations.and_then(|annotations| annotations[name].as_str());
+        let stored: u64 = annotation(SEQUENCE).and_then(|number| number.parse().ok()).unwrap_or(0);
+        let same = annotation(VERSION) == Some(&config.version);
+        // Later than any that was, also when the Secret was lost or the clock went back.
+        let sequence = if same { stored } else { stored.saturating_add(1).max(now_ms()) };
+        let config = GatewayConfig { sequence, ..config.clone() };
+        let zipped = document::write(&config).map_err(|error| failed("ConfigFailed", error.to_string(), None))?;
+        if zipped.len() > SECRET_MAX {
+            return Err(failed(
+                "ConfigTooLarge",
+                format!("the configuration of hub {hub} is {} KiB, and a Secret holds no more than 900", zipped.len() >> 10),
+                Some("let the hub select fewer servers, and another hub the rest"),
+            ));
+        }
+        let key = hex::encode(self.installation.sealing_key(&hub.uid));
+        let data = json!({CONFIG_KEY: STANDARD.encode(&zipped), SEALING_KEY: STANDARD.encode(key)});
+        let annotations = json!({SEQUENCE: sequence.to_string(), VERSION: config.version});
+        self.secret(hub, name, annotations, data).await?;
+        Ok(config)
+    }
+
+    /// The token and the address of the hub, for people and their clients.
+    async fn credentials(&self, hub: &OwnerKey, port: u16) -> Result<(), SinkError> {
+        let token = self.installation.hub_token(&hub.uid, 0);
+        let data = json!({
+            "token": STANDARD.encode(token.expose_secret()),
+            "url": STANDARD.encode(endpoint(hub, port)),
+        });
+        self.secret(hub, format!("{}-token", gateway_name(hub)), json!({}), data).await
+    }
+
+    async fn secret(&self, hub: &OwnerKey, name: String, annotations: Value, data: Value) -> Result<(), SinkError> {
+        let mut body = json!({
+            "metadata": {
+                "labels": labels::of(hub), "ownerReferences": [labels::reference(hub)], "annotations": annotations,
+            },
+            "data": data,
+        });
+        // The object is compared by hashes; its values go to the API server only.
+        hide(&mut body);
+        let object = Object::new(ObjectId::new("Secret", name), ChildKind::Secret.stage(), Change::InPlace, body);
+        let known = self.runtime.child(ChildKind::Secret, &hub.namespace, &object.id.name);
+        if known.is_some_and(|known| is_in_sync(&object, &known.observed)) {
+            return Ok(());
+        }
+        self.runtime.apply(hub, &object, Some(&data)).await.map_err(sink_error)
+    }
+
+    /// Brings the configuration to replicas that serve another one. A replica that cannot be reached reads the Secret.
+    async fn push(&self, hub: &OwnerKey, config: &GatewayConfig) -> Result<(), SinkError> {
+        let known = self.gateways.of(hub);
+        let pods = self.runtime.pods_of(hub);
+        let behind: Vec<_> = pods
+            .iter()
+            .filter(|pod| known.get(&pod.uid).is_some_and(|status| status.status.version != config.version))
+            .collect();
+        if behind.is_empty() {
+            return Ok(());
+        }
+        let keys = ControlKeys::of(&self.installation.sealing_key(&hub.uid));
+        let sealed = keys.seal(config, now_ms()).map_err(|error| failed("ConfigFailed", error.to_string(), None))?;
+        join_all(behind.into_iter().map(|pod| self.gateways.push(pod, sealed.clone(), &config.version))).await;
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl GatewaySink for KubeSink {
+    async fn apply(&self, hub: &OwnerKey, hub_spec: &MCPHub, config: &GatewayConfig) -> Result<(), SinkError> {
+        if hub_spec.spec.auth.as_ref().and_then(|auth| auth.mode) == Some(AuthMode::None) {
+            return Err(failed(
+                "Unsupported",
+                "spec.auth.mode: None is for loopback only, and a cluster's endpoint is none".to_owned(),
+                Some("use Bearer"),
+            ));
+        }
+        let gateway = hub_spec.spec.gateway.as_ref();
+        let port = gateway.and_then(|gateway| gateway.port).unwrap_or(PORT);
+        // The schema holds it between 1 and 65535.
+        let port = u16::try_from(port).unwrap_or(8080);
+        let replicas = gateway.and_then(|gateway| gateway.replicas).unwrap_or(REPLICAS);
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner).insert(hub.uid.clone(), port);
+        self.runtime.ready().await;
+        // The Secret first: pods do not start without it.
+        let config = self.store(hub, config).await?;
+        self.credentials(hub, port).await?;
+        let workload = Workload::Gateway(Box::new(GatewayWorkload { owner: hub.clone(), replicas, port }));
+        let lowered = self.runtime.lower(&workload).map_err(|refusal| {
+            failed("Unsupported", refusal.to_string(), refusal.hint.as_deref())
+        })?;
+        let observed = self.runtime.observe(hub).await.map_err(sink_error)?;
+        for step in plan(&lowered, &observed) {
+            self.runtime.execute(hub, &step).await.map_err(sink_error)?;
+        }
+        self.push(hub, &config).await
+    }
+
+    fn hosts(&self, hub: &OwnerKey) -> Vec<String> {
+        let (name, namespace) = (gateway_name(hub), &hub.namespace);
+        let tails = [String::new(), format!(".{namespace}"), format!(".{namespace}.svc"), format!(".{namespace}.svc.cluster.local")];
+        tails.into_iter().map(|tail| format!("{name}{tail}")).collect()
+    }
+
+    async fn remove(&self, hub: &OwnerKey) -> Result<(), SinkError> {
+        let observed = self.runtime.observe(hub).await.map_err(sink_error)?;
+        for step in plan(&mcp_hub_reconcile::lower::Lowered::default(), &observed) {
+            self.runtime.execute(hub, &step).await.map_err(sink_error)?;
+        }
+        for name in [config_secret(hub), format!("{}-token", gateway_name(hub))] {
+            self.runtime.execute(hub, &Step::Remove(ObjectId::new("Secret", name))).await.map_err(sink_error)?;
+        }
+        Ok(())
+    }
+
+    async fn observe(&self, hub: &OwnerKey) -> Result<Option<HubState>, SinkError> {
+        let observed = self.runtime.observe(hub).await.map_err(sink_error)?;
+        let deployment = observed.objects.iter().find(|object| object.id.kind == "Deployment");
+        let Some(deployment) = deployment else { return Ok(None) };
+        let pods: Vec<_> = self.runtime.pods_of(hub).into_iter().filter(|pod| !pod.ending).collect();
+        let secret = self.runtime.child(ChildKind::Secret, &hub.namespace, &config_secret(hub));
+        let version = secret
+            .as_ref()
+            .and_then(|secret| secret.observed.body["metadata"]["annotations"][VERSION].as_str())
+            .unwrap_or_default();
+        let replicas = self.gateways.of(hub);
+        let collisions = replicas.values().flat_map(|replica| replica.status.collisions.clone()).collect();
+        let wanted = deployment.body["spec"]["replicas"].as_i64().unwrap_or_default();
+        let synced = pods.iter().filter(|pod| replicas.get(&pod.uid).is_some_and(|said| said.status.version == version));
+        let port = self.ports.lock().unwrap_or_else(PoisonError::into_inner).get(&hub.uid).copied();
+        Ok(Some(HubState {
+            endpoint: endpoint(hub, port.unwrap_or(8080)),
+            replicas: i32::try_from(wanted).unwrap_or(i32::MAX),
+            serving: count(pods.iter().filter(|pod| pod.ready).count()),
+            problem: observed.failure.map(|failure| match failure.hint {
+                Some(hint) => format!("{} (hint: {hint})", failure.message),
+                None => failure.message,
+            }),
+            synced: count(synced.count()),
+            version: version.to_owned(),
+            collisions,
+        }))
+    }
+
+    fn upstream(&self, server_uid: &str) -> Option<UpstreamStatus> {
+        self.gateways.upstream(server_uid)
+    }
+
+    fn events(&self) -> BoxStream<'static, SinkEvent> {
+        let listening = self.events.subscribe();
+        stream::unfold(listening, |mut listening| async move {
+            loop {
+                match listening.recv().await {
+                    Ok(event) => return Some((event, listening)),
+                    // A listener that lags behind by thousands misses hints; the hourly look at each object makes up.
+                    Err(RecvError::Lagged(missed)) => tracing::warn!(missed, "events of gateways were missed"),
+                    Err(RecvError::Closed) => return None,
+                }
+            }
+        })
+        .boxed()
+    }
+}
+
+/// Follows the pods of gateways by the runtime's events.
+async fn follow_pods(runtime: Arc<KubeRuntime>, gateways: Arc<Gateways>, events: broadcast::Sender<SinkEvent>) {
+    let mut changes = runtime.events();
+    runtime.ready().await;
+    let hubs = async || {
+        let owners = runtime.owners().await.unwrap_or_default();
+        owners.into_iter().filter(|owner| owner.kind == OwnerKind::MCPHub).collect::<Vec<_>>()
+    };
+    let mut due = hubs().await;
+    loop {
+        for hub in due {
+            gateways.attend(&hub, &runtime.pods_of(&hub));
+            events.send(SinkEvent::Hub(hub)).ok();
+        }
+        due = match changes.next().await {
+            Some(RuntimeEvent::Changed(owner)) if owner.kind == OwnerKind::MCPHub => vec![owner],
+            Some(RuntimeEvent::Changed(_)) => Vec::new(),
+            Some(RuntimeEvent::Resync) => hubs().await,
+            None => return,
+        };
+    }
+}
+
+fn endpoint(hub: &OwnerKey, port: u16) -> String {
+    format!("http://{}.{}.svc:{port}/mcp", gateway_name(hub), hub.namespace)
+}
+
+fn count(number: usize) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
+}
+
+/// Milliseconds since the epoch.
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn failed(reason: &'static str, message: String, hint: Option<&str>) -> SinkError {
+    SinkError { reason, message, hint: hint.map(str::to_owned), retry: Retry::OnChange }
+}
+
+fn sink_error(error: RuntimeError) -> SinkError {
+    let message = match &error.source {
+        Some(source) => format!("{}: {source}", error.message),
+        None => error.message.clone(),
+    };
+    SinkError { reason: error.reason, message, hint: error.hint, retry: error.retry }
+}
