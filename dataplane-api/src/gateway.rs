@@ -13,8 +13,12 @@ use crate::{Era, SessionMode};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GatewayConfig {
-    /// Digest over all other fields; equal configurations have equal versions.
+    /// Digest over all other fields but `sequence`; equal configurations have equal versions.
     pub version: String,
+    /// Order of the configurations of a hub, which may reach a gateway by two ways: one with a lower number than that in
+    /// force is not taken. Whoever distributes configurations raises it with each new version; 0 where there is one way.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub sequence: u64,
     pub hub: HubRef,
     /// Sorted by name; names are unique.
     pub upstreams: Vec<Upstream>,
@@ -25,6 +29,22 @@ pub struct GatewayConfig {
     pub allowed_hosts: Vec<String>,
     /// `Origin` values accepted besides loopback origins.
     pub allowed_origins: Vec<String>,
+    /// Who wakes sleeping servers; without, calls to them are answered as to unavailable ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wake: Option<Wake>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// Where a gateway asks for a sleeping server: `POST` of `{"server": UID}` with `Authorization: Bearer TOKEN`, answered with
+/// any status of success; the server is awake when a configuration says so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Wake {
+    pub url: String,
+    pub token: SecretString,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -48,6 +68,24 @@ pub struct Upstream {
     pub tools: ToolRules,
     /// Longest call in milliseconds.
     pub call_timeout_ms: u64,
+    /// What the server offered when it was last awake, for a gateway that has not met it; what a gateway has learned itself
+    /// counts more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub definitions: Option<Definitions>,
+}
+
+/// What a server says of itself and offers; each is raw JSON as the server wrote it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Definitions {
+    pub era: Era,
+    /// Result of `initialize` or `server/discover`.
+    pub introduction: String,
+    /// Arrays of definitions; `None` for what the server does not offer.
+    pub tools: Option<String>,
+    pub prompts: Option<String>,
+    pub resources: Option<String>,
+    pub resource_templates: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +99,9 @@ pub enum Target {
     },
     /// Calls are answered with `isError`, this reason and this hint; definitions stay for `stale_for_ms`.
     Unavailable { reason: String, message: String, hint: Option<String> },
+    /// Nothing runs, for want of calls. Definitions stay listed. A call asks for the server and is held until it is
+    /// `Available`, so this remains its state while it wakes; `Unavailable` ends what is held.
+    Asleep,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,4 +192,67 @@ pub enum UpstreamStatus {
     Failed {
         message: String,
     },
+}
+
+/// What one replica of a gateway tells on its control listener.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplicaStatus {
+    #[serde(flatten)]
+    pub status: GatewayStatus,
+    /// Of the configuration in force.
+    pub sequence: u64,
+    /// Whether the replica is about to end: it takes no new connections, or will not for long.
+    pub draining: bool,
+    /// By the server's uid.
+    pub activity: BTreeMap<String, UpstreamActivity>,
+}
+
+/// How much a server is used through one replica. Lists, probes and streams of notifications are no use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UpstreamActivity {
+    /// Calls under way, those that wait for their client or for the server to wake among them.
+    pub calls_in_flight: u32,
+    /// Milliseconds since a call last ended; `None` if this replica has made none.
+    pub idle_ms: Option<u64>,
+}
+
+/// The answer to a push.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InForce {
+    pub version: String,
+    pub sequence: u64,
+}
+
+#[cfg(all(test, feature = "control"))]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn config() -> GatewayConfig {
+        GatewayConfig {
+            version: "v1".to_owned(),
+            sequence: 3,
+            hub: HubRef { namespace: "default".to_owned(), name: "default".to_owned(), uid: "hub".to_owned() },
+            upstreams: Vec::new(),
+            naming: Naming { mode: NamingMode::Prefix, separator: "_".to_owned(), max_length: 48 },
+            auth: ClientAuth::None,
+            limits: GatewayLimits { message_bytes: 1, result_bytes: None, concurrent_calls: 1, stale_for_ms: 1 },
+            allowed_hosts: Vec::new(),
+            allowed_origins: Vec::new(),
+            wake: Some(Wake { url: "http://operator".to_owned(), token: SecretString::new("secret") }),
+        }
+    }
+
+    #[test]
+    fn a_configuration_of_an_earlier_release_is_read() {
+        let mut old = serde_json::to_value(config()).unwrap();
+        for new in ["sequence", "wake"] {
+            assert!(old.as_object_mut().unwrap().remove(new).is_some(), "{new}");
+        }
+        let read: GatewayConfig = serde_json::from_value(old.clone()).unwrap();
+        assert_eq!(read, GatewayConfig { sequence: 0, wake: None, ..config() });
+        assert_eq!(serde_json::to_value(read).unwrap(), old, "what is not used changes no digest");
+    }
 }

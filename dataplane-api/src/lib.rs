@@ -5,9 +5,15 @@
 //! - [`status::BridgeStatus`]: what the bridge knows of that server (read by runtimes, at `/status`);
 //! - [`gateway::GatewayConfig`] and [`gateway::GatewayStatus`]: what a gateway serves, and what it found upstream.
 //!
+//! With the feature `control`: [`control`], how an operator drives a gateway, and [`document`], its configuration as a file.
+//!
 //! All three are versioned documents between programs of possibly different releases: unknown fields are ignored when
 //! read, and a field is never given another meaning.
 
+#[cfg(feature = "control")]
+pub mod control;
+#[cfg(feature = "control")]
+pub mod document;
 pub mod gateway;
 pub mod launch;
 pub mod secret;

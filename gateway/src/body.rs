@@ -2,6 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, Sleep};
+
+use crate::activity::Busy;
 
 /// Up to two pieces that follow each other, so that a long one need not be copied behind a short one.
 #[derive(Debug, Default)]
@@ -120,13 +123,15 @@ pub(crate) struct Upstream {
     silence: Pin<Box<Sleep>>,
     /// The silence is the server's: before, the client may have been the one who took nothing.
     waits: bool,
-    /// The place among the calls in flight that it holds until it ends.
-    _permit: Option<OwnedSemaphorePermit>,
+    /// What it holds until it ends: the place among the calls in flight, and its server's being used.
+    _held: Held,
 }
 
+type Held = (Option<OwnedSemaphorePermit>, Option<Arc<Busy>>);
+
 impl Upstream {
-    pub(crate) fn new(body: Passed, permit: Option<OwnedSemaphorePermit>, patience: Duration) -> Self {
-        Self { body, patience, silence: Box::pin(tokio::time::sleep(patience)), waits: false, _permit: permit }
+    pub(crate) fn new(body: Passed, held: Held, patience: Duration) -> Self {
+        Self { body, patience, silence: Box::pin(tokio::time::sleep(patience)), waits: false, _held: held }
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
@@ -201,9 +206,15 @@ pub(crate) fn error(status: StatusCode, id: Option<&str>, code: i64, message: &s
 
 /// An event stream fed by the sender, at most this many events ahead of the reader.
 pub(crate) fn events() -> (mpsc::Sender<Bytes>, Response<Body>) {
-    let (sender, receiver) = mpsc::channel(64);
-    let mut response = Response::new(Body::Stream(receiver));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(EVENTS));
+    let (sender, mut response) = streamed(EVENTS, 64);
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    (sender, response)
+}
+
+/// A response of this type fed by the sender, at most so many parts ahead of the reader.
+pub(crate) fn streamed(content_type: &'static str, ahead: usize) -> (mpsc::Sender<Bytes>, Response<Body>) {
+    let (sender, receiver) = mpsc::channel(ahead);
+    let mut response = Response::new(Body::Stream(receiver));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     (sender, response)
 }

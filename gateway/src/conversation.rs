@@ -155,6 +155,7 @@ impl Exchange {
                     Err(failure) => return Turn::Answer(self.failure(&failure)),
                 },
                 () = line.sender.closed(), if follows => return Turn::Over,
+                () = self.client.ending.begun(), if self.is_subscription() => return Turn::Over,
                 () = line.flight.cancelled() => return Turn::Over,
                 message = heard(&mut line.ear) => message,
                 (server_id, answer) = answered(&mut line.asking) => {

@@ -21,6 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
 use crate::Inner;
+use crate::activity::Busy;
 use crate::body::{Body, JSON, events, full, json as json_response};
 use crate::client::Client;
 use crate::ears::{self, Ear};
@@ -64,6 +65,8 @@ pub(crate) struct Exchange {
     pub(crate) result_limit: Option<usize>,
     /// Whether this is a later round of a call, which its server must not take for the first.
     pub(crate) is_retry: bool,
+    /// Held until the call ends.
+    pub(crate) busy: Option<Arc<Busy>>,
 }
 
 /// Whose session with a server a request goes into, and what its client can be asked there.

@@ -15,8 +15,10 @@ use crate::upstream::Failure;
 impl Exchange {
     /// The message that tells the client of a failure.
     pub(crate) fn failure(&self, failure: &Failure) -> Bytes {
-        let unseen =
-            matches!(failure, Failure::Unavailable { .. } | Failure::Unreachable(_) | Failure::AuthRequired(_));
+        let unseen = matches!(
+            failure,
+            Failure::Unavailable { .. } | Failure::Asleep | Failure::Unreachable(_) | Failure::AuthRequired(_)
+        );
         if unseen {
             count(&self.inner.metrics.calls_unavailable);
         }
@@ -26,7 +28,7 @@ impl Exchange {
         let name = &self.upstream.config.name;
         let text = format!("server `{name}`: {failure}");
         let code = match failure {
-            Failure::Unavailable { .. } | Failure::Unreachable(_) | Failure::AuthRequired(_) => {
+            Failure::Unavailable { .. } | Failure::Asleep | Failure::Unreachable(_) | Failure::AuthRequired(_) => {
                 if self.method == methods::TOOLS_CALL {
                     return self.tool_error(failure, &text);
                 }

@@ -103,7 +103,7 @@ pub(crate) fn authenticate(
     Err(refusal)
 }
 
-fn bearer(value: &str) -> Option<&str> {
+pub(crate) fn bearer(value: &str) -> Option<&str> {
     let (scheme, token) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
 }
@@ -129,6 +129,7 @@ mod tests {
         let tokens = ["one", "two"].map(|token| hex::encode(Sha256::digest(token)));
         let config = |tokens: &[String]| GatewayConfig {
             version: String::new(),
+            sequence: 0,
             hub: HubRef { namespace: String::new(), name: String::new(), uid: String::new() },
             upstreams: Vec::new(),
             naming: Naming { mode: NamingMode::Bare, separator: String::new(), max_length: 48 },
@@ -136,6 +137,7 @@ mod tests {
             limits: GatewayLimits { message_bytes: 1, concurrent_calls: 1, stale_for_ms: 1, result_bytes: None },
             allowed_hosts: Vec::new(),
             allowed_origins: Vec::new(),
+            wake: None,
         };
         let shown = Shown::default();
         let ask = |value: &'static str, tokens: &[String]| {

@@ -4,10 +4,12 @@
 //! Clients and servers of either era meet here, and only here are eras translated ([`translate`]). Calls pass as raw JSON:
 //! an envelope and a name are looked at, the rest is bytes.
 
+mod activity;
 mod aggregate;
 mod asked;
 mod body;
 mod client;
+mod control;
 mod conversation;
 mod cursors;
 mod ears;
@@ -39,11 +41,13 @@ mod watch;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use mcp_hub_dataplane_api::gateway::{GatewayConfig, GatewayStatus, UpstreamStatus};
+use mcp_hub_dataplane_api::control::{ControlKeys, Push};
+use mcp_hub_dataplane_api::gateway::{GatewayConfig, GatewayStatus, InForce, ReplicaStatus, UpstreamStatus};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, broadcast, watch as changes};
 
@@ -56,6 +60,7 @@ use crate::interests::Interests;
 use crate::metrics::Metrics;
 use crate::parked::Parked;
 use crate::seal::Seal;
+pub use crate::serve::Drain;
 use crate::session::SessionKeys;
 use crate::told::Told;
 use crate::upstream::{HttpClient, Watched};
@@ -67,6 +72,12 @@ pub struct Gateway(Arc<Inner>);
 #[derive(Debug)]
 pub(crate) struct Inner {
     served: ArcSwap<Served>,
+    /// Held while a configuration is taken, so that each is compared with the one that it replaces.
+    applying: Mutex<Newest>,
+    /// Of the configuration in force.
+    sequence: AtomicU64,
+    draining: AtomicBool,
+    pub(crate) keys: ControlKeys,
     pub(crate) seal: Seal,
     sessions: SessionKeys,
     http: HttpClient,
@@ -92,6 +103,20 @@ pub(crate) struct Served {
     pub(crate) calls: Arc<Semaphore>,
 }
 
+/// When the newest configuration that was pushed was sealed, in milliseconds since the epoch.
+#[derive(Debug, Default)]
+struct Newest(u64);
+
+/// A configuration that is older than the one in force.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the configuration is older than the one in force, {} (sequence {})", .in_force.version, .in_force.sequence)]
+pub struct Superseded {
+    pub in_force: InForce,
+}
+
+/// What is under way gets this long when a listener ends that nobody drains.
+const GRACE: Duration = Duration::from_secs(10);
+
 /// A gateway that cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
@@ -115,6 +140,10 @@ impl Gateway {
                 lists: Lists::default(),
                 calls,
             }),
+            applying: Mutex::default(),
+            sequence: AtomicU64::new(0),
+            draining: AtomicBool::new(false),
+            keys: ControlKeys::of(&sealing_key),
             sessions: SessionKeys::new(seal.clone()),
             http: upstream::http_client()?,
             flights: Flights::default(),
@@ -135,6 +164,49 @@ impl Gateway {
     /// Serves this configuration from now on. What was learned of upstreams that stay the same is kept; requests under
     /// way end with the configuration that they began with.
     pub fn apply(&self, config: GatewayConfig) {
+        self.replace(config, &self.0.newest());
+    }
+
+    /// As [`apply`](Self::apply), unless the configuration has a lower sequence than that in force.
+    pub fn offer(&self, config: GatewayConfig) -> Result<(), Superseded> {
+        let newest = self.0.newest();
+        self.replace_older(config, &newest)
+    }
+
+    /// As [`offer`](Self::offer), unless one that was sealed later has been taken.
+    pub(crate) fn offer_pushed(&self, push: Push) -> Result<(), Superseded> {
+        let mut newest = self.0.newest();
+        if push.at_ms < newest.0 {
+            return Err(self.superseded());
+        }
+        self.replace_older(push.config, &newest)?;
+        newest.0 = push.at_ms;
+        Ok(())
+    }
+
+    fn replace_older(&self, config: GatewayConfig, held: &MutexGuard<'_, Newest>) -> Result<(), Superseded> {
+        if config.sequence < self.in_force().sequence {
+            return Err(self.superseded());
+        }
+        metrics::count(&self.0.metrics.configs_taken);
+        self.replace(config, held);
+        Ok(())
+    }
+
+    fn superseded(&self) -> Superseded {
+        metrics::count(&self.0.metrics.configs_superseded);
+        Superseded { in_force: self.in_force() }
+    }
+
+    /// What is served now.
+    pub fn in_force(&self) -> InForce {
+        let version = self.0.served.load().config.version.clone();
+        InForce { version, sequence: self.0.sequence.load(Ordering::Relaxed) }
+    }
+
+    fn replace(&self, mut config: GatewayConfig, _held: &MutexGuard<'_, Newest>) {
+        // Kept beside it: equal configurations may differ in it.
+        self.0.sequence.store(std::mem::take(&mut config.sequence), Ordering::Relaxed);
         let before = self.0.served.load_full();
         if before.config == config {
             return;
@@ -181,13 +253,55 @@ impl Gateway {
         self.0.status.subscribe()
     }
 
+    /// What this replica tells an operator.
+    pub fn replica_status(&self) -> ReplicaStatus {
+        let served = self.0.served.load();
+        let upstreams = served.upstreams.values().map(|watched| &watched.upstream);
+        ReplicaStatus {
+            status: self.status(),
+            sequence: self.0.sequence.load(Ordering::Relaxed),
+            draining: self.0.is_draining(),
+            activity: upstreams.map(|upstream| (upstream.config.uid.clone(), upstream.activity.told())).collect(),
+        }
+    }
+
     /// Serves until `shutdown` resolves; then no connection is taken, and what is under way gets ten seconds.
     pub async fn serve(&self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> io::Result<()> {
-        serve::run(listener, self.0.clone(), shutdown).await
+        let drain = Drain { delay: Duration::ZERO, limit: GRACE };
+        serve::run(listener, self.0.clone(), shutdown, drain).await
+    }
+
+    /// As [`serve`](Self::serve), for a gateway that ends with its listener: says so as soon as `shutdown` resolves, and
+    /// gives clients time to go elsewhere.
+    pub async fn serve_and_drain(
+        &self,
+        listener: TcpListener,
+        shutdown: impl Future<Output = ()>,
+        drain: Drain,
+    ) -> io::Result<()> {
+        let shutdown = async {
+            shutdown.await;
+            self.0.draining.store(true, Ordering::Relaxed);
+            self.0.status_changed();
+        };
+        serve::run(listener, self.0.clone(), shutdown, drain).await
+    }
+
+    /// Serves an operator on this listener until it is dropped.
+    pub async fn serve_control(&self, listener: TcpListener) -> io::Result<()> {
+        control::run(listener, self.clone()).await
     }
 }
 
 impl Inner {
+    fn newest(&self) -> MutexGuard<'_, Newest> {
+        self.applying.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn served(&self) -> Arc<Served> {
         self.served.load_full()
     }

@@ -2,22 +2,25 @@
 //!
 //! Exit codes: 0 stopped on request, 1 failure, 2 usage.
 
+mod mounted;
+
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use mcp_hub_dataplane_api::gateway::GatewayConfig;
-use mcp_hub_gateway::{Gateway, GatewayError};
+use mcp_hub_gateway::{Drain, Gateway, GatewayError};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+
+use crate::mounted::{Mounted, MountedError};
 
 #[derive(Debug, Parser)]
 #[command(version, about = "One MCP endpoint over many servers")]
 struct Args {
-    /// JSON configuration; read again whenever it changes
+    /// Configuration, JSON or gzip of JSON; read again whenever it changes
     #[arg(long)]
     config: PathBuf,
     /// Address to listen on
@@ -26,14 +29,23 @@ struct Args {
     /// File with 64 hexadecimal digits, the key that seals session ids
     #[arg(long)]
     sealing_key: PathBuf,
+    /// Address for the operator: pushed configurations, status, probes, metrics
+    #[arg(long)]
+    control: Option<SocketAddr>,
+    /// Seconds for which connections are still taken after SIGTERM, while clients are sent elsewhere
+    #[arg(long, default_value_t = 5)]
+    drain_delay: u64,
+    /// Seconds that calls under way may then take
+    #[arg(long, default_value_t = 30)]
+    drain_limit: u64,
 }
 
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error("could not read {path}: {source}", path = .path.display())]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("{path} is no gateway configuration: {source}", path = .path.display())]
-    Config { path: PathBuf, source: serde_json::Error },
+    #[error(transparent)]
+    Config(#[from] MountedError),
     #[error("{path} holds no 64 hexadecimal digits", path = .0.display())]
     Key(PathBuf),
     #[error(transparent)]
@@ -64,30 +76,54 @@ async fn run(args: Args) -> Result<(), Failure> {
     let path = args.sealing_key.clone();
     let key = std::fs::read_to_string(&path).map_err(|source| Failure::Read { path: path.clone(), source })?;
     let key = hex::decode(key.trim()).ok().and_then(|bytes| bytes.try_into().ok()).ok_or(Failure::Key(path))?;
-    let gateway = Gateway::new(key, read(&args.config)?)?;
-    let listener = TcpListener::bind(args.listen).await;
-    let listener = listener.map_err(|source| Failure::Listen { address: args.listen, source })?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(Failure::Signals)?;
-    let follow = async {
-        loop {
-            tokio::time::sleep(LOOK_EVERY).await;
-            match read(&args.config) {
-                Ok(config) => gateway.apply(config),
-                // Half written, or wrong: the last good one stays in force.
-                Err(error) => tracing::warn!(%error, "configuration not taken"),
-            }
-        }
+    let (mut mounted, config) = Mounted::open(&args.config)?;
+    let gateway = Gateway::new(key, config)?;
+    let listener = listen(args.listen).await?;
+    let control = match args.control {
+        Some(address) => Some((address, listen(address).await?)),
+        None => None,
     };
+    let mut terminate = signal(SignalKind::terminate()).map_err(Failure::Signals)?;
     let stop = async {
         terminate.recv().await;
     };
+    let drain = Drain { delay: Duration::from_secs(args.drain_delay), limit: Duration::from_secs(args.drain_limit) };
+    let operated = async {
+        match control {
+            Some((address, listener)) => {
+                gateway.serve_control(listener).await.map_err(|source| Failure::Listen { address, source })
+            }
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
-        result = gateway.serve(listener, stop) => result.map_err(|source| Failure::Listen { address: args.listen, source }),
-        () = follow => Ok(()),
+        served = gateway.serve_and_drain(listener, stop, drain) => {
+            served.map_err(|source| Failure::Listen { address: args.listen, source })
+        }
+        ended = operated => ended,
+        () = follow(&gateway, &mut mounted) => Ok(()),
     }
 }
 
-fn read(path: &Path) -> Result<GatewayConfig, Failure> {
-    let bytes = std::fs::read(path).map_err(|source| Failure::Read { path: path.to_owned(), source })?;
-    serde_json::from_slice(&bytes).map_err(|source| Failure::Config { path: path.to_owned(), source })
+async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).await.map_err(|source| Failure::Listen { address, source })
+}
+
+/// Takes what the file says whenever it changes.
+async fn follow(gateway: &Gateway, mounted: &mut Mounted) {
+    let mut told = String::new();
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let problem = match mounted.changed() {
+            Ok(None) => continue,
+            Ok(Some(config)) => gateway.offer(config).err().map(|superseded| superseded.to_string()),
+            // Half written, or wrong: the last good one stays in force.
+            Err(error) => Some(error.to_string()),
+        };
+        let problem = problem.unwrap_or_default();
+        if !problem.is_empty() && problem != told {
+            tracing::warn!(problem, "configuration not taken");
+        }
+        told = problem;
+    }
 }

@@ -14,6 +14,9 @@ pub(crate) struct Metrics {
     pub(crate) upstream_sessions: AtomicU64,
     pub(crate) parked: AtomicU64,
     pub(crate) parked_expired: AtomicU64,
+    pub(crate) configs_taken: AtomicU64,
+    pub(crate) configs_superseded: AtomicU64,
+    pub(crate) configs_refused: AtomicU64,
 }
 
 pub(crate) fn count(counter: &AtomicU64) {
@@ -68,6 +71,16 @@ impl Metrics {
             "counter",
             "Calls cancelled because their client did not come back in time",
             &[("", get(&self.parked_expired))],
+        );
+        family(
+            "mcp_hub_gateway_configs_total",
+            "counter",
+            "Configurations that came, mounted or pushed, by what became of them",
+            &[
+                ("{outcome=\"taken\"}", get(&self.configs_taken)),
+                ("{outcome=\"superseded\"}", get(&self.configs_superseded)),
+                ("{outcome=\"refused\"}", get(&self.configs_refused)),
+            ],
         );
         let (upstreams, ready, waiting) = (upstreams as u64, ready as u64, waiting as u64);
         family("mcp_hub_gateway_parked_calls", "gauge", "Calls that wait for their client's answers", &[("", waiting)]);

@@ -76,7 +76,7 @@ impl Exchange {
             Ok(Ok(Read::Passed(body))) => {
                 flight.landed();
                 let mut ours = json(Bytes::new());
-                *ours.body_mut() = Body::Upstream(Upstream::new(body, permit, self.limit()));
+                *ours.body_mut() = Body::Upstream(Upstream::new(body, (permit, self.busy.clone()), self.limit()));
                 return ours;
             }
             Ok(Err(failure)) => Err(failure),

@@ -11,31 +11,76 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::Inner;
 use crate::body::{Body, full};
-use crate::client::{self, Scope};
+use crate::client::{self, Scope, Sender};
 use crate::guard::{self, Shown};
 use crate::metrics::count;
 use crate::rouse::Rousing;
 use crate::session::LastSession;
 
 /// A client that has not sent its headers by then is not going to.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// A client that takes nothing of what it is sent for so long is gone: its call's place and what waits for it are needed.
 #[cfg(target_os = "linux")]
 const STALLED_MS: u32 = 30_000;
-/// What is under way when the gateway stops gets this long.
-const GRACE: Duration = Duration::from_secs(10);
+
+/// How a listener ends.
+#[derive(Debug, Clone, Copy)]
+pub struct Drain {
+    /// How long connections are still taken: in a cluster, clients are sent here for a while after the end was announced.
+    pub delay: Duration,
+    /// How long what is under way then may take.
+    pub limit: Duration,
+}
+
+/// Tells streams that end only with their listener that it ends, so that clients open them elsewhere.
+#[derive(Debug, Default)]
+pub(crate) struct Ending(watch::Sender<bool>);
+
+impl Ending {
+    pub(crate) async fn begun(&self) {
+        // The sender is ours, so that there is no error.
+        self.0.subscribe().wait_for(|ends| *ends).await.ok();
+    }
+}
 
 pub(crate) async fn run(
     listener: TcpListener,
     inner: Arc<Inner>,
     shutdown: impl Future<Output = ()>,
+    drain: Drain,
 ) -> io::Result<()> {
     let graceful = GracefulShutdown::new();
-    tokio::pin!(shutdown);
-    let mut connections = tokio::task::JoinSet::new();
+    let ending = Arc::new(Ending::default());
+    let mut connections = JoinSet::new();
+    let until = async {
+        shutdown.await;
+        tokio::time::sleep(drain.delay).await;
+    };
+    accept(&listener, &mut connections, until, |stream| {
+        connection(stream, inner.clone(), graceful.watcher(), ending.clone())
+    })
+    .await;
+    drop(listener);
+    ending.0.send_replace(true);
+    // Conversations of idle clients are cut with the last of the time.
+    tokio::time::timeout(drain.limit, graceful.shutdown()).await.ok();
+    connections.shutdown().await;
+    Ok(())
+}
+
+/// Takes connections until something else is due.
+pub(crate) async fn accept<F: Future<Output = ()> + Send + 'static>(
+    listener: &TcpListener,
+    connections: &mut JoinSet<()>,
+    until: impl Future<Output = ()>,
+    serve: impl Fn(TcpStream) -> F,
+) {
+    tokio::pin!(until);
     loop {
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -47,23 +92,43 @@ pub(crate) async fn run(
                 }
             },
             Some(_) = connections.join_next(), if !connections.is_empty() => continue,
-            () = &mut shutdown => break,
+            () = &mut until => return,
         };
-        connections.spawn(connection(stream, inner.clone(), graceful.watcher()));
+        connections.spawn(serve(stream));
     }
-    drop(listener);
-    // Streams never end by themselves: those of idle clients are cut with the last of the grace.
-    tokio::time::timeout(GRACE, graceful.shutdown()).await.ok();
-    connections.shutdown().await;
-    Ok(())
 }
 
-async fn connection(stream: TcpStream, inner: Arc<Inner>, watcher: hyper_util::server::graceful::Watcher) {
+/// What every connection gets.
+pub(crate) fn tune(stream: &TcpStream) {
     // Small answers must not wait for more; a socket that refuses is served all the same.
     stream.set_nodelay(true).ok();
     #[cfg(target_os = "linux")]
-    rustix::net::sockopt::set_tcp_user_timeout(&stream, STALLED_MS).ok();
-    let remembered = Arc::new(Remembered::default());
+    rustix::net::sockopt::set_tcp_user_timeout(stream, STALLED_MS).ok();
+}
+
+/// Whether clients should be sent here.
+pub(crate) fn readiness(inner: &Inner) -> Response<Body> {
+    if inner.is_draining() {
+        return full(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "draining");
+    }
+    full(StatusCode::OK, "text/plain", "ok")
+}
+
+pub(crate) fn metrics(inner: &Inner) -> Response<Body> {
+    let served = inner.served();
+    let ready = served.upstreams.values().filter(|watched| watched.upstream.is_ready()).count();
+    let metrics = inner.metrics.render(served.upstreams.len(), ready, inner.parked.count());
+    full(StatusCode::OK, "text/plain; version=0.0.4", metrics)
+}
+
+async fn connection(
+    stream: TcpStream,
+    inner: Arc<Inner>,
+    watcher: hyper_util::server::graceful::Watcher,
+    ending: Arc<Ending>,
+) {
+    tune(&stream);
+    let remembered = Arc::new(Remembered { token: Shown::default(), session: Arc::default(), ending });
     let service = service_fn(move |request| {
         let (inner, remembered) = (inner.clone(), remembered.clone());
         async move { Ok::<_, Infallible>(answer(request, inner, &remembered).await) }
@@ -76,10 +141,12 @@ async fn connection(stream: TcpStream, inner: Arc<Inner>, watcher: hyper_util::s
 }
 
 /// What a connection showed last.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Remembered {
     token: Shown,
     session: Arc<LastSession>,
+    /// Of the listener.
+    ending: Arc<Ending>,
 }
 
 async fn answer(request: Request<Incoming>, inner: Arc<Inner>, remembered: &Remembered) -> Response<Body> {
@@ -90,8 +157,10 @@ async fn answer(request: Request<Incoming>, inner: Arc<Inner>, remembered: &Reme
         return refusal;
     }
     let path = request.uri().path();
-    if matches!(path, "/healthz" | "/readyz") {
-        return full(StatusCode::OK, "text/plain", "ok");
+    match path {
+        "/healthz" => return full(StatusCode::OK, "text/plain", "ok"),
+        "/readyz" => return readiness(&inner),
+        _ => {}
     }
     let principal = match guard::authenticate(request.headers(), &served.config, &remembered.token) {
         Ok(principal) => principal,
@@ -101,16 +170,18 @@ async fn answer(request: Request<Incoming>, inner: Arc<Inner>, remembered: &Reme
         }
     };
     if path == "/metrics" {
-        let ready = served.upstreams.values().filter(|watched| watched.upstream.is_ready()).count();
-        let metrics = inner.metrics.render(served.upstreams.len(), ready, inner.parked.count());
-        return full(StatusCode::OK, "text/plain; version=0.0.4", metrics);
+        return metrics(&inner);
     }
     let scope = match path.strip_prefix("/servers/").and_then(|rest| rest.strip_suffix("/mcp")) {
         Some(name) => served.upstreams.get(name).map(|watched| Scope::Server(watched.upstream.clone())),
         None => (path == "/mcp").then_some(Scope::Aggregate),
     };
     match scope {
-        Some(scope) => client::answer(request, inner, served, scope, principal, remembered.session.clone()).await,
+        Some(scope) => {
+            let sender =
+                Sender { principal, last_session: remembered.session.clone(), ending: remembered.ending.clone() };
+            client::answer(request, inner, served, scope, sender).await
+        }
         None => full(StatusCode::NOT_FOUND, "text/plain", "no such path"),
     }
 }

@@ -85,6 +85,7 @@ pub fn compose(
     let gateway = hub.spec.gateway.as_ref();
     let mut config = GatewayConfig {
         version: String::new(),
+        sequence: 0,
         hub: HubRef { namespace: home, name: hub.name_any(), uid: hub_uid.clone() },
         upstreams,
         naming: Naming {
@@ -117,6 +118,7 @@ pub fn compose(
             .chain(gateway.and_then(|g| g.allowed_hosts.clone()).unwrap_or_default())
             .collect(),
         allowed_origins: gateway.and_then(|g| g.allowed_origins.clone()).unwrap_or_default(),
+        wake: None,
     };
     // Keyed, because the version is shown and the configuration holds secrets.
     config.version = installation.fingerprint(&serde_json::to_string(&config).unwrap_or_default());
@@ -187,6 +189,7 @@ fn upstream(
             rename: tools.and_then(|t| t.rename.clone()).unwrap_or_default(),
         },
         call_timeout_ms: call_timeout_ms(server),
+        definitions: None,
     }
 }
 

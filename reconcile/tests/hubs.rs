@@ -20,6 +20,7 @@ fn upstreams(s: &Scenario, hub: &str) -> Vec<String> {
             format!("{url} with {}", headers.keys().cloned().collect::<Vec<_>>().join(", "))
         }
         Target::Unavailable { reason, message, .. } => format!("{reason}: {message}"),
+        Target::Asleep => "asleep".to_owned(),
     };
     config.upstreams.iter().map(|upstream| format!("{} {}", upstream.name, line(&upstream.target))).collect()
 }

@@ -26,6 +26,7 @@ use crate::guard::Principal;
 use crate::names;
 use crate::outgoing::Aim;
 use crate::param_headers::{self, Mismatch};
+use crate::serve::Ending;
 use crate::session::{LastSession, Session};
 use crate::translate;
 use crate::upstream::{Owner, Upstream, list};
@@ -58,6 +59,18 @@ pub(crate) struct Client {
     pub(crate) principal: Principal,
     pub(crate) session: Option<Arc<Session>>,
     pub(crate) takes_events: bool,
+    /// Of the listener that the request came by.
+    pub(crate) ending: Arc<Ending>,
+}
+
+/// Who a connection lets in.
+#[derive(Debug)]
+pub(crate) struct Sender {
+    pub(crate) principal: Principal,
+    /// Of the connection.
+    pub(crate) last_session: Arc<LastSession>,
+    /// Of its listener.
+    pub(crate) ending: Arc<Ending>,
 }
 
 impl Client {
@@ -87,15 +100,15 @@ pub(crate) async fn answer(
     inner: Arc<Inner>,
     served: Arc<Served>,
     scope: Scope,
-    principal: Principal,
-    last_session: Arc<LastSession>,
+    sender: Sender,
 ) -> Response<Body> {
+    let Sender { principal, last_session, ending } = sender;
     let (http::request::Parts { method, headers, .. }, body) = request.into_parts();
     let takes_events = headers
         .get_all(ACCEPT)
         .iter()
         .any(|value| value.to_str().is_ok_and(|value| value.contains("text/event-stream") || value.contains("*/*")));
-    let client = Client { era: Era::Legacy, principal, session: None, takes_events };
+    let client = Client { era: Era::Legacy, principal, session: None, takes_events, ending };
     let mut ask = Ask { inner, served, scope, client, headers, last_session };
     match method {
         Method::POST => ask.post(body).await,
@@ -211,6 +224,7 @@ impl Ask {
             HeaderMap::new()
         };
         let seat = Seat::of(&self.client, &upstream, params);
+        let busy = methods::is_call(&method).then(|| Arc::new(upstream.activity.begin()));
         let exchange = Exchange {
             seat,
             request_state: params.request_state.map(|raw| raw.get().to_owned()),
@@ -225,6 +239,7 @@ impl Ask {
             aim,
             aggregate,
             param_headers,
+            busy,
         };
         exchange.run().await
     }

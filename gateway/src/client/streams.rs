@@ -15,6 +15,7 @@ use super::{Ask, Scope};
 use crate::body::{Body, EVENTS, events, full};
 use crate::exchange::{COMMENT_EVERY, Seat};
 use crate::outgoing::Aim;
+use crate::serve::Ending;
 use crate::told::{News, Told};
 use crate::upstream::{Events, Owner, Topic, Upstream, is_type};
 
@@ -96,7 +97,8 @@ impl Ask {
             return self.own_stream(upstream.clone()).await;
         }
         let (sender, response) = events();
-        tokio::spawn(forward(Source::of(&self), sender, move |heard| match heard {
+        let (source, ending) = (Source::of(&self), self.client.ending.clone());
+        tokio::spawn(forward(source, sender, ending, move |heard| match heard {
             Heard::Common(message) => Some(message.clone()),
             Heard::Told(told) => self.shown(told),
         }));
@@ -121,6 +123,7 @@ impl Ask {
             Err(failure) => return full(StatusCode::BAD_GATEWAY, "text/plain", failure.to_string()),
         };
         let (sender, response) = events();
+        let ending = self.client.ending.clone();
         tokio::spawn(async move {
             let mut messages = Events::new(theirs);
             loop {
@@ -130,6 +133,7 @@ impl Ask {
                         Ok(None) | Err(_) => return,
                     },
                     () = sender.closed() => return,
+                    () = ending.begun() => return,
                     () = tokio::time::sleep(COMMENT_EVERY) => Bytes::from_static(sse::COMMENT),
                 };
                 if sender.send(part).await.is_err() {
@@ -176,6 +180,7 @@ impl Ask {
         let (sender, response) = events();
         let params = format!(r#"{{"notifications":{granted},"_meta":{meta}}}"#);
         let acknowledged = write_request(None, ACKNOWLEDGED, Some(&params));
+        let ending = self.client.ending.clone();
         tokio::spawn(async move {
             if sender.send(sse::event(&acknowledged)).await.is_err() {
                 return;
@@ -192,7 +197,7 @@ impl Ask {
                     Some(write_request(None, RESOURCE_UPDATED, Some(&params)).into())
                 }
             };
-            forward(source, sender, tagged).await;
+            forward(source, sender, ending, tagged).await;
         });
         response
     }
@@ -270,8 +275,13 @@ impl Subscribed {
     }
 }
 
-/// Until the client is gone.
-async fn forward(mut source: Source, sender: mpsc::Sender<Bytes>, show: impl Fn(&Heard) -> Option<Bytes>) {
+/// Until the client is gone, or the listener ends.
+async fn forward(
+    mut source: Source,
+    sender: mpsc::Sender<Bytes>,
+    ending: Arc<Ending>,
+    show: impl Fn(&Heard) -> Option<Bytes>,
+) {
     // At once, so that the client sees that the stream is open.
     let mut part = Some(Bytes::from_static(sse::COMMENT));
     loop {
@@ -286,6 +296,7 @@ async fn forward(mut source: Source, sender: mpsc::Sender<Bytes>, show: impl Fn(
                 None => return,
             },
             () = sender.closed() => return,
+            () = ending.begun() => return,
             () = tokio::time::sleep(COMMENT_EVERY) => part = Some(Bytes::from_static(sse::COMMENT)),
         }
     }

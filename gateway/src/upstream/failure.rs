@@ -8,6 +8,9 @@ pub(crate) enum Failure {
     /// The configuration says so.
     #[error("{message}")]
     Unavailable { reason: String, message: String, hint: Option<String> },
+    /// The configuration says so, and that a call would wake it.
+    #[error("the server is asleep")]
+    Asleep,
     /// The server has not seen the request.
     #[error("the server cannot be reached: {0}")]
     Unreachable(String),

@@ -1,5 +1,6 @@
 //! One configured server: how it is reached, what is known of it, and the sessions with it.
 
+mod definitions;
 mod failure;
 mod handshake;
 mod http;
@@ -37,6 +38,7 @@ use self::messages::{answer, refusal, result_of};
 pub(crate) use self::sessions::{LegacySession, Owner, Sessions};
 pub(crate) use self::topics::{Topic, Topics};
 use crate::Inner;
+use crate::activity::Activity;
 use crate::param_headers::{self, Annotation};
 use crate::translate::LEVELS;
 
@@ -77,6 +79,8 @@ pub(crate) enum Health {
     /// Nothing is known yet.
     Unknown,
     Ready,
+    /// Nothing runs, as configured; what is known of it holds.
+    Asleep,
     Away {
         since: Instant,
         failure: Failure,
@@ -94,6 +98,7 @@ pub(crate) struct Upstream {
     sessions: Sessions,
     next_id: AtomicU64,
     pub(crate) topics: Arc<Topics>,
+    pub(crate) activity: Arc<Activity>,
     /// Notifications of the server that belong to no request, as it wrote them.
     pub(crate) notifications: broadcast::Sender<Bytes>,
     /// Wakes the watch: the lists may be outdated.
@@ -147,12 +152,13 @@ impl Upstream {
                 let (reason, message, hint) = (reason.clone(), message.clone(), hint.clone());
                 away(Failure::Unavailable { reason, message, hint })
             }
+            (Target::Asleep, _) => Health::Asleep,
             (_, Err(problem)) => away(Failure::Unreachable(problem.clone())),
             _ => Health::Unknown,
         };
-        let catalog = predecessor.map_or_else(|| Arc::new(Catalog::default()), |before| before.catalog.load_full());
+        let catalog = Self::first_catalog(&config, predecessor);
         Self {
-            settled: watch::Sender::new(matches!(health, Health::Away { .. })),
+            settled: watch::Sender::new(matches!(health, Health::Asleep | Health::Away { .. })),
             config,
             endpoint,
             catalog: ArcSwap::new(catalog),
@@ -160,6 +166,7 @@ impl Upstream {
             caching: Mutex::new([Caching::none(); 4]),
             sessions: Sessions::default(),
             next_id: AtomicU64::new(1),
+            activity: predecessor.map_or_else(Arc::default, |old| old.activity.clone()),
             topics: predecessor.map_or_else(Arc::default, |old| old.topics.clone()),
             notifications: predecessor
                 .map_or_else(|| broadcast::Sender::new(BROADCAST), |old| old.notifications.clone()),
@@ -227,7 +234,7 @@ impl Upstream {
             (Health::Away { failure: Failure::Unavailable { .. }, .. }, _) => UpstreamStatus::Unknown,
             (Health::Away { failure, .. }, _) => UpstreamStatus::Failed { message: failure.to_string() },
             (Health::Ready, Some(handshake)) => UpstreamStatus::Ready { handshake },
-            (Health::Ready | Health::Unknown, _) => UpstreamStatus::Unknown,
+            (Health::Ready | Health::Asleep | Health::Unknown, _) => UpstreamStatus::Unknown,
         }
     }
 
@@ -235,7 +242,7 @@ impl Upstream {
     pub(crate) fn stale_at(&self) -> Option<Instant> {
         match self.health() {
             Health::Away { since, .. } => Some(since + self.stale_for),
-            Health::Ready | Health::Unknown => None,
+            Health::Ready | Health::Asleep | Health::Unknown => None,
         }
     }
 
@@ -268,6 +275,7 @@ impl Upstream {
         match (&self.catalog().introduction, self.health()) {
             (Some(introduction), _) => Ok(introduction.clone()),
             (None, Health::Away { failure, .. }) => Err(failure),
+            (None, Health::Asleep) => Err(Failure::Asleep),
             (None, Health::Ready | Health::Unknown) => Err(Failure::Unreachable("no handshake yet".to_owned())),
         }
     }
@@ -308,6 +316,7 @@ impl Upstream {
             Err(problem) => Err(Failure::Unreachable(problem.clone())),
             Ok(None) => match self.health() {
                 Health::Away { failure, .. } => Err(failure),
+                Health::Asleep => Err(Failure::Asleep),
                 Health::Ready | Health::Unknown => Err(Failure::Unreachable("it has no address".to_owned())),
             },
         }

@@ -91,6 +91,7 @@ impl Broken {
             sessions: SessionMode::Shared,
             tools: ToolRules::default(),
             call_timeout_ms: 1_000,
+            definitions: None,
         }
     }
 }

@@ -4,6 +4,7 @@
 mod asking;
 mod broken;
 mod client;
+mod process;
 mod server;
 mod streams;
 
@@ -22,6 +23,7 @@ use tokio::task::JoinHandle;
 
 pub use self::broken::{Break, Broken};
 pub use self::client::{Client, Reader, any, read};
+pub use self::process::{KEY, Replica, send};
 pub use self::server::{Fake, Fault, Manner, State, tool};
 
 pub const TOKEN: &str = "token of the tests";
@@ -40,6 +42,7 @@ impl Drop for Task {
 pub fn config(upstreams: Vec<Upstream>) -> GatewayConfig {
     GatewayConfig {
         version: "v1".to_owned(),
+        sequence: 0,
         hub: HubRef { namespace: "default".to_owned(), name: "default".to_owned(), uid: "hub".to_owned() },
         upstreams,
         naming: Naming { mode: NamingMode::Prefix, separator: "_".to_owned(), max_length: 48 },
@@ -52,6 +55,7 @@ pub fn config(upstreams: Vec<Upstream>) -> GatewayConfig {
         },
         allowed_hosts: vec![],
         allowed_origins: vec![],
+        wake: None,
     }
 }
 

@@ -18,7 +18,7 @@ use mcp_hub_dataplane_api::{Era, SessionMode};
 use mcp_hub_mcp::sse;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{Notify, broadcast, mpsc};
 
 use super::asking::{ask, next_round, say_beside};
 use super::streams::{Listening, Told, forward};
@@ -33,7 +33,7 @@ pub enum Fault {
     DropUnanswered,
     /// Begins a stream, sends progress, closes it.
     DropMidStream,
-    /// Never answers.
+    /// Never answers, unless it is [released](Fake::release).
     Hang,
     /// Answers as bytes in a stream after a progress notification.
     Stream,
@@ -84,6 +84,8 @@ pub struct State {
     pub abandoned: usize,
     /// A header without which calls are refused.
     pub wanted_header: Option<&'static str>,
+    /// Lets calls go on that hang.
+    pub released: Arc<Notify>,
 }
 
 impl Fault {
@@ -139,6 +141,7 @@ impl Fake {
             large: 0,
             abandoned: 0,
             wanted_header: None,
+            released: Arc::default(),
         };
         let state = Arc::new(Mutex::new(state));
         let address = listener.local_addr().unwrap();
@@ -186,6 +189,11 @@ impl Fake {
         self.get(|s| s.seen.iter().filter(|(_, body)| body["method"] == method).map(|(_, body)| body.clone()).collect())
     }
 
+    /// Lets the calls that hang now be answered.
+    pub fn release(&self) {
+        self.get(|state| state.released.clone()).notify_waiters();
+    }
+
     pub fn tell(&self, method: &str) {
         self.say(None, json!({"jsonrpc": "2.0", "method": method}));
     }
@@ -227,6 +235,7 @@ impl Fake {
             sessions: SessionMode::Shared,
             tools: ToolRules::default(),
             call_timeout_ms: 20_000,
+            definitions: None,
         }
     }
 }
@@ -367,8 +376,10 @@ async fn answer(
             Fault::None => {}
             Fault::DropUnanswered => return Err(std::io::Error::other("dropped")),
             Fault::Hang => {
-                let _noticed = Abandoned(Some(state.clone()));
-                std::future::pending::<()>().await;
+                let mut noticed = Abandoned(Some(state.clone()));
+                let released = state.lock().unwrap().released.clone();
+                released.notified().await;
+                noticed.0 = None;
             }
             Fault::DropMidStream => {
                 sender.send(Ok(sse::event(progress.to_string().as_bytes()))).await.unwrap();

@@ -20,7 +20,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use futures::StreamExt;
 use futures::stream::BoxStream;
 use mcp_hub_crds::source::SecretKeyRef;
 use mcp_hub_dataplane_api::launch::LaunchSpec;

@@ -16,8 +16,8 @@ pub(crate) const CONFIG_KEY: &str = "config.json.gz";
 pub(crate) const SEALING_KEY: &str = "sealing-key";
 const CONFIG_DIR: &str = "/etc/mcp-hub";
 /// Endpoints are told of a pod's end within a few seconds; what is under way has half a minute.
-const DRAIN_DELAY: &str = "5s";
-const DRAIN_LIMIT: &str = "30s";
+const DRAIN_DELAY: u32 = 5;
+const DRAIN_LIMIT: u32 = 30;
 const GRACE_SECONDS: u32 = 45;
 
 /// Name of a gateway's objects.
@@ -44,11 +44,9 @@ pub(super) fn lower(gateway: &GatewayWorkload, settings: &ClusterSettings) -> Lo
             format!("--sealing-key={CONFIG_DIR}/{SEALING_KEY}"),
             format!("--listen=0.0.0.0:{port}"),
             format!("--control=0.0.0.0:{CONTROL_PORT}"),
-            format!("--advertise=$(POD_IP):{CONTROL_PORT}"),
             format!("--drain-delay={DRAIN_DELAY}"),
             format!("--drain-limit={DRAIN_LIMIT}"),
         ],
-        "env": [{"name": "POD_IP", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}}],
         "ports": [
             {"name": "mcp", "containerPort": port, "protocol": "TCP"},
             {"name": "control", "containerPort": CONTROL_PORT, "protocol": "TCP"},

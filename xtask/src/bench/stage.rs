@@ -172,6 +172,7 @@ pub(super) fn upstream(name: &str, url: String, era: Era) -> Upstream {
         sessions: SessionMode::Shared,
         tools: ToolRules::default(),
         call_timeout_ms: 600_000,
+        definitions: None,
     }
 }
 
@@ -180,6 +181,7 @@ fn config(upstreams: Vec<Upstream>) -> GatewayConfig {
     let name = |text: &str| text.to_owned();
     GatewayConfig {
         version: name("1"),
+        sequence: 0,
         hub: HubRef { namespace: name("default"), name: name("default"), uid: name("bench") },
         upstreams,
         naming: Naming { mode: NamingMode::Prefix, separator: name("_"), max_length: 48 },
@@ -192,6 +194,7 @@ fn config(upstreams: Vec<Upstream>) -> GatewayConfig {
         },
         allowed_hosts: Vec::new(),
         allowed_origins: Vec::new(),
+        wake: None,
     }
 }
 
