@@ -4,6 +4,7 @@
 mod asking;
 mod broken;
 mod client;
+mod http_sse;
 mod server;
 mod streams;
 
@@ -22,6 +23,7 @@ use tokio::task::JoinHandle;
 
 pub use self::broken::{Break, Broken};
 pub use self::client::{Client, Reader, any, read};
+pub use self::http_sse::{Beginning, HttpSse, MOMENT};
 pub use self::server::{Fake, Fault, Manner, State, tool};
 
 pub const TOKEN: &str = "token of the tests";
