@@ -4,7 +4,7 @@
 //! it, by splicing bytes. Nothing else of a message is touched.
 
 use std::cmp::Reverse;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +13,7 @@ use bytes::Bytes;
 use mcp_hub_dataplane_api::launch::Roots;
 use mcp_hub_mcp::envelope::{Envelope, Kind, Params, splice, write_error, write_request, write_result};
 use mcp_hub_mcp::framing::LINE_MAX;
+use mcp_hub_mcp::numbering::{Marks, Numbered, number};
 use mcp_hub_mcp::{error, methods};
 use serde_json::value::RawValue;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -94,21 +95,17 @@ pub enum OnDisconnect {
 
 #[derive(Debug, Default)]
 struct Routes {
-    next: u64,
-    pending: HashMap<u64, Pending>,
+    pending: Numbered<Caller>,
     /// Ids of the server's requests that the client has not answered yet, as raw JSON.
     asked: HashSet<String>,
     closed: bool,
 }
 
+/// Who waits for a request.
 #[derive(Debug)]
-struct Pending {
-    /// The caller's id, as raw JSON.
-    id: String,
+struct Caller {
     session: Option<String>,
     purpose: Purpose,
-    /// The caller's progress token, as raw JSON.
-    progress: Option<String>,
     /// The request asked for log messages (2026-07-28, "Logging").
     wants_log: bool,
     messages: mpsc::Sender<Bytes>,
@@ -150,7 +147,7 @@ struct Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         // What was answered is not pending any more.
-        let pending = self.link.routes().pending.remove(&self.number);
+        let pending = self.link.routes().pending.remove(self.number);
         if self.cancel && pending.is_some() {
             let params = format!(r#"{{"requestId":{},"reason":"the client is gone"}}"#, self.number);
             self.link.try_send(write_request(None, methods::CANCELLED, Some(&params)));
@@ -200,7 +197,7 @@ impl Link {
 
     /// Calls of clients under way.
     pub fn in_flight(&self) -> usize {
-        self.routes().pending.values().filter(|pending| matches!(pending.purpose, Purpose::Call(_))).count()
+        self.routes().pending.callers().filter(|caller| matches!(caller.purpose, Purpose::Call(_))).count()
     }
 
     /// Notifications that belong to no request.
@@ -219,8 +216,7 @@ impl Link {
         session: Option<&str>,
         purpose: Purpose,
     ) -> Result<Exchange, LinkError> {
-        let Some(id) = envelope.id else { return Err(LinkError::Closed) };
-        let meta = Params::of(envelope.params).meta();
+        let Some(marks) = Marks::of(envelope) else { return Err(LinkError::Closed) };
         let (notify, messages) = mpsc::channel(NOTIFICATIONS);
         let (respond, answer) = oneshot::channel();
         let number = {
@@ -231,29 +227,21 @@ impl Link {
             if routes.pending.len() >= PENDING_MAX {
                 return Err(LinkError::Full);
             }
-            routes.next += 1;
-            let number = routes.next;
-            let pending = Pending {
-                id: id.get().to_owned(),
+            let caller = Caller {
                 session: session.map(str::to_owned),
                 purpose,
-                progress: meta.progress_token.map(|token| token.get().to_owned()),
                 wants_log: envelope.params.is_some_and(|params| {
                     memchr::memmem::find(params.get().as_bytes(), b"io.modelcontextprotocol/logLevel").is_some()
                 }),
                 messages: notify,
                 answer: respond,
             };
-            routes.pending.insert(number, pending);
-            number
+            routes.pending.add(&marks, caller)
         };
         // Forgotten without a word if it is not even sent.
         let mut guard = Guard { link: self.clone(), number, cancel: false };
-        let ours = number.to_string();
-        let mut replacements = vec![(id, ours.as_bytes())];
-        replacements.extend(meta.progress_token.map(|token| (token, ours.as_bytes())));
         let delivered = Arc::new(AtomicBool::new(false));
-        self.queue(splice(message, &mut replacements), delivered.clone()).await?;
+        self.queue(marks.numbered(message, number), delivered.clone()).await?;
         guard.cancel = match purpose {
             Purpose::Call(OnDisconnect::Cancel) | Purpose::Subscription => true,
             Purpose::Call(OnDisconnect::Forget) | Purpose::Own => false,
@@ -272,9 +260,8 @@ impl Link {
             return self.send(message.to_vec()).await;
         }
         let Some(request_id) = Params::of(envelope.params).request_id else { return Ok(()) };
-        let number = self.routes().pending.iter().find_map(|(number, pending)| {
-            (pending.id == request_id.get() && pending.session.as_deref() == session).then_some(*number)
-        });
+        let is_theirs = |caller: &Caller| caller.session.as_deref() == session;
+        let number = self.routes().pending.number_of(request_id.get(), is_theirs);
         match number {
             Some(number) => {
                 let ours = number.to_string();
@@ -336,7 +323,7 @@ impl Link {
         let Ok(envelope) = Envelope::parse(&bytes) else { return self.on_unreadable(&bytes) };
         match envelope.kind() {
             Kind::Response => {
-                let ids = envelope.id.map(|id| (id.get().parse().ok(), place(&bytes, id)));
+                let ids = envelope.id.map(|id| (number(id), place(&bytes, id)));
                 let Some((number, at)) = ids else { return self.0.log.line(b"stdout: an error without an id") };
                 let subscription = subscription_in(envelope.result).map(|raw| place(&bytes, raw));
                 self.on_response(bytes, number, [Some(at), subscription]).await;
@@ -365,22 +352,22 @@ impl Link {
     fn fail(&self, head: &[u8], tail: &[u8], text: &str) {
         // The id stands before the result or after it; what looks like one inside it is the server's own matter.
         let number = id_before_result(head).or_else(|| last_id(tail));
-        if let Some(pending) = number.and_then(|number| self.routes().pending.remove(&number)) {
+        if let Some(pending) = number.and_then(|number| self.routes().pending.remove(number)) {
             let answer = write_error(Some(&pending.id), error::ANSWER_UNREADABLE, text);
             // The caller may be gone.
-            pending.answer.send(answer.into()).ok();
+            pending.caller.answer.send(answer.into()).ok();
         }
     }
 
     /// An answer to the request of this number, with the places in which the caller's id belongs.
     async fn on_response(&self, mut message: Vec<u8>, number: Option<u64>, ids: [Option<Range<usize>>; 2]) {
-        let is_awaited = number.is_some_and(|number| self.routes().pending.contains_key(&number));
+        let is_awaited = number.is_some_and(|number| self.routes().pending.get(number).is_some());
         let (Some(number), true) = (number, is_awaited) else {
             return self.0.log.line(b"stdout: an answer that nobody waits for");
         };
         let share = self.0.buffers.answers.take(message.len()).await;
         // The caller may have gone while we waited.
-        let (Some(share), Some(pending)) = (share, self.routes().pending.remove(&number)) else { return };
+        let (Some(share), Some(pending)) = (share, self.routes().pending.remove(number)) else { return };
         // In its own memory, and from behind, so that what was not yet replaced stays where it is.
         let mut ids: Vec<Range<usize>> = ids.into_iter().flatten().collect();
         ids.sort_by_key(|at| Reverse(at.start));
@@ -388,7 +375,7 @@ impl Link {
             drop(message.splice(at, pending.id.bytes()));
         }
         let answer = share.hold(message, self.0.buffers.spares.clone());
-        pending.answer.send(answer).ok();
+        pending.caller.answer.send(answer).ok();
     }
 
     fn on_notification(&self, message: &[u8], envelope: &Envelope<'_>) {
@@ -400,9 +387,7 @@ impl Link {
         };
         let Some(token) = token else { return self.on_loose_notification(message, &method) };
         let routes = self.routes();
-        let Some(pending) = token.get().parse::<u64>().ok().and_then(|number| routes.pending.get(&number)) else {
-            return;
-        };
+        let Some(pending) = routes.pending.named(token) else { return };
         let theirs = match &*method {
             methods::PROGRESS => pending.progress.as_ref(),
             _ => Some(&pending.id),
@@ -410,7 +395,7 @@ impl Link {
         if let Some(theirs) = theirs {
             let message = splice(message, &mut [(token, theirs.as_bytes())]);
             // A full queue drops progress; the answer has a way of its own.
-            pending.messages.try_send(message.into()).ok();
+            pending.caller.messages.try_send(message.into()).ok();
         }
     }
 
@@ -418,12 +403,12 @@ impl Link {
     fn on_loose_notification(&self, message: &[u8], method: &str) {
         let message = Bytes::copy_from_slice(message);
         let routes = self.routes();
-        let mut calls = routes.pending.values().filter(|pending| matches!(pending.purpose, Purpose::Call(_))).fuse();
+        let mut calls = routes.pending.callers().filter(|caller| matches!(caller.purpose, Purpose::Call(_))).fuse();
         let only_call = match &self.0.upward {
             Upward::Client { .. } => calls.next().filter(|_| calls.next().is_none()),
             // Log messages are sent for a request that asked for them, in the modern era.
             Upward::Shared if method == methods::MESSAGE => {
-                let mut asking = calls.filter(|pending| pending.wants_log);
+                let mut asking = calls.filter(|caller| caller.wants_log);
                 asking.next().filter(|_| asking.next().is_none())
             }
             Upward::Shared => None,
@@ -458,7 +443,7 @@ impl Link {
         let delivered = {
             let mut routes = self.routes();
             routes.asked.insert(id.get().to_owned());
-            let mut calls = routes.pending.values().filter(|pending| matches!(pending.purpose, Purpose::Call(_)));
+            let mut calls = routes.pending.callers().filter(|caller| matches!(caller.purpose, Purpose::Call(_)));
             match (calls.next(), calls.next()) {
                 // The only call under way is the one for which the server asks.
                 (Some(call), None) => call.messages.try_send(message).is_ok(),
@@ -509,7 +494,7 @@ mod tests {
     async fn an_answer_carries_the_callers_id_wherever_ours_stood_and_is_otherwise_as_it_was_written() {
         let folder = tempfile::tempdir().unwrap();
         let log = Log::new(folder.path(), LogPolicy { max_bytes: 1000, files: 1 });
-        let (link, _outgoing) = Link::new(Buffers::new(), log, Upward::Shared);
+        let (link, mut outgoing) = Link::new(Buffers::new(), log, Upward::Shared);
         let name = "io.modelcontextprotocol/subscriptionId";
         let long = "x".repeat(100_000);
         for theirs in ["7", r#""of the caller's, and long: it does not fit into the memory of the line""#] {
@@ -525,7 +510,8 @@ mod tests {
                     let message = format!(r#"{{"jsonrpc":"2.0","id":{theirs},"method":"m"}}"#);
                     let envelope = Envelope::parse(message.as_bytes()).unwrap();
                     let asked = link.request(message.as_bytes(), &envelope, None, Purpose::Subscription).await.unwrap();
-                    let ours = link.routes().next.to_string();
+                    let sent = outgoing.recv().await.unwrap().message;
+                    let ours = Envelope::parse(&sent).unwrap().id.unwrap().get().to_owned();
                     let mut line = link.spare();
                     line.extend_from_slice(written(&ours, &ours).as_bytes());
                     link.on_message(line).await;

@@ -11,6 +11,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use mcp_hub_mcp::framing::LINE_MAX;
+use mcp_hub_mcp::http_sse::Address;
 use mcp_hub_mcp::sse;
 
 use crate::link::{Link, Outgoing};
@@ -50,11 +51,9 @@ async fn converse(link: &Link, outgoing: Outgoing, origin: String, path: &str) {
                 // The first event names the address for messages. Only its path counts: they go nowhere else than to the
                 // server itself.
                 Some(outgoing) => {
-                    let address = String::from_utf8_lossy(&event).into_owned();
-                    let local =
-                        address.parse::<http::Uri>().ok().and_then(|uri| Some(uri.path_and_query()?.to_string()));
-                    let Some(local) = local else { return };
-                    tokio::spawn(send(http.clone(), link.clone(), outgoing, format!("{origin}{local}")));
+                    let Some(address) = Address::read(&event, path) else { return };
+                    let address = format!("{origin}{}", address.path());
+                    tokio::spawn(send(http.clone(), link.clone(), outgoing, address));
                 }
                 None => link.on_message(event).await,
             }

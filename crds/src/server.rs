@@ -44,6 +44,8 @@ use crate::{Duration, MCPServerStatus, Quantity};
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("!has(self.source.remote) || !(has(self.args) || has(self.env) || has(self.volumes) || has(self.workingDir) || has(self.resources) || has(self.runAs) || has(self.replicas) || has(self.lifecycle) || has(self.permissions) || has(self.runtime))").message("a remote server runs elsewhere: args, env, volumes, workingDir, resources, runAs, replicas, lifecycle, permissions and runtime cannot be set"),
+    validation = Rule::new("!has(self.transport) || !has(self.transport.type) || self.transport.type == 'stdio' || has(self.transport.port) || has(self.source.remote)").message("an HTTP transport needs its port"),
+    validation = Rule::new("!has(self.source.remote) || !has(self.transport) || !(has(self.transport.port) || has(self.transport.path) || (has(self.transport.type) && self.transport.type == 'stdio'))").message("a remote server is reached by its url: transport.type is streamable-http or sse, and port and path cannot be set"),
     validation = Rule::new("!has(self.roots) || self.roots != 'Forward' || (has(self.sessions) && has(self.sessions.mode) && self.sessions.mode == 'perClient')").message("roots: Forward needs sessions.mode: perClient"),
     validation = Rule::new("!has(self.runtime) || self.runtime != 'process' || !has(self.source.image)").message("an image cannot run as a process; leave runtime empty or name a container engine")
 )]
@@ -127,10 +129,10 @@ impl RuntimeChoice {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("!has(self.type) || self.type == 'stdio' ? !has(self.port) && !has(self.path) : true").message("port and path belong to HTTP transports"),
-    validation = Rule::new("!has(self.type) || self.type == 'stdio' || has(self.port)").message("an HTTP transport needs its port")
+    validation = Rule::new("!has(self.type) || self.type != 'sse' || !has(self.era) || self.era != 'modern'").message("a server on sse speaks the legacy era")
 )]
 pub struct Transport {
-    /// What the server speaks (default stdio).
+    /// What the server speaks (default stdio; of a remote server: streamable-http, and sse if it refuses that).
     pub r#type: Option<TransportType>,
     /// Port the server listens on (HTTP transports).
     #[schemars(range(min = 1, max = 65535))]

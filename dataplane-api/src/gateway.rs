@@ -64,6 +64,9 @@ pub struct Upstream {
     pub uid: String,
     pub target: Target,
     pub era: UpstreamEra,
+    /// How messages travel; configurations of before do not say.
+    #[serde(default)]
+    pub transport: Transport,
     pub sessions: SessionMode,
     pub tools: ToolRules,
     /// Longest call in milliseconds.
@@ -92,7 +95,7 @@ pub struct Definitions {
 #[serde(rename_all = "camelCase", tag = "state")]
 pub enum Target {
     Available {
-        /// Streamable HTTP endpoint.
+        /// Streamable HTTP endpoint, or the stream of HTTP+SSE.
         url: String,
         /// Sent with each request (the bridge's bearer token, a remote server's headers).
         headers: BTreeMap<String, SecretString>,
@@ -110,6 +113,19 @@ pub enum UpstreamEra {
     /// A bridge has already found out.
     Known(Era),
     /// Remote server: the gateway probes.
+    Probe,
+}
+
+/// What a server speaks on HTTP.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Transport {
+    /// Streamable HTTP; a bridge speaks nothing else.
+    #[default]
+    StreamableHttp,
+    /// HTTP+SSE of 2024-11-05, which is legacy; the URL is that of its stream.
+    HttpSse,
+    /// Remote server: Streamable HTTP, or HTTP+SSE if it refuses that.
     Probe,
 }
 

@@ -11,11 +11,11 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Response, StatusCode};
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, Sleep};
 
 use crate::activity::Busy;
+use crate::upstream::{Broken, Said};
 
 /// Up to two pieces that follow each other, so that a long one need not be copied behind a short one.
 #[derive(Debug, Default)]
@@ -48,11 +48,11 @@ impl Parts {
 #[derive(Debug)]
 pub(crate) struct Passed {
     read: Parts,
-    rest: Incoming,
+    rest: Said,
 }
 
 impl Passed {
-    pub(crate) fn new(rest: Incoming) -> Self {
+    pub(crate) fn new(rest: Said) -> Self {
         Self { read: Parts::default(), rest }
     }
 
@@ -61,7 +61,7 @@ impl Passed {
     ///
     /// # Cancel safety
     /// Dropped before it returns, it loses nothing.
-    pub(crate) async fn renumber(&mut self, from: &str, to: &str) -> Result<bool, hyper::Error> {
+    pub(crate) async fn renumber(&mut self, from: &str, to: &str) -> Result<bool, Broken> {
         let Some(frame) = self.rest.frame().await.transpose()? else { return Ok(false) };
         let Ok(mut first) = frame.into_data() else { return Ok(false) };
         let is_result = first.strip_prefix(BEFORE_ID).and_then(|rest| rest.strip_prefix(from.as_bytes()));
@@ -82,9 +82,9 @@ const AFTER_ID: &[u8] = br#","result":"#;
 
 impl http_body::Body for Passed {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Broken;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let this = self.get_mut();
         match this.read.next() {
             Some(part) => Poll::Ready(Some(Ok(Frame::data(part)))),

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::{HeaderMap, Response, StatusCode};
 use mcp_hub_dataplane_api::Era;
 use mcp_hub_mcp::envelope::{Envelope, Kind, Params, splice, write_error, write_request, write_result};
 use mcp_hub_mcp::object::RawObject;
@@ -66,8 +66,8 @@ impl Line {
 
     /// Says something to the server in the session of the call. One that does not take it ends its own request.
     async fn reply(&self, message: impl Into<Bytes>) {
-        let session = self.flight.session().map(|session| session.headers()).unwrap_or_default();
-        self.flight.upstream().post(session, message.into()).await.ok();
+        let session = self.flight.session().map(|session| &**session);
+        self.flight.upstream().post(session, HeaderMap::new(), message.into()).await.ok();
     }
 }
 

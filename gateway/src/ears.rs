@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use mcp_hub_mcp::envelope::{Envelope, Kind, write_error, write_result};
 use mcp_hub_mcp::{error, methods};
 use tokio::sync::mpsc;
@@ -92,7 +93,6 @@ pub(crate) fn open(inner: &Arc<Inner>, upstream: &Arc<Upstream>, owner: Owner, s
     let (inner, upstream, session) = (inner.clone(), upstream.clone(), Arc::downgrade(session));
     tokio::spawn(async move {
         let Some(open) = session.upgrade() else { return };
-        let headers = open.headers();
         let response = upstream.stream(&open).await;
         // Not held on to: a session that nobody uses is ended, and its stream with it.
         drop(open);
@@ -117,7 +117,9 @@ pub(crate) fn open(inner: &Arc<Inner>, upstream: &Arc<Upstream>, owner: Owner, s
                         write_error(Some(id.get()), error::NOT_TRANSLATABLE, text)
                     };
                     // A server that does not take the answer ends its own request.
-                    upstream.post(headers.clone(), reply.into()).await.ok();
+                    if let Some(open) = session.upgrade() {
+                        upstream.post(Some(&open), HeaderMap::new(), reply.into()).await.ok();
+                    }
                 }
                 (Kind::Notification, _) => {
                     let Some(news) = News::of(&envelope) else { continue };

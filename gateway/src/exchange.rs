@@ -11,7 +11,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::FutureExt;
 use http::{HeaderMap, Response, StatusCode};
-use hyper::body::Incoming;
 use mcp_hub_dataplane_api::Era;
 use mcp_hub_mcp::envelope::{Envelope, Params, write_error};
 use mcp_hub_mcp::object::RawObject;
@@ -33,7 +32,7 @@ use crate::parked::{Claim, NotWaiting};
 use crate::questions;
 use crate::source::Begins;
 use crate::translate;
-use crate::upstream::{Failure, LegacySession, Owner, Upstream, collect, is_usable, list};
+use crate::upstream::{Failure, LegacySession, Owner, Said, Upstream, collect, is_usable, list};
 
 /// Silence after which a client is given a stream with comments, so that nothing between us takes it for dead.
 pub(crate) const COMMENT_EVERY: Duration = Duration::from_secs(15);
@@ -117,7 +116,7 @@ pub(crate) struct Opened {
 
 /// What a server does with a request.
 pub(crate) enum Reply {
-    Begun(Response<Incoming>),
+    Begun(Response<Said>),
     /// It says something elsewhere first.
     Pending(Begins),
 }
@@ -321,8 +320,7 @@ impl Exchange {
                     Some(session)
                 }
             };
-            let (outgoing, mut extra) = self.outgoing(upstream, era)?;
-            extra.extend(session.iter().flat_map(|session| session.headers()));
+            let (outgoing, extra) = self.outgoing(upstream, era)?;
             // Before it is sent, so that there is no moment in which it cannot be cancelled.
             let flight = Flight::new(
                 &self.inner,
@@ -336,10 +334,10 @@ impl Exchange {
             let mut ear = is_heard.then(|| Ear::new(&self.inner, upstream, self.seat.owner));
             let sending = async {
                 let Some(ear) = &mut ear else {
-                    return upstream.post(extra, outgoing.body.clone()).await.map(Reply::Begun);
+                    return upstream.post(session.as_deref(), extra, outgoing.body.clone()).await.map(Reply::Begun);
                 };
-                let (upstream, body) = (upstream.clone(), outgoing.body.clone());
-                let mut begins: Begins = async move { upstream.post(extra, body).await }.boxed();
+                let (upstream, session, body) = (upstream.clone(), session.clone(), outgoing.body.clone());
+                let mut begins: Begins = async move { upstream.post(session.as_deref(), extra, body).await }.boxed();
                 tokio::select! {
                     response = &mut begins => response.map(Reply::Begun),
                     () = ear.listen() => Ok(Reply::Pending(begins)),
@@ -361,7 +359,9 @@ impl Exchange {
                     return Err(failure);
                 }
             };
-            if response.status() == StatusCode::NOT_FOUND && session.as_ref().is_some_and(|open| open.id.is_some()) {
+            if response.status() == StatusCode::NOT_FOUND
+                && session.as_ref().is_some_and(|open| open.may_be_forgotten())
+            {
                 // The server does not know the session, so it has not looked at the request.
                 flight.landed();
                 forgotten = session;

@@ -117,8 +117,7 @@ fn tell(route: &Arc<Route>) {
     runtime.spawn(async move {
         let params = format!(r#"{{"requestId":{},"reason":"the client cancelled it or is gone"}}"#, route.id);
         let message = write_request(None, methods::CANCELLED, Some(&params));
-        let headers: HeaderMap = session.headers();
         // A server that is gone has nothing to be told.
-        route.upstream.post(headers, message.into()).await.ok();
+        route.upstream.post(Some(&session), HeaderMap::new(), message.into()).await.ok();
     });
 }

@@ -16,7 +16,7 @@ use crate::questions::InputRequired;
 use crate::result_limit;
 use crate::source::Source;
 use crate::translate;
-use crate::upstream::{Events, Failure, collect, is_type};
+use crate::upstream::{Broken, Events, Failure, collect, is_type};
 use crate::uris;
 
 /// An answer up to this size is read before it is passed on, so that one that breaks off becomes a defined error.
@@ -61,7 +61,7 @@ impl Exchange {
             && length.is_some_and(|length| length > READ_FIRST && self.fits(length));
         let mut body = Passed::new(response.into_body());
         let reading = async {
-            let broke_off = |error: hyper::Error| Failure::Gone(error.to_string());
+            let broke_off = |error: Broken| Failure::Gone(error.to_string());
             if is_passed && (!outgoing.renumbered || body.renumber(&outgoing.id, &self.id).await.map_err(broke_off)?) {
                 return Ok(Read::Passed(body));
             }

@@ -4,14 +4,13 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use http::Response;
-use hyper::body::Incoming;
 
 use crate::body::{EVENTS, JSON};
 use crate::questions::InputRequired;
-use crate::upstream::{Events, Failure, collect, is_type};
+use crate::upstream::{Events, Failure, Said, collect, is_type};
 
 /// Resolves when a response begins.
-pub(crate) type Begins = BoxFuture<'static, Result<Response<Incoming>, Failure>>;
+pub(crate) type Begins = BoxFuture<'static, Result<Response<Said>, Failure>>;
 
 pub(crate) enum Source {
     Pending(Begins),
@@ -23,7 +22,7 @@ pub(crate) enum Source {
 }
 
 impl Source {
-    pub(crate) fn of(response: Response<Incoming>) -> Result<Self, Failure> {
+    pub(crate) fn of(response: Response<Said>) -> Result<Self, Failure> {
         let (parts, body) = response.into_parts();
         if is_type(&parts.headers, EVENTS) {
             return Ok(Self::Stream(Events::new(body)));

@@ -309,7 +309,7 @@ async fn listen(upstream: &Upstream, introduction: &Introduction) -> Option<Even
             }
             let params = format!(r#"{{"notifications":{},"_meta":{}}}"#, Value::Object(wanted), modern_meta());
             let message = write_request(Some(&upstream.next_id().to_string()), methods::LISTEN, Some(&params));
-            upstream.post(modern_headers(methods::LISTEN, None), message.into()).await
+            upstream.post(None, modern_headers(methods::LISTEN, None), message.into()).await
         }
     };
     let response = response.ok().filter(|response| response.status().is_success())?;

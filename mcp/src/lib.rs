@@ -7,6 +7,8 @@ pub mod envelope;
 pub mod error;
 pub mod framing;
 pub mod headers;
+pub mod http_sse;
 pub mod methods;
+pub mod numbering;
 pub mod object;
 pub mod sse;

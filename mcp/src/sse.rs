@@ -26,12 +26,13 @@ pub struct TooLarge {
     pub limit: usize,
 }
 
-/// Takes bytes as they come and gives the data of each finished event. Event names and ids have no meaning in MCP
-/// beyond resumption, which ends with a connection here, and are skipped.
+/// Takes bytes as they come and gives the data of each finished event. Ids have no meaning in MCP beyond resumption, which
+/// ends with a connection here, and are skipped.
 #[derive(Debug)]
 pub struct Decoder {
     line: Vec<u8>,
     data: Vec<u8>,
+    name: Vec<u8>,
     has_data: bool,
     /// The last byte was a carriage return: a line feed right after it belongs to it.
     after_return: bool,
@@ -42,11 +43,25 @@ pub struct Decoder {
 impl Decoder {
     /// `limit` bounds one event, in bytes.
     pub fn new(limit: usize) -> Self {
-        Self { line: Vec::new(), data: Vec::new(), has_data: false, after_return: false, at_start: true, limit }
+        Self {
+            line: Vec::new(),
+            data: Vec::new(),
+            name: Vec::new(),
+            has_data: false,
+            after_return: false,
+            at_start: true,
+            limit,
+        }
     }
 
-    /// Feeds `bytes`; `on_event` gets the data of each event that they finish.
-    pub fn feed(&mut self, mut bytes: &[u8], mut on_event: impl FnMut(Vec<u8>)) -> Result<(), TooLarge> {
+    /// Feeds `bytes`; `on_event` gets the data of each event that they finish. In MCP all of them are messages, whatever
+    /// they are called, but for the first of [`http_sse`](crate::http_sse).
+    pub fn feed(&mut self, bytes: &[u8], mut on_event: impl FnMut(Vec<u8>)) -> Result<(), TooLarge> {
+        self.feed_named(bytes, |_, data| on_event(data))
+    }
+
+    /// The same with the name of each event, empty for one without.
+    pub fn feed_named(&mut self, mut bytes: &[u8], mut on_event: impl FnMut(&[u8], Vec<u8>)) -> Result<(), TooLarge> {
         while let Some(first) = bytes.first() {
             if std::mem::take(&mut self.after_return) && *first == b'\n' {
                 bytes = &bytes[1..];
@@ -64,22 +79,23 @@ impl Decoder {
                     self.end_line(&mut on_event);
                 }
             }
-            if self.line.len() + self.data.len() > self.limit {
+            if self.line.len() + self.data.len() + self.name.len() > self.limit {
                 return Err(TooLarge { limit: self.limit });
             }
         }
         Ok(())
     }
 
-    fn end_line(&mut self, on_event: &mut impl FnMut(Vec<u8>)) {
+    fn end_line(&mut self, on_event: &mut impl FnMut(&[u8], Vec<u8>)) {
         let line = std::mem::take(&mut self.line);
         let mut text = &line[..];
         if std::mem::take(&mut self.at_start) {
             text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
         }
         if text.is_empty() {
+            let name = std::mem::take(&mut self.name);
             if std::mem::take(&mut self.has_data) {
-                on_event(std::mem::take(&mut self.data));
+                on_event(&name, std::mem::take(&mut self.data));
             }
             return;
         }
@@ -87,11 +103,16 @@ impl Decoder {
             Some(colon) => (&text[..colon], &text[colon + 1..]),
             None => (text, &b""[..]),
         };
-        if field == b"data" {
-            if std::mem::replace(&mut self.has_data, true) {
-                self.data.push(b'\n');
+        let value = value.strip_prefix(b" ").unwrap_or(value);
+        match field {
+            b"data" => {
+                if std::mem::replace(&mut self.has_data, true) {
+                    self.data.push(b'\n');
+                }
+                self.data.extend_from_slice(value);
             }
-            self.data.extend_from_slice(value.strip_prefix(b" ").unwrap_or(value));
+            b"event" => value.clone_into(&mut self.name),
+            _ => {}
         }
     }
 }
@@ -115,6 +136,14 @@ mod tests {
     fn events_are_read_with_every_line_end_and_comments_are_skipped() {
         let stream = b"\xef\xbb\xbfdata: a\n\n: comment\r\nid: 3\r\ndata:b\r\ndata: c\r\n\r\nevent: x\rdata\r\r";
         assert_eq!(decode(&[stream]), ["a", "b\nc", ""]);
+    }
+
+    #[test]
+    fn an_event_has_the_name_that_was_given_last_and_leaves_none_to_the_next() {
+        let mut events = Vec::new();
+        let stream = b"event: a\nevent:b\ndata: 1\n\nevent: lost\n\ndata: 2\n\n";
+        Decoder::new(100).feed_named(stream, |name, data| events.push((name.to_vec(), data))).unwrap();
+        assert_eq!(events, [(b"b".to_vec(), b"1".to_vec()), (Vec::new(), b"2".to_vec())]);
     }
 
     #[test]

@@ -143,7 +143,8 @@ impl Inner {
             news.push(SinkEvent::Hub(replica.hub.clone()));
         }
         let before = old.map(|status| &status.status.upstreams);
-        let uids: BTreeSet<&String> = before.into_iter().flatten().chain(&said.status.upstreams).map(|(uid, _)| uid).collect();
+        let uids: BTreeSet<&String> =
+            before.into_iter().flatten().chain(&said.status.upstreams).map(|(uid, _)| uid).collect();
         for uid in uids {
             if before.and_then(|before| before.get(uid)) != said.status.upstreams.get(uid) {
                 news.push(SinkEvent::Upstream(uid.clone()));

@@ -46,7 +46,13 @@ impl Default for PodHttp {
 }
 
 impl PodHttp {
-    async fn send(&self, method: Method, url: &str, token: Option<&SecretString>, body: Bytes) -> Option<Response<Incoming>> {
+    async fn send(
+        &self,
+        method: Method,
+        url: &str,
+        token: Option<&SecretString>,
+        body: Bytes,
+    ) -> Option<Response<Incoming>> {
         let mut request = Request::builder().method(method).uri(url);
         if let Some(token) = token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.expose_secret()));
@@ -65,7 +71,11 @@ impl PodHttp {
 
 /// `http://ADDRESS:PORT` + path, an IPv6 address in brackets.
 fn url(address: &str, port: u16, path: &str) -> String {
-    if address.contains(':') { format!("http://[{address}]:{port}{path}") } else { format!("http://{address}:{port}{path}") }
+    if address.contains(':') {
+        format!("http://[{address}]:{port}{path}")
+    } else {
+        format!("http://{address}:{port}{path}")
+    }
 }
 
 #[async_trait]

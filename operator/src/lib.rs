@@ -19,9 +19,9 @@ pub mod sink;
 pub mod store;
 
 pub use bridges::AskBridge;
+pub use console::PodConsole;
 pub use gateways::AskGateway;
 pub use http::PodHttp;
-pub use console::PodConsole;
 pub use images::{ResolveError, ResolveImage};
 pub use lower::ClusterSettings;
 pub use scope::Scope;

@@ -90,7 +90,10 @@ impl KubeSink {
         if zipped.len() > SECRET_MAX {
             return Err(failed(
                 "ConfigTooLarge",
-                format!("the configuration of hub {hub} is {} KiB, and a Secret holds no more than 900", zipped.len() >> 10),
+                format!(
+                    "the configuration of hub {hub} is {} KiB, and a Secret holds no more than 900",
+                    zipped.len() >> 10
+                ),
                 Some("let the hub select fewer servers, and another hub the rest"),
             ));
         }
@@ -167,9 +170,10 @@ impl GatewaySink for KubeSink {
         let config = self.store(hub, config).await?;
         self.credentials(hub, port).await?;
         let workload = Workload::Gateway(Box::new(GatewayWorkload { owner: hub.clone(), replicas, port }));
-        let lowered = self.runtime.lower(&workload).map_err(|refusal| {
-            failed("Unsupported", refusal.to_string(), refusal.hint.as_deref())
-        })?;
+        let lowered = self
+            .runtime
+            .lower(&workload)
+            .map_err(|refusal| failed("Unsupported", refusal.to_string(), refusal.hint.as_deref()))?;
         let observed = self.runtime.observe(hub).await.map_err(sink_error)?;
         for step in plan(&lowered, &observed) {
             self.runtime.execute(hub, &step).await.map_err(sink_error)?;
@@ -179,7 +183,12 @@ impl GatewaySink for KubeSink {
 
     fn hosts(&self, hub: &OwnerKey) -> Vec<String> {
         let (name, namespace) = (gateway_name(hub), &hub.namespace);
-        let tails = [String::new(), format!(".{namespace}"), format!(".{namespace}.svc"), format!(".{namespace}.svc.cluster.local")];
+        let tails = [
+            String::new(),
+            format!(".{namespace}"),
+            format!(".{namespace}.svc"),
+            format!(".{namespace}.svc.cluster.local"),
+        ];
         tails.into_iter().map(|tail| format!("{name}{tail}")).collect()
     }
 
@@ -207,7 +216,8 @@ impl GatewaySink for KubeSink {
         let replicas = self.gateways.of(hub);
         let collisions = replicas.values().flat_map(|replica| replica.status.collisions.clone()).collect();
         let wanted = deployment.body["spec"]["replicas"].as_i64().unwrap_or_default();
-        let synced = pods.iter().filter(|pod| replicas.get(&pod.uid).is_some_and(|said| said.status.version == version));
+        let synced =
+            pods.iter().filter(|pod| replicas.get(&pod.uid).is_some_and(|said| said.status.version == version));
         let port = self.ports.lock().unwrap_or_else(PoisonError::into_inner).get(&hub.uid).copied();
         Ok(Some(HubState {
             endpoint: endpoint(hub, port.unwrap_or(8080)),

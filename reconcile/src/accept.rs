@@ -16,8 +16,6 @@ pub fn unimplemented_in_server(spec: &MCPServerSpec) -> Vec<&'static str> {
     named(&[
         ("spec.source.image.verify", verify),
         ("spec.source.remote.auth", remote_auth),
-        // The gateway probes a remote server by itself and knows no more of its client's side than its headers.
-        ("spec.transport", remote && spec.transport.is_some()),
         ("spec.sessions.max", remote && spec.sessions.as_ref().is_some_and(|sessions| sessions.max.is_some())),
         ("spec.roots", remote && spec.roots == Some(Roots::Forward)),
         ("spec.health", remote && spec.health.is_some()),

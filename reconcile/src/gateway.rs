@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use kube::ResourceExt;
 use mcp_hub_crds::hub::{AuthMode, NamingMode};
+use mcp_hub_crds::server::{EraChoice, TransportType};
 use mcp_hub_crds::source::{SecretKeyRef, Source};
 use mcp_hub_crds::status::condition;
 use mcp_hub_crds::{MCPHub, MCPServer};
 use mcp_hub_dataplane_api::Era;
 use mcp_hub_dataplane_api::gateway::{
-    ClientAuth, GatewayConfig, GatewayLimits, HubRef, Naming, NamingMode as WireNaming, Target, ToolRules, Upstream,
-    UpstreamEra,
+    ClientAuth, GatewayConfig, GatewayLimits, HubRef, Naming, NamingMode as WireNaming, Target, ToolRules, Transport,
+    Upstream, UpstreamEra,
 };
 use mcp_hub_dataplane_api::secret::SecretString;
 
@@ -133,7 +134,7 @@ fn upstream(
 ) -> Upstream {
     let uid = server.uid().unwrap_or_default();
     let tools = server.spec.tools.as_ref();
-    let (target, era) = match &server.spec.source {
+    let (target, era, transport) = match &server.spec.source {
         Source::Remote(remote) => {
             let namespace = server.namespace().unwrap_or_default();
             let mut headers = BTreeMap::new();
@@ -173,15 +174,31 @@ fn upstream(
             } else {
                 Target::Available { url: remote.url.clone(), headers }
             };
-            (target, UpstreamEra::Probe)
+            let said = server.spec.transport.as_ref();
+            let era = match said.and_then(|transport| transport.era) {
+                None | Some(EraChoice::Auto) => UpstreamEra::Probe,
+                Some(EraChoice::Modern) => UpstreamEra::Known(Era::Modern),
+                Some(EraChoice::Legacy) => UpstreamEra::Known(Era::Legacy),
+            };
+            let transport = match said.and_then(|transport| transport.r#type) {
+                Some(TransportType::StreamableHttp) => Transport::StreamableHttp,
+                Some(TransportType::Sse) => Transport::HttpSse,
+                // The schema refuses stdio for a remote server.
+                None | Some(TransportType::Stdio) => Transport::Probe,
+            };
+            (target, era, transport)
         }
-        Source::Image(_) | Source::Package(_) | Source::Command(_) => bridged(server, &uid, installation),
+        Source::Image(_) | Source::Package(_) | Source::Command(_) => {
+            let (target, era) = bridged(server, &uid, installation);
+            (target, era, Transport::StreamableHttp)
+        }
     };
     Upstream {
         name,
         uid,
         target,
         era,
+        transport,
         sessions: session_mode(server.spec.sessions.as_ref().and_then(|s| s.mode)),
         tools: ToolRules {
             allow: tools.and_then(|t| t.allow.clone()).unwrap_or_default(),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body_util::BodyExt;
 use mcp_hub_dataplane_api::{Era, LEGACY_VERSIONS};
 use mcp_hub_mcp::envelope::{Envelope, Kind, Params, quoted, string, write_error, write_result};
@@ -208,7 +208,7 @@ impl Ask {
             let telling = concerned.into_iter().filter(|upstream| !upstream.is_shared()).map(|upstream| async move {
                 if let Some(session) = upstream.open_session(owner) {
                     // A server that is gone has nothing to be told.
-                    upstream.post(session.headers(), message.clone()).await.ok();
+                    upstream.post(Some(&session), HeaderMap::new(), message.clone()).await.ok();
                 }
             });
             futures::future::join_all(telling).await;

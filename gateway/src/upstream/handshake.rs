@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use mcp_hub_dataplane_api::gateway::UpstreamEra;
+use mcp_hub_dataplane_api::gateway::{Transport, UpstreamEra};
 use mcp_hub_dataplane_api::status::{Handshake, ToolsSummary};
 use mcp_hub_dataplane_api::{Era, LEGACY_VERSIONS, MODERN_VERSIONS};
 use mcp_hub_mcp::envelope::quoted;
@@ -93,6 +93,7 @@ pub(crate) async fn introduce(upstream: &Upstream) -> Result<Introduction, Failu
     match upstream.config.era {
         UpstreamEra::Known(Era::Modern) => discover(upstream).await,
         UpstreamEra::Known(Era::Legacy) => initialize(upstream).await,
+        UpstreamEra::Probe if upstream.config.transport == Transport::HttpSse => initialize(upstream).await,
         UpstreamEra::Probe => match tokio::time::timeout(PROBE_PATIENCE, discover(upstream)).await {
             // Whatever a legacy server does with a method that it does not know: it is there.
             Err(_) | Ok(Err(Failure::Refused { .. } | Failure::Unreadable(_) | Failure::Gone(_))) => {

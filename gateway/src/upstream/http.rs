@@ -22,12 +22,14 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mcp_hub_dataplane_api::gateway::Target;
 use mcp_hub_mcp::framing::LINE_MAX;
+use mcp_hub_mcp::http_sse::{self, Address};
 use mcp_hub_mcp::sse::Decoder;
 use rustls::crypto::ring::default_provider;
 use tokio::net::TcpStream;
 
-use super::Failure;
 use super::proxy::{Connector, Proxies};
+use super::said::Broken;
+use super::{Failure, Said};
 use crate::GatewayError;
 
 type TlsClient = Client<HttpsConnector<Connector>, Full<Bytes>>;
@@ -80,6 +82,9 @@ pub(crate) fn http_client() -> Result<HttpClient, GatewayError> {
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     way: Way,
+    /// As it was configured.
+    url: Uri,
+    /// As a request names it.
     uri: Uri,
     headers: HeaderMap,
 }
@@ -183,7 +188,7 @@ impl Endpoint {
         headers.insert(ACCEPT, HeaderValue::from_static("application/json, text/event-stream"));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         let (Some("http"), Some(authority)) = (uri.scheme_str(), uri.authority().cloned()) else {
-            return Ok(Some(Self { way: Way::Tls(Box::new(client.tls.clone())), uri, headers }));
+            return Ok(Some(Self { way: Way::Tls(Box::new(client.tls.clone())), url: uri.clone(), uri, headers }));
         };
         let host = HeaderValue::from_str(without_user(authority.as_str()));
         headers.insert(HOST, host.map_err(|error| format!("`{url}` is no URL: {error}"))?);
@@ -194,14 +199,14 @@ impl Endpoint {
         };
         let Some(proxy) = client.proxies.of(&uri) else {
             let path = uri.path_and_query().cloned().map_or_else(|| Uri::from_static("/"), Uri::from);
-            return Ok(Some(Self { way: Way::Plain(pool(&authority)), uri: path, headers }));
+            return Ok(Some(Self { way: Way::Plain(pool(&authority)), url: uri, uri: path, headers }));
         };
         // A proxy is told the whole URL (RFC 9112, "absolute-form").
         let (Some("http"), Some(address)) = (proxy.uri().scheme_str(), proxy.uri().authority()) else {
             return Err(format!("`{url}` lies behind a proxy that does not speak plain HTTP"));
         };
         headers.extend(proxy.basic_auth().map(|authorization| (PROXY_AUTHORIZATION, authorization.clone())));
-        Ok(Some(Self { way: Way::Plain(pool(address)), uri, headers }))
+        Ok(Some(Self { way: Way::Plain(pool(address)), url: uri.clone(), uri, headers }))
     }
 
     /// One request. [`Failure::Unreachable`] says that the server has not seen it, [`Failure::Gone`] that it may have.
@@ -211,9 +216,34 @@ impl Endpoint {
         extra: HeaderMap,
         body: Bytes,
     ) -> Result<Response<Incoming>, Failure> {
+        self.send_to(self.uri.clone(), method, extra, body).await
+    }
+
+    /// As a request names the address that an `endpoint` event names; why there is none. What is configured for this
+    /// server, its credentials too, goes nowhere else, whatever a server says.
+    pub(super) fn address(&self, event: &[u8]) -> Result<Uri, String> {
+        let unreadable = || "its `endpoint` event names no address".to_owned();
+        let address = Address::read(event, self.url.path()).ok_or_else(unreadable)?;
+        let authority = self.url.authority().map(Authority::as_str).unwrap_or_default();
+        if let Some(origin) = address.elsewhere(self.url.scheme_str().unwrap_or_default(), without_user(authority)) {
+            return Err(format!("its `endpoint` event names another origin, {origin}, where nothing is sent"));
+        }
+        let mut parts = self.uri.clone().into_parts();
+        parts.path_and_query = Some(address.path().parse().map_err(|_| unreadable())?);
+        Uri::from_parts(parts).map_err(|_| unreadable())
+    }
+
+    /// The same at an address from [`Self::address`].
+    pub(super) async fn send_to(
+        &self,
+        uri: Uri,
+        method: Method,
+        extra: HeaderMap,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, Failure> {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
-        *request.uri_mut() = self.uri.clone();
+        *request.uri_mut() = uri;
         *request.headers_mut() = self.headers.clone();
         request.headers_mut().extend(extra);
         let client = match &self.way {
@@ -256,7 +286,7 @@ pub(crate) fn is_type(headers: &HeaderMap, wanted: &str) -> bool {
 /// The whole body, up to the largest message there is.
 pub(crate) async fn collect<B>(body: B) -> Result<Bytes, Failure>
 where
-    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
+    B: Body<Data = Bytes, Error: Into<Broken>>,
 {
     let too_long = || Failure::Unreadable(format!("its answer is over {LINE_MAX} bytes"));
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
@@ -288,13 +318,20 @@ where
 /// The messages of an event stream.
 #[derive(Debug)]
 pub(crate) struct Events {
-    body: Incoming,
+    body: Said,
     decoder: Decoder,
-    ready: VecDeque<Vec<u8>>,
+    ready: VecDeque<Event>,
+}
+
+#[derive(Debug)]
+struct Event {
+    /// It is called so, and is no message.
+    is_endpoint: bool,
+    data: Vec<u8>,
 }
 
 impl Events {
-    pub(crate) fn new(body: Incoming) -> Self {
+    pub(crate) fn new(body: Said) -> Self {
         Self { body, decoder: Decoder::new(LINE_MAX), ready: VecDeque::new() }
     }
 
@@ -304,18 +341,34 @@ impl Events {
     /// Dropped before it returns, it loses nothing.
     pub(crate) async fn next(&mut self) -> Result<Option<Vec<u8>>, Failure> {
         loop {
-            if let Some(event) = self.ready.pop_front() {
+            match self.event().await? {
                 // Servers open resumable streams with an event without data.
-                if event.iter().all(u8::is_ascii_whitespace) {
-                    continue;
-                }
+                Some(event) if event.is_endpoint || event.data.iter().all(u8::is_ascii_whitespace) => {}
+                event => return Ok(event.map(|event| event.data)),
+            }
+        }
+    }
+
+    /// What the `endpoint` event says with which a stream of HTTP+SSE begins.
+    pub(super) async fn endpoint(&mut self) -> Result<Vec<u8>, Failure> {
+        match self.event().await? {
+            Some(Event { is_endpoint: true, data }) => Ok(data),
+            _ => Err(Failure::Unreadable("its event stream does not begin with an `endpoint` event".to_owned())),
+        }
+    }
+
+    async fn event(&mut self) -> Result<Option<Event>, Failure> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
                 return Ok(Some(event));
             }
             let Some(frame) = self.body.frame().await else { return Ok(None) };
-            let frame = frame.map_err(|error| Failure::Gone(chain(&error)))?;
+            let frame = frame.map_err(|error| Failure::Gone(chain(&*error)))?;
             if let Ok(data) = frame.into_data() {
                 let ready = &mut self.ready;
-                let fed = self.decoder.feed(&data, |event| ready.push_back(event));
+                let fed = self.decoder.feed_named(&data, |name, data| {
+                    ready.push_back(Event { is_endpoint: name == http_sse::ENDPOINT.as_bytes(), data });
+                });
                 fed.map_err(|error| Failure::Unreadable(error.to_string()))?;
             }
         }

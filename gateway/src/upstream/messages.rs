@@ -3,13 +3,12 @@
 use bytes::Bytes;
 use http::header::WWW_AUTHENTICATE;
 use http::{HeaderMap, HeaderValue, Response};
-use hyper::body::Incoming;
 use mcp_hub_dataplane_api::MODERN_VERSIONS;
 use mcp_hub_mcp::envelope::{Envelope, Kind};
 use mcp_hub_mcp::headers;
 use serde_json::Value;
 
-use super::{Events, Failure, collect, is_type};
+use super::{Events, Failure, Said, collect, is_type};
 
 /// What every modern request carries.
 pub(crate) fn modern_headers(method: &str, name: Option<&str>) -> HeaderMap {
@@ -24,7 +23,7 @@ pub(crate) fn modern_headers(method: &str, name: Option<&str>) -> HeaderMap {
     extra
 }
 
-pub(super) fn refusal(response: &Response<Incoming>) -> Failure {
+pub(super) fn refusal(response: &Response<Said>) -> Failure {
     let status = response.status();
     let challenge = response.headers().get(WWW_AUTHENTICATE).and_then(|value| value.to_str().ok());
     let oauth = challenge.is_some_and(|challenge| challenge.contains("resource_metadata"));
@@ -33,7 +32,7 @@ pub(super) fn refusal(response: &Response<Incoming>) -> Failure {
 }
 
 /// The answer to a request of our own, from JSON or an event stream; notifications before it are skipped.
-pub(super) async fn answer(response: Response<Incoming>) -> Result<Bytes, Failure> {
+pub(super) async fn answer(response: Response<Said>) -> Result<Bytes, Failure> {
     let status = response.status();
     if is_type(response.headers(), "text/event-stream") {
         let mut events = Events::new(response.into_body());

@@ -4,8 +4,10 @@ mod definitions;
 mod failure;
 mod handshake;
 mod http;
+mod http_sse;
 mod messages;
 mod proxy;
+mod said;
 mod sessions;
 mod topics;
 
@@ -17,8 +19,7 @@ use std::time::{Duration, Instant};
 use ::http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use hyper::body::Incoming;
-use mcp_hub_dataplane_api::gateway::{self as config, Target, UpstreamEra, UpstreamStatus};
+use mcp_hub_dataplane_api::gateway::{self as config, Target, Transport, UpstreamEra, UpstreamStatus};
 use mcp_hub_dataplane_api::status::Handshake;
 use mcp_hub_dataplane_api::{Era, LEGACY_VERSIONS, SessionMode};
 use mcp_hub_mcp::envelope::write_request;
@@ -33,8 +34,10 @@ pub(crate) use self::handshake::{
     tools_summary,
 };
 pub(crate) use self::http::{Endpoint, Events, HttpClient, collect, http_client, is_type};
+use self::http_sse::Link;
 pub(crate) use self::messages::modern_headers;
 use self::messages::{answer, refusal, result_of};
+pub(crate) use self::said::{Broken, Said};
 pub(crate) use self::sessions::{LegacySession, Owner, Sessions};
 pub(crate) use self::topics::{Topic, Topics};
 use crate::Inner;
@@ -90,7 +93,7 @@ pub(crate) enum Health {
 #[derive(Debug)]
 pub(crate) struct Upstream {
     pub(crate) config: config::Upstream,
-    endpoint: Result<Option<Endpoint>, String>,
+    endpoint: Result<Option<Arc<Endpoint>>, String>,
     catalog: ArcSwap<Catalog>,
     health: Mutex<Health>,
     /// Of the lists, in the order of [`methods::LISTS`].
@@ -138,7 +141,7 @@ impl Watched {
 
 impl Upstream {
     fn new(config: config::Upstream, stale_for: Duration, client: &HttpClient, predecessor: Option<&Self>) -> Self {
-        let endpoint = Endpoint::of(&config.target, client);
+        let endpoint = Endpoint::of(&config.target, client).map(|endpoint| endpoint.map(Arc::new));
         let away = |failure| {
             let before = predecessor.map(Self::health);
             let since = match before {
@@ -310,7 +313,7 @@ impl Upstream {
         self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
-    pub(crate) fn endpoint(&self) -> Result<&Endpoint, Failure> {
+    pub(crate) fn endpoint(&self) -> Result<&Arc<Endpoint>, Failure> {
         match &self.endpoint {
             Ok(Some(endpoint)) => Ok(endpoint),
             Err(problem) => Err(Failure::Unreachable(problem.clone())),
@@ -322,9 +325,20 @@ impl Upstream {
         }
     }
 
-    /// Sends one message; a 401 or 403 becomes a failure.
-    pub(crate) async fn post(&self, extra: HeaderMap, body: Bytes) -> Result<Response<Incoming>, Failure> {
-        let response = self.endpoint()?.send(Method::POST, extra, body).await?;
+    /// Sends one message, in a session with a legacy server; a 401 or 403 becomes a failure.
+    pub(crate) async fn post(
+        &self,
+        session: Option<&LegacySession>,
+        mut extra: HeaderMap,
+        body: Bytes,
+    ) -> Result<Response<Said>, Failure> {
+        let response = match session.map(|session| (session, &session.link)) {
+            Some((_, Some(link))) => link.post(body).await?,
+            opened => {
+                extra.extend(opened.into_iter().flat_map(|(session, _)| session.headers()));
+                self.endpoint()?.send(Method::POST, extra, body).await?.map(Said::Http)
+            }
+        };
         match response.status() {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(refusal(&response)),
             _ => Ok(response),
@@ -377,22 +391,49 @@ impl Upstream {
         let params = handshake::initialize_params(capabilities.unwrap_or("{}"));
         let message = write_request(Some("0"), methods::INITIALIZE, Some(&params));
         let opened = async {
-            let response = self.post(HeaderMap::new(), message.into()).await?;
+            let message = Bytes::from(message);
+            if self.config.transport == Transport::HttpSse {
+                return self.open_stream(message).await;
+            }
+            let response = self.post(None, HeaderMap::new(), message.clone()).await?;
+            let status = response.status();
             let id = response.headers().get(headers::SESSION_ID).cloned();
-            let result = result_of(answer(response).await?)?;
-            Ok((id, result))
+            let refused = match answer(response).await.and_then(result_of) {
+                Ok(result) => return Ok((id, None, result)),
+                Err(refused) => refused,
+            };
+            // A server of before answers its address with events, and no message (2025-11-25, "Backwards Compatibility").
+            if self.config.transport != Transport::Probe || !status.is_client_error() {
+                return Err(refused);
+            }
+            self.open_stream(message).await.map_err(|failure| match (refused, failure) {
+                (_, failure @ (Failure::AuthRequired(_) | Failure::Refused { .. })) => failure,
+                (Failure::Unreadable(text), Failure::Unreadable(stream)) => {
+                    Failure::Unreadable(format!("{text}; nor HTTP+SSE: {stream}"))
+                }
+                (refused, _) => refused,
+            })
         };
-        let (id, result) = tokio::time::timeout(PATIENCE, opened).await.map_err(|_| Failure::Timeout(PATIENCE))??;
+        let (id, link, result) =
+            tokio::time::timeout(PATIENCE, opened).await.map_err(|_| Failure::Timeout(PATIENCE))??;
         let parsed: Value = serde_json::from_str(&result).map_err(|error| Failure::Unreadable(error.to_string()))?;
         let version = parsed["protocolVersion"].as_str().unwrap_or_default();
         if !LEGACY_VERSIONS.contains(&version) {
             return Err(Failure::Unreadable(format!("it negotiated the unknown protocol version `{version}`")));
         }
         let version = HeaderValue::from_str(version).map_err(|error| Failure::Unreadable(error.to_string()))?;
-        let session = Arc::new(LegacySession::new(id, version));
+        let session = Arc::new(LegacySession::new(id, version, link));
         let ready = write_request(None, methods::INITIALIZED, None);
-        self.post(session.headers(), ready.into()).await?;
+        self.post(Some(&session), HeaderMap::new(), ready.into()).await?;
         Ok((session, result))
+    }
+
+    /// Opens the stream of a session with a server of HTTP+SSE, and introduces us in it.
+    async fn open_stream(&self, message: Bytes) -> Result<(Option<HeaderValue>, Option<Link>, String), Failure> {
+        let patience = Duration::from_millis(self.config.call_timeout_ms);
+        let link = Link::open(self.endpoint()?, self.is_shared(), patience).await?;
+        let result = result_of(answer(link.post(message).await?).await?)?;
+        Ok((None, Some(link), result))
     }
 
     /// Ends a session at the server, which may have forgotten it or not know such a request.
@@ -431,8 +472,11 @@ impl Upstream {
     }
 
     /// The stream of a session's notifications.
-    pub(crate) async fn stream(&self, session: &LegacySession) -> Result<Response<Incoming>, Failure> {
-        self.endpoint()?.send(Method::GET, session.headers(), Bytes::new()).await
+    pub(crate) async fn stream(&self, session: &LegacySession) -> Result<Response<Said>, Failure> {
+        match &session.link {
+            Some(link) => Ok(link.beside()),
+            None => Ok(self.endpoint()?.send(Method::GET, session.headers(), Bytes::new()).await?.map(Said::Http)),
+        }
     }
 
     /// A request of our own; its raw result.
@@ -465,10 +509,10 @@ impl Upstream {
                                 opened.ok_or_else(|| Failure::Unreachable("the session was closed".to_owned()))?
                             }
                         };
-                        (session.headers(), Some(session))
+                        (HeaderMap::new(), Some(session))
                     }
                 };
-                let response = self.post(extra, message.into()).await?;
+                let response = self.post(session.as_deref(), extra, message.into()).await?;
                 if response.status() == StatusCode::NOT_FOUND && forgotten.is_none() && session.is_some() {
                     forgotten = session;
                     continue;

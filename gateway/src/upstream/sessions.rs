@@ -10,6 +10,8 @@ use arc_swap::ArcSwapOption;
 use http::{HeaderMap, HeaderValue};
 use mcp_hub_mcp::headers;
 
+use super::http_sse::Link;
+
 /// Sessions kept with one server that wants one per client; the one unused for longest makes room.
 const SESSIONS_MAX: usize = 1024;
 /// A session of clients that have none themselves, and so never end it, is ended when it was unused for so long.
@@ -33,6 +35,8 @@ pub(crate) struct LegacySession {
     pub(crate) id: Option<HeaderValue>,
     /// The version that was negotiated.
     pub(crate) version: HeaderValue,
+    /// Its stream, with a server that speaks HTTP+SSE.
+    pub(super) link: Option<Link>,
     /// Whether somebody listens to its stream for the gateway.
     pub(crate) heard: AtomicBool,
     /// The least urgent log level that the server was asked for in it.
@@ -43,11 +47,16 @@ pub(crate) struct LegacySession {
 const NO_LEVEL: usize = usize::MAX;
 
 impl LegacySession {
-    pub(crate) fn new(id: Option<HeaderValue>, version: HeaderValue) -> Self {
-        Self { id, version, heard: AtomicBool::new(false), level: AtomicUsize::new(NO_LEVEL) }
+    pub(super) fn new(id: Option<HeaderValue>, version: HeaderValue, link: Option<Link>) -> Self {
+        Self { id, version, link, heard: AtomicBool::new(false), level: AtomicUsize::new(NO_LEVEL) }
     }
 
-    pub(crate) fn headers(&self) -> HeaderMap {
+    /// Whether 404 says that the server does not know it any more.
+    pub(crate) fn may_be_forgotten(&self) -> bool {
+        self.id.is_some() || self.link.is_some()
+    }
+
+    pub(super) fn headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::with_capacity(4);
         if let Some(id) = &self.id {
             headers.insert(headers::SESSION_ID, id.clone());
@@ -126,7 +135,7 @@ mod tests {
     fn the_session_unused_for_longest_makes_room() {
         let sessions = Sessions::default();
         let owner = |n: usize| Owner::Session(std::array::from_fn(|i| n.to_le_bytes().get(i).copied().unwrap_or(0)));
-        let open = || LegacySession::new(None, HeaderValue::from_static("2025-11-25"));
+        let open = || LegacySession::new(None, HeaderValue::from_static("2025-11-25"), None);
         for n in 0..SESSIONS_MAX {
             sessions.slot(owner(n)).0.current.store(Some(Arc::new(open())));
         }
@@ -140,7 +149,7 @@ mod tests {
         let sessions = Sessions::default();
         let owners = [Owner::Shared, Owner::Principal([1; 32]), Owner::Principal([2; 32])];
         for owner in owners {
-            let open = LegacySession::new(None, HeaderValue::from_static("2025-11-25"));
+            let open = LegacySession::new(None, HeaderValue::from_static("2025-11-25"), None);
             sessions.slot(owner).0.current.store(Some(Arc::new(open)));
         }
         let _calling = sessions.open(owners[2]);

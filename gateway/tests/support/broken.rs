@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use mcp_hub_dataplane_api::gateway::{Target, ToolRules, Upstream, UpstreamEra};
+use mcp_hub_dataplane_api::gateway::{Target, ToolRules, Transport, Upstream, UpstreamEra};
 use mcp_hub_dataplane_api::{Era, SessionMode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -88,6 +88,7 @@ impl Broken {
             uid: format!("uid-{name}"),
             target: Target::Available { url: format!("http://{}/mcp", self.address), headers: BTreeMap::new() },
             era: UpstreamEra::Known(self.era),
+            transport: Transport::StreamableHttp,
             sessions: SessionMode::Shared,
             tools: ToolRules::default(),
             call_timeout_ms: 1_000,

@@ -4,6 +4,7 @@
 mod asking;
 mod broken;
 mod client;
+mod http_sse;
 mod process;
 mod server;
 mod streams;
@@ -23,6 +24,7 @@ use tokio::task::JoinHandle;
 
 pub use self::broken::{Break, Broken};
 pub use self::client::{Client, Reader, any, read};
+pub use self::http_sse::{Beginning, HttpSse, MOMENT};
 pub use self::process::{KEY, Replica, send};
 pub use self::server::{Fake, Fault, Manner, State, tool};
 

@@ -12,7 +12,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use mcp_hub_dataplane_api::gateway::{Target, ToolRules, Upstream, UpstreamEra};
+use mcp_hub_dataplane_api::gateway::{Target, ToolRules, Transport, Upstream, UpstreamEra};
 use mcp_hub_dataplane_api::secret::SecretString;
 use mcp_hub_dataplane_api::{Era, SessionMode};
 use mcp_hub_mcp::sse;
@@ -232,6 +232,7 @@ impl Fake {
                 headers: BTreeMap::from([("authorization".to_owned(), SecretString::new("Bearer inner"))]),
             },
             era,
+            transport: Transport::StreamableHttp,
             sessions: SessionMode::Shared,
             tools: ToolRules::default(),
             call_timeout_ms: 20_000,

@@ -7,7 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use mcp_hub_dataplane_api::gateway::{
-    ClientAuth, GatewayConfig, GatewayLimits, HubRef, Naming, NamingMode, Target, ToolRules, Upstream, UpstreamEra,
+    ClientAuth, GatewayConfig, GatewayLimits, HubRef, Naming, NamingMode, Target, ToolRules, Transport, Upstream,
+    UpstreamEra,
 };
 use mcp_hub_dataplane_api::launch::{
     Child as Program, ChildTransport, Drain, EraChoice, Health, LaunchSpec, Lifecycle, Limits, LogPolicy, Owner,
@@ -169,6 +170,7 @@ pub(super) fn upstream(name: &str, url: String, era: Era) -> Upstream {
         uid: name.to_owned(),
         target: Target::Available { url, headers },
         era: UpstreamEra::Known(era),
+        transport: Transport::StreamableHttp,
         sessions: SessionMode::Shared,
         tools: ToolRules::default(),
         call_timeout_ms: 600_000,
