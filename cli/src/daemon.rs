@@ -85,7 +85,7 @@ pub(crate) async fn run(
         // An error means that this function returned, which is a stop too.
         receiver.wait_for(|stop| *stop).await.ok();
     };
-    let controller = tokio::spawn(controller::run(ports, stopped(stop.subscribe())));
+    let controller = tokio::spawn(controller::run(ports, Arc::default(), stopped(stop.subscribe())));
     let admin = tokio::spawn(server::run(listener, daemon.clone(), stopped(stop.subscribe())));
     let mut ending = daemon.ending.subscribe();
     let origins = tokio::select! {

@@ -1,1 +1,214 @@
-fn main() {}
+//! `mcp-hub-operator`: runs `MCPServer` and `MCPHub` resources on the cluster that it is pointed at.
+//!
+//! Exit codes: 0 stopped on request, 1 failure, 2 usage, 3 the lead was lost to another operator.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use kube::client::ClientBuilder;
+use kube::client::retry::RetryPolicy;
+use kube::{Client, Config};
+use kube_lease_manager::LeaseManagerBuilder;
+use mcp_hub_operator::health::{self, Health};
+use mcp_hub_operator::identity::{self, IdentityError};
+use mcp_hub_operator::registry::KubeImages;
+use mcp_hub_operator::runtime::{Askers, KubeRuntime};
+use mcp_hub_operator::sink::KubeSink;
+use mcp_hub_operator::store::KubeStore;
+use mcp_hub_operator::{ClusterSettings, PodHttp, Scope};
+use mcp_hub_reconcile::controller;
+use mcp_hub_reconcile::passes::Passes;
+use mcp_hub_reconcile::ports::Ports;
+use mcp_hub_supply::{Platform, Registries, RegistryError};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tower::buffer::BufferLayer;
+use tower::limit::ConcurrencyLimitLayer;
+use tower::retry::RetryLayer;
+
+#[derive(Debug, Parser)]
+#[command(version, about = "Runs MCP servers and hubs on Kubernetes")]
+struct Args {
+    /// Namespace of the operator itself
+    #[arg(long, env = "POD_NAMESPACE", default_value = "mcp-hub-system")]
+    namespace: String,
+    /// Name of this operator among its replicas; a pod's own name
+    #[arg(long, env = "POD_NAME", default_value = "mcp-hub-operator")]
+    identity: String,
+    /// Namespaces to look after, separated by commas; all if not given
+    #[arg(long, env = "WATCH_NAMESPACES", value_delimiter = ',')]
+    watch_namespaces: Vec<String>,
+    /// Image that brings the bridge into servers' pods
+    #[arg(long, env = "BRIDGE_IMAGE")]
+    bridge_image: String,
+    /// Image of gateways
+    #[arg(long, env = "GATEWAY_IMAGE")]
+    gateway_image: String,
+    /// Architecture of the nodes, as images name it; the operator's own if not given
+    #[arg(long, env = "NODE_ARCHITECTURE")]
+    architecture: Option<String>,
+    /// Registries spoken to without TLS, separated by commas
+    #[arg(long, env = "PLAIN_HTTP_REGISTRIES", value_delimiter = ',')]
+    plain_http_registries: Vec<String>,
+    /// The cluster's network plugin enforces network policies
+    #[arg(long, env = "NETWORK_POLICIES_ENFORCED")]
+    network_policies_enforced: bool,
+    /// Address of /healthz, /readyz and /metrics
+    #[arg(long, default_value = "0.0.0.0:8081")]
+    health: SocketAddr,
+}
+
+/// Requests to the API server that wait for their answer to begin.
+const REQUESTS: usize = 64;
+/// A lease that was not renewed for so long is another operator's to take.
+const LEASE_SECONDS: u64 = 15;
+const RENEW_BEFORE_SECONDS: u64 = 5;
+const LEASE: &str = "mcp-hub-operator";
+/// A lease that cannot be given back by then runs out by itself.
+const LET_GO: Duration = Duration::from_secs(5);
+
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("there is no cluster to talk to: neither a pod's service account nor a kubeconfig is usable")]
+    Config(#[source] kube::config::InferConfigError),
+    #[error("could not make a client of the API server")]
+    Client(#[source] kube::Error),
+    #[error(transparent)]
+    Registries(#[from] RegistryError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error("could not take part in the election of a leader")]
+    Lease(#[source] kube_lease_manager::LeaseManagerError),
+    #[error("could not listen on {address}")]
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("could not watch for signals")]
+    Signals(#[source] std::io::Error),
+    #[error("another operator leads now")]
+    Lost,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match run(Args::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let code = if matches!(error, Failure::Lost) { 3 } else { 1 };
+            let mut text = format!("error: {error}");
+            let mut source = std::error::Error::source(&error);
+            while let Some(error) = source {
+                text = format!("{text}: {error}");
+                source = error.source();
+            }
+            // A closed stderr leaves nobody to tell.
+            writeln!(std::io::stderr(), "{text}").unwrap_or_default();
+            ExitCode::from(code)
+        }
+    }
+}
+
+async fn run(args: Args) -> Result<(), Failure> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(Failure::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::Signals)?;
+    let listener = TcpListener::bind(args.health).await;
+    let listener = listener.map_err(|source| Failure::Listen { address: args.health, source })?;
+    let (health, passes) = (Arc::new(Health::default()), Arc::new(Passes::default()));
+    tokio::spawn(health::serve(listener, health.clone(), passes.clone()));
+
+    let client = client().await?;
+    let installation = identity::installation(&client, &args.namespace).await?;
+    let lease = LeaseManagerBuilder::new(client.clone(), LEASE)
+        .with_namespace(&args.namespace)
+        .with_identity(&args.identity)
+        .with_duration(LEASE_SECONDS)
+        .with_grace(RENEW_BEFORE_SECONDS)
+        .with_field_manager("mcp-hub/lease")
+        .build()
+        .await
+        .map_err(Failure::Lease)?;
+    let (mut leads, election) = lease.watch().await;
+    let stop = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    tokio::pin!(stop);
+    health.starts();
+    let leading = tokio::select! {
+        leading = leads.wait_for(|leads| *leads) => Some(leading.is_ok()),
+        () = &mut stop => None,
+    };
+    match leading {
+        Some(true) => {}
+        Some(false) => return Err(Failure::Lost),
+        None => {
+            drop(leads);
+            tokio::time::timeout(LET_GO, election).await.ok();
+            return Ok(());
+        }
+    }
+    tracing::info!(identity = args.identity, "leading");
+    health.leads();
+
+    let scope = Scope::new(args.watch_namespaces.into_iter().filter(|namespace| !namespace.is_empty()).collect());
+    let settings = ClusterSettings {
+        namespace: args.namespace,
+        bridge_image: args.bridge_image,
+        gateway_image: args.gateway_image,
+        network_policies_enforced: args.network_policies_enforced,
+    };
+    let platform = args.architecture.as_deref().map_or_else(Platform::own, Platform::linux);
+    let registries = Registries::new()?.plain_http(args.plain_http_registries);
+    let http = Arc::new(PodHttp::default());
+    let askers = Askers {
+        bridges: http.clone(),
+        images: Arc::new(KubeImages::new(client.clone(), registries, platform)),
+    };
+    let runtime = KubeRuntime::start(&client, &scope, settings, &installation, askers);
+    let sink = KubeSink::start(runtime.clone(), installation.clone(), http);
+    let store = KubeStore::start(&client, &scope, &args.identity);
+    let ports = Ports { store, runtime, sink, installation };
+
+    let mut lost = false;
+    let ended = async {
+        tokio::select! {
+            () = &mut stop => {}
+            _ = leads.wait_for(|leads| !*leads) => lost = true,
+        }
+    };
+    controller::run(ports, passes, ended).await;
+    drop(leads);
+    if lost {
+        return Err(Failure::Lost);
+    }
+    // Lets go of the lease, so that a successor need not wait for it to run out.
+    tokio::time::timeout(LET_GO, election).await.ok();
+    Ok(())
+}
+
+async fn client() -> Result<Client, Failure> {
+    let mut config = Config::infer().await.map_err(Failure::Config)?;
+    // Fifteen retries with waits of minutes would hide an outage from the passes, which retry by themselves.
+    config.default_retry = false;
+    let builder = ClientBuilder::try_from(config).map_err(Failure::Client)?;
+    // Retries need a service that can be shared.
+    let builder = builder.with_layer(&BufferLayer::new(REQUESTS));
+    Ok(match RetryPolicy::new(Duration::from_millis(100), Duration::from_secs(2), 3, true) {
+        Ok(policy) => {
+            let retries = RetryLayer::new(policy);
+            builder.with_layer(&retries).with_layer(&ConcurrencyLimitLayer::new(REQUESTS)).build()
+        }
+        // The bounds above are in order, so there is always a policy.
+        Err(_) => builder.with_layer(&ConcurrencyLimitLayer::new(REQUESTS)).build(),
+    })
+}

@@ -130,10 +130,6 @@ impl KubeRuntime {
         })
     }
 
-    pub(crate) fn settings(&self) -> &ClusterSettings {
-        &self.settings
-    }
-
     /// Waits until every kind was listed once.
     pub(crate) async fn ready(&self) {
         for cache in self.children.values() {

@@ -11,7 +11,6 @@ use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt;
 use futures::future::join_all;
 use futures::stream::{self, BoxStream};
-use kube::ResourceExt;
 use mcp_hub_crds::MCPHub;
 use mcp_hub_crds::hub::AuthMode;
 use mcp_hub_dataplane_api::control::ControlKeys;

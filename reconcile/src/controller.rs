@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::stream::{self, BoxStream, StreamExt};
 use kube::{Resource, ResourceExt};
@@ -18,6 +18,7 @@ use crate::error::{Error, Retry};
 use crate::gateway;
 use crate::owner::{OwnerKey, OwnerKind};
 use crate::pass;
+use crate::passes::Passes;
 use crate::ports::{Change, Ports, RuntimeEvent, SinkEvent};
 
 /// Objects reconciled at a time. Passes mostly wait for processes and sockets, so more than cores is right; the bound
@@ -34,9 +35,9 @@ const BACKOFF_MAX: Duration = Duration::from_secs(300);
 ///
 /// Servers and hubs have a queue each. Objects whose owner is gone are removed at the start and after each gap in the
 /// runtime's events.
-pub async fn run(ports: Ports, shutdown: impl Future<Output = ()> + Send) {
+pub async fn run(ports: Ports, passes: Arc<Passes>, shutdown: impl Future<Output = ()> + Send) {
     let (stop, stopped) = watch::channel(false);
-    let context = Arc::new(Context { ports, failures: Mutex::default() });
+    let context = Arc::new(Context { ports, passes, failures: Mutex::default() });
     let servers = drive_servers(context.clone(), stopped.clone());
     let hubs = drive_hubs(context.clone(), stopped.clone());
     let sweeps = drive_sweeps(context, stopped);
@@ -51,6 +52,7 @@ pub async fn run(ports: Ports, shutdown: impl Future<Output = ()> + Send) {
 #[derive(Debug)]
 struct Context {
     ports: Ports,
+    passes: Arc<Passes>,
     /// Failures in a row of each object, by uid.
     failures: Mutex<HashMap<String, u32>>,
 }
@@ -112,7 +114,9 @@ async fn drive_servers(context: Arc<Context>, stopped: watch::Receiver<bool>) {
     let store = context.ports.store.servers();
     let reconcile = |server: Arc<MCPServer>, context: Arc<Context>| {
         Box::pin(async move {
+            let begun = Instant::now();
             let result = limited(&server.name_any(), pass::server(&server, &context.ports)).await;
+            context.passes.count("server", &result, begun.elapsed());
             Ok::<_, Never>(context.next(&*server, &result))
         })
     };
@@ -125,7 +129,9 @@ async fn drive_hubs(context: Arc<Context>, stopped: watch::Receiver<bool>) {
     let store = context.ports.store.hubs();
     let reconcile = |hub: Arc<MCPHub>, context: Arc<Context>| {
         Box::pin(async move {
+            let begun = Instant::now();
             let result = limited(&hub.name_any(), pass::hub(&hub, &context.ports)).await;
+            context.passes.count("hub", &result, begun.elapsed());
             Ok::<_, Never>(context.next(&*hub, &result))
         })
     };

@@ -14,6 +14,7 @@ pub mod lower;
 pub mod observed;
 pub mod owner;
 pub mod pass;
+pub mod passes;
 pub mod plan;
 pub mod ports;
 pub mod status;

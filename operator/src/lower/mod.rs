@@ -16,7 +16,7 @@ use crate::children::ChildKind;
 use crate::labels;
 
 pub(crate) use gateway::{CONFIG_KEY, CONTROL_PORT, SEALING_KEY, config_secret, gateway_name};
-pub(crate) use server::{bridge_port, server_name};
+pub(crate) use server::server_name;
 
 /// What lowering needs to know of the installation besides the workload.
 #[derive(Debug, Clone, PartialEq, Eq)]

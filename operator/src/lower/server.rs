@@ -34,7 +34,7 @@ pub(crate) fn server_name(owner: &OwnerKey) -> String {
 }
 
 /// Port that the bridge listens on.
-pub(crate) fn bridge_port(transport: &ChildTransport) -> u16 {
+fn bridge_port(transport: &ChildTransport) -> u16 {
     match transport {
         ChildTransport::StreamableHttp { port: 7337, .. } | ChildTransport::Sse { port: 7337, .. } => 7338,
         _ => 7337,

@@ -1,0 +1,77 @@
+//! The installation's id and key, kept in a Secret of the operator's namespace.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::PostParams;
+use kube::core::ObjectMeta;
+use kube::{Api, Client};
+use mcp_hub_reconcile::installation::Installation;
+
+use crate::labels;
+
+/// Name of the Secret.
+pub const SECRET: &str = "mcp-hub-installation";
+const ID: &str = "id";
+const KEY: &str = "key";
+
+/// The installation could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    #[error("could not {action} Secret {SECRET} in namespace {namespace}")]
+    Api {
+        action: &'static str,
+        namespace: String,
+        #[source]
+        source: Box<kube::Error>,
+    },
+    #[error("Secret {SECRET} in namespace {namespace} holds no `id` and `key` of 64 hexadecimal digits; remove it, and all tokens change")]
+    Malformed { namespace: String },
+    #[error("the system gives no random numbers")]
+    Random,
+}
+
+/// Reads the installation; the first operator makes it. Of two that start together one makes it and both read the same.
+pub async fn installation(client: &Client, namespace: &str) -> Result<Installation, IdentityError> {
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let failed = |action| {
+        move |source| IdentityError::Api { action, namespace: namespace.to_owned(), source: Box::new(source) }
+    };
+    if let Some(secret) = api.get_opt(SECRET).await.map_err(failed("read"))? {
+        return read(&secret, namespace);
+    }
+    let mut random = [0; 36];
+    getrandom::fill(&mut random).map_err(|_| IdentityError::Random)?;
+    let (id, key) = (hex::encode(&random[..4]), hex::encode(&random[4..]));
+    let secret = Secret {
+        metadata: ObjectMeta {
+            name: Some(SECRET.to_owned()),
+            labels: Some(BTreeMap::from([(labels::MANAGED_BY.to_owned(), labels::MANAGER.to_owned())])),
+            ..ObjectMeta::default()
+        },
+        data: Some(BTreeMap::from([
+            (ID.to_owned(), ByteString(id.into_bytes())),
+            (KEY.to_owned(), ByteString(key.into_bytes())),
+        ])),
+        // A changed key would change every token at once.
+        immutable: Some(true),
+        ..Secret::default()
+    };
+    match api.create(&PostParams::default(), &secret).await {
+        Ok(made) => read(&made, namespace),
+        Err(kube::Error::Api(status)) if status.code == 409 => {
+            read(&api.get(SECRET).await.map_err(failed("read"))?, namespace)
+        }
+        Err(error) => Err(failed("create")(error)),
+    }
+}
+
+fn read(secret: &Secret, namespace: &str) -> Result<Installation, IdentityError> {
+    let text = |name: &str| String::from_utf8(secret.data.as_ref()?.get(name)?.0.clone()).ok();
+    let key = text(KEY).and_then(|key| hex::decode(key.trim()).ok()).and_then(|key| key.try_into().ok());
+    match (text(ID).filter(|id| !id.is_empty()), key) {
+        (Some(id), Some(key)) => Ok(Installation::new(id, key)),
+        _ => Err(IdentityError::Malformed { namespace: namespace.to_owned() }),
+    }
+}
