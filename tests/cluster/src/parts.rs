@@ -8,6 +8,8 @@ use crate::namespace::NODE;
 pub(crate) const API_PORT: u16 = 6443;
 pub(crate) const NODE_NAME: &str = "node1";
 pub(crate) const SERVICES: &str = "10.96.0.0/16";
+/// Label of nodes that KWOK plays.
+pub(crate) const FAKE: &str = "mcphub.io/fake-node=true";
 /// The first address of [`SERVICES`], which is the API server's own.
 pub(crate) const API_SERVICE: &str = "10.96.0.1";
 pub(crate) const PODS: &str = "10.244.0.0/16";
@@ -22,6 +24,8 @@ pub enum Part {
     Kubelet,
     Proxy,
     Dns,
+    /// Plays the kubelets of nodes that do not exist.
+    Kwok,
     /// Keeps the API server's port of 127.0.0.1 when the process that started the cluster has ended.
     Door,
 }
@@ -38,6 +42,7 @@ impl Part {
             Self::Kubelet => "kubelet",
             Self::Proxy => "kube-proxy",
             Self::Dns => "coredns",
+            Self::Kwok => "kwok",
             Self::Door => "door",
         }
     }
@@ -94,6 +99,11 @@ impl Part {
                 "--conntrack-max-per-core=0",
             ]),
             Self::Dns => own(&["-conf", &folder.at("Corefile")]),
+            Self::Kwok => own(&[
+                &format!("--kubeconfig={admin}"),
+                "--manage-all-nodes=false",
+                &format!("--manage-nodes-with-label-selector={FAKE}"),
+            ]),
             Self::Door => Vec::new(),
         }
     }
@@ -129,6 +139,8 @@ fn api_server(folder: &Folder, options: &Options) -> Vec<String> {
         arguments.push(format!("--audit-log-path={}", folder.at("audit.log")));
         // An entry is in the file when the request is answered.
         arguments.push("--audit-log-mode=blocking-strict".to_owned());
+        // Megabytes. Whoever counts entries counts those of one file.
+        arguments.push("--audit-log-maxsize=10000".to_owned());
     }
     arguments.extend(options.api_server.iter().cloned());
     arguments
