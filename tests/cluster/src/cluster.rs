@@ -273,13 +273,14 @@ impl Cluster {
         })
     }
 
-    /// Adds nodes that KWOK plays: pods on them are Running and Ready at once, and nothing runs. They have room for 1,000
-    /// pods each.
+    /// Adds nodes that KWOK plays, each with room for 1,000 pods. Pods on them are Running and Ready at once, and nothing
+    /// runs; all have the address [`NODE`].
     ///
     /// # Errors
     /// If KWOK cannot be started, or a node is refused.
     pub fn add_fake_nodes(&self, count: u32) -> Result<(), Error> {
         if !self.process(Part::Kwok).is_some_and(|kwok| kwok.lives()) {
+            files::write(&self.folder.path().join("fake-nodes.yaml"), STAGES.replace("NODE", &NODE.to_string()))?;
             self.start(Part::Kwok)?;
         }
         let label = FAKE.replace('=', ": \"") + "\"";
@@ -479,6 +480,8 @@ impl Drop for Cluster {
     }
 }
 
+/// What KWOK does with nodes and pods.
+const STAGES: &str = include_str!("fake-nodes.yaml");
 /// As many lines of a log as an error shows.
 const LOG_LINES: usize = 15;
 

@@ -8,6 +8,9 @@ use crate::namespace::NODE;
 pub(crate) const API_PORT: u16 = 6443;
 pub(crate) const NODE_NAME: &str = "node1";
 pub(crate) const SERVICES: &str = "10.96.0.0/16";
+/// By default controllers ask 20 times a second, which would be what a measurement of many objects measures.
+const QUERIES: &str = "--kube-api-qps=1000";
+const BURST: &str = "--kube-api-burst=2000";
 /// Label of nodes that KWOK plays.
 pub(crate) const FAKE: &str = "mcphub.io/fake-node=true";
 /// The first address of [`SERVICES`], which is the API server's own.
@@ -75,10 +78,16 @@ impl Part {
                 "--allocate-node-cidrs",
                 &format!("--cluster-cidr={PODS}"),
                 "--leader-elect=false",
+                QUERIES,
+                BURST,
             ]),
-            Self::Scheduler => {
-                own(&[&format!("--kubeconfig={admin}"), "--bind-address=127.0.0.1", "--leader-elect=false"])
-            }
+            Self::Scheduler => own(&[
+                &format!("--kubeconfig={admin}"),
+                "--bind-address=127.0.0.1",
+                "--leader-elect=false",
+                QUERIES,
+                BURST,
+            ]),
             Self::Containerd => own(&["--config", &folder.at("containerd.toml")]),
             Self::Kubelet => own(&[
                 &format!("--config={}", folder.at("kubelet.json")),
@@ -101,8 +110,11 @@ impl Part {
             Self::Dns => own(&["-conf", &folder.at("Corefile")]),
             Self::Kwok => own(&[
                 &format!("--kubeconfig={admin}"),
+                &format!("--config={}", folder.at("fake-nodes.yaml")),
                 "--manage-all-nodes=false",
                 &format!("--manage-nodes-with-label-selector={FAKE}"),
+                // kubelet's default; a node without a lease is given up after 50 s.
+                "--node-lease-duration-seconds=40",
             ]),
             Self::Door => Vec::new(),
         }

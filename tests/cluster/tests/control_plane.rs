@@ -69,7 +69,11 @@ fn pods_of_a_fake_node_are_ready_though_nothing_runs() {
     let cluster = Cluster::up(Options::new(Shape::ControlPlane)).unwrap();
     cluster.add_fake_nodes(2).unwrap();
     cluster.kubectl(["create", "deployment", "crowd", "--image=example.org/crowd:1", "--replicas=200"]).unwrap();
-    cluster.kubectl(["wait", "--for=condition=Available", "deployment/crowd", "--timeout=120s"]).unwrap();
+    cluster.kubectl(["rollout", "status", "deployment/crowd", "--timeout=120s"]).unwrap();
+    let states = cluster.kubectl(["get", "pods", "--output=jsonpath={.items[*].status.phase}"]).unwrap();
+    assert_eq!(states.split(' ').filter(|phase| *phase == "Running").count(), 200, "{states}");
+    cluster.kubectl(["delete", "deployment", "crowd", "--cascade=foreground", "--timeout=120s"]).unwrap();
+    assert_eq!(cluster.kubectl(["get", "pods", "--output=name"]).unwrap(), "");
 }
 
 #[test]
