@@ -1,6 +1,11 @@
 //! What levels need of the machine, how to see whether it is there, and how `--setup` brings it.
 
+#[cfg(target_os = "linux")]
+use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
+
+#[cfg(target_os = "linux")]
+use mcp_hub_test_cluster::{Programs, Shape, missing_tools};
 
 use crate::shell::{self, Error};
 
@@ -13,6 +18,18 @@ pub(crate) enum Need {
     Keyring,
     /// Builds libFuzzer, which comes as source.
     Cxx,
+    /// Builds the programs of the test cluster.
+    #[cfg(target_os = "linux")]
+    Go,
+    /// containerd, network tools and a static busybox, for the test cluster.
+    #[cfg(target_os = "linux")]
+    ClusterTools,
+    /// Kubernetes and its companions, built from source.
+    #[cfg(target_os = "linux")]
+    ClusterPrograms,
+    /// For network namespaces, mounts and control groups.
+    #[cfg(target_os = "linux")]
+    Root,
 }
 
 impl Need {
@@ -27,6 +44,14 @@ impl Need {
                 shell::output(&mut rustc).is_ok_and(|folder| std::path::Path::new(folder.trim()).is_dir())
             }),
             Self::Cxx => which::which("c++").is_ok(),
+            #[cfg(target_os = "linux")]
+            Self::Go => which::which("go").is_ok(),
+            #[cfg(target_os = "linux")]
+            Self::ClusterTools => missing_tools(Shape::Node).is_empty(),
+            #[cfg(target_os = "linux")]
+            Self::ClusterPrograms => Programs::find().is_ok(),
+            #[cfg(target_os = "linux")]
+            Self::Root => shell::output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0"),
             Self::Keyring => {
                 !cfg!(target_os = "linux")
                     || ["dbus-daemon", "gnome-keyring-daemon"].iter().all(|p| which::which(p).is_ok())
@@ -41,6 +66,17 @@ impl Need {
             Self::Python => apt(&["python3", "python3-venv"]),
             Self::Keyring => apt(&["dbus", "gnome-keyring"]),
             Self::Cxx => apt(&["g++"]),
+            #[cfg(target_os = "linux")]
+            Self::ClusterTools => {
+                // Only what is missing: a machine may have containerd from elsewhere, which Debian's would replace.
+                let packages: BTreeSet<&str> = missing_tools(Shape::Node).iter().map(|tool| tool.package).collect();
+                apt(&packages.into_iter().collect::<Vec<_>>())
+            }
+            #[cfg(target_os = "linux")]
+            Self::ClusterPrograms => crate::cluster::build(),
+            // Debian's Go is years behind what Kubernetes asks for.
+            #[cfg(target_os = "linux")]
+            Self::Go | Self::Root => Err(Error::ByHand(self.hint())),
             Self::MuslTargets => {
                 let mut rustup = Command::new("rustup");
                 shell::run(rustup.args(["target", "add"]).args(MUSL_TARGETS).current_dir(shell::root()))
@@ -54,6 +90,16 @@ impl Need {
             Self::Python => {
                 "Python 3 with venv: `apt-get install python3 python3-venv`, `brew install python`, or python.org"
             }
+            #[cfg(target_os = "linux")]
+            Self::Go => "Go 1.26 or newer: go.dev",
+            #[cfg(target_os = "linux")]
+            Self::ClusterTools => {
+                "a node's tools: `apt-get install containerd runc containernetworking-plugins nftables busybox-static`"
+            }
+            #[cfg(target_os = "linux")]
+            Self::ClusterPrograms => "the test cluster's programs: `cargo xtask cluster build`",
+            #[cfg(target_os = "linux")]
+            Self::Root => "root: run it as `root`",
             Self::Keyring => "a keyring: `apt-get install dbus gnome-keyring`",
             Self::Cxx => "a C++ compiler: `apt-get install g++`, or `xcode-select --install`",
             Self::MuslTargets => {

@@ -20,6 +20,9 @@ pub(crate) enum Error {
     #[error("no test level `{name}` (there are: {levels})")]
     NoLevel { name: String, levels: String },
     #[cfg(target_os = "linux")]
+    #[error("this cannot be installed from here: {0}")]
+    ByHand(&'static str),
+    #[cfg(target_os = "linux")]
     #[error("{}", chain(.0))]
     Cluster(#[from] mcp_hub_test_cluster::Error),
     #[error("{}", .0.join("\nerror: "))]

@@ -17,7 +17,7 @@ struct Level {
     run: fn() -> Result<(), Error>,
 }
 
-const LEVELS: [Level; 7] = [
+const LEVELS: &[Level] = &[
     Level { name: "generated", needs: &[], run: || generate::run(true) },
     Level { name: "rust", needs: &[Need::Python], run: rust },
     Level { name: "fuzz", needs: &[Need::Cxx], run: fuzz::run },
@@ -25,6 +25,8 @@ const LEVELS: [Level; 7] = [
     Level { name: "soak", needs: &[], run: bench::soak::short },
     Level { name: "quickstart", needs: &[Need::Node, Need::Python], run: || quickstart::run(true) },
     Level { name: "e2e", needs: &[Need::Node, Need::Python, Need::Keyring], run: e2e },
+    #[cfg(target_os = "linux")]
+    Level { name: "cluster", needs: &[Need::Root, Need::Go, Need::ClusterTools, Need::ClusterPrograms], run: cluster },
 ];
 
 pub(crate) fn run(setup: bool, only: &[String]) -> Result<(), Error> {
@@ -91,7 +93,8 @@ fn compare_with_list(ran: &BTreeSet<&str>, failures: &mut Vec<String>) -> Result
 fn rust() -> Result<(), Error> {
     // Tests start the binaries of other packages, which `cargo test` alone would not build.
     shell::run(&mut shell::cargo(&["build", "--locked", "--workspace", "--bins"]))?;
-    shell::run(&mut shell::cargo(&["test", "--locked", "--workspace", "--exclude", "mcp-hub-e2e"]))
+    let elsewhere = ["--exclude", "mcp-hub-e2e", "--exclude", "mcp-hub-test-cluster"];
+    shell::run(shell::cargo(&["test", "--locked", "--workspace"]).args(elsewhere))
 }
 
 /// The bridges of every target, and an `mcpctl` that works by itself because it carries them.
@@ -127,6 +130,12 @@ fn static_bridge() -> Result<(), Error> {
 
 fn ignore_absent(error: std::io::Error) -> std::io::Result<()> {
     if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
+}
+
+/// A real Kubernetes on this machine, and what only that can show.
+#[cfg(target_os = "linux")]
+fn cluster() -> Result<(), Error> {
+    shell::run(&mut shell::cargo(&["test", "--locked", "--package", "mcp-hub-test-cluster"]))
 }
 
 /// Whole-product tests: mcpctl, real servers, real clients, faults.

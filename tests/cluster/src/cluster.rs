@@ -18,7 +18,7 @@ use crate::door::Door;
 use crate::error::Error;
 use crate::folder::{Folder, registry};
 use crate::namespace::NODE;
-use crate::parts::{API_PORT, API_SERVICE, NODE_NAME, Part};
+use crate::parts::{API_PORT, API_SERVICE, FAKE, NODE_NAME, Part};
 use crate::pki::{Authority, Identity, account_keys};
 use crate::process::{self, Record};
 use crate::programs::Programs;
@@ -83,6 +83,9 @@ impl Cluster {
     /// # Errors
     /// If a program is not built or not installed, or a step fails; then what was started is taken down again.
     pub fn up(options: Options) -> Result<Self, Error> {
+        if !rustix::process::geteuid().is_root() {
+            return Err(Error::NotRoot);
+        }
         let programs = Programs::find()?;
         let missing = tools::missing(options.shape);
         if !missing.is_empty() {
@@ -206,6 +209,18 @@ impl Cluster {
         process::output(self.kubectl_command().args(arguments).stdin(Stdio::null()))
     }
 
+    /// Applies a manifest.
+    ///
+    /// # Errors
+    /// If an object of it is refused; the error has what the API server said.
+    pub fn apply(&self, manifest: &str) -> Result<String, Error> {
+        // A file, because a pipe that is both written and read can get stuck.
+        let failed = Error::file("write", self.folder.path());
+        let mut file = tempfile::NamedTempFile::new_in(self.folder.path()).map_err(failed)?;
+        io::Write::write_all(&mut file, manifest.as_bytes()).map_err(Error::file("write", file.path()))?;
+        self.kubectl(["apply".as_ref(), "--filename".as_ref(), file.path().as_os_str()])
+    }
+
     /// kubectl as the administrator, for callers who give it input or follow its output.
     pub fn kubectl_command(&self) -> Command {
         self.program("kubectl")
@@ -216,7 +231,9 @@ impl Cluster {
         let mut program = Command::new(self.programs.path(name));
         program.env("KUBECONFIG", self.kubeconfig());
         // A cache of the user's would outlive the cluster, and be taken for the next one's at the same port.
-        program.env("KUBECACHEDIR", self.folder.path().join("kubectl-cache"));
+        for variable in ["KUBECACHEDIR", "HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
+            program.env(variable, self.folder.path().join("home").join(variable));
+        }
         program
     }
 
@@ -254,6 +271,29 @@ impl Cluster {
             let list = images(&["list".as_ref()]).unwrap_or_default();
             list.lines().skip(1).all(|line| line.contains("io.cri-containerd.image=managed"))
         })
+    }
+
+    /// Adds nodes that KWOK plays, each with room for 1,000 pods. Pods on them are Running and Ready at once, and nothing
+    /// runs; all have the address [`NODE`].
+    ///
+    /// # Errors
+    /// If KWOK cannot be started, or a node is refused.
+    pub fn add_fake_nodes(&self, count: u32) -> Result<(), Error> {
+        if !self.process(Part::Kwok).is_some_and(|kwok| kwok.lives()) {
+            files::write(&self.folder.path().join("fake-nodes.yaml"), STAGES.replace("NODE", &NODE.to_string()))?;
+            self.start(Part::Kwok)?;
+        }
+        let label = FAKE.replace('=', ": \"") + "\"";
+        let room = "{cpu: \"1000\", memory: 1000Gi, pods: \"1000\"}";
+        let nodes = (0..count).map(|number| {
+            format!(
+                "---\napiVersion: v1\nkind: Node\nmetadata: {{name: fake{number}, labels: {{{label}}}}}\n\
+                 status: {{allocatable: {room}, capacity: {room}}}\n"
+            )
+        });
+        self.apply(&nodes.collect::<String>())?;
+        let wait = ["wait", "--for=condition=Ready", "node", "--timeout=120s", "--selector", FAKE];
+        self.kubectl(wait).map(drop)
     }
 
     /// Kills a part, as a crash would, and waits until it is gone.
@@ -440,6 +480,8 @@ impl Drop for Cluster {
     }
 }
 
+/// What KWOK does with nodes and pods.
+const STAGES: &str = include_str!("fake-nodes.yaml");
 /// As many lines of a log as an error shows.
 const LOG_LINES: usize = 15;
 

@@ -4,12 +4,16 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use crate::tools::Tool;
+
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("the cluster's programs are not built; build them with `cargo xtask cluster build`")]
     NotBuilt,
-    #[error("not installed: {}; `cargo xtask test --setup --level cluster` installs it", .0.join(", "))]
-    NotInstalled(Vec<&'static str>),
+    #[error("not installed: {}; `cargo xtask test --setup --level cluster` installs it", names(.0))]
+    NotInstalled(Vec<Tool>),
+    #[error("only root can start a cluster, which needs network namespaces, mounts and control groups")]
+    NotRoot,
     #[error("`{0}` cannot be a cluster's name: 1 to 20 lower-case letters, digits and dashes")]
     BadName(String),
     #[error("cluster `{0}` is up already; `cargo xtask cluster down` ends it")]
@@ -42,4 +46,8 @@ impl Error {
         let path = path.into();
         move |source| Self::File { action, path, source }
     }
+}
+
+fn names(tools: &[Tool]) -> String {
+    tools.iter().map(|tool| tool.name).collect::<Vec<_>>().join(", ")
 }

@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
 
+use crate::cluster::Shape;
 use crate::error::Error;
-use crate::process;
+use crate::{process, tools};
 
 /// The node's images: what holds a pod's namespaces, and a shell with tools for tests.
 pub(crate) const PAUSE: &str = "localhost/pause:1";
@@ -45,7 +46,7 @@ impl Image {
     /// The image [`BUSYBOX`] or, with a program that only waits, the one that holds a pod's namespaces: the machine's own
     /// busybox, with all its applets.
     pub(crate) fn busybox(name: &str) -> Result<Self, Error> {
-        let path = which::which("busybox").map_err(|_| Error::NotInstalled(vec!["busybox"]))?;
+        let path = tools::busybox().ok_or_else(|| Error::NotInstalled(tools::missing(Shape::Node)))?;
         let program = std::fs::read(&path).map_err(Error::file("read", &path))?;
         let applets = process::output(Command::new(&path).arg("--list"))?;
         let links = applets.lines().filter(|applet| *applet != "busybox");

@@ -41,4 +41,4 @@ pub use namespace::NODE;
 pub use parts::Part;
 pub use process::Record;
 pub use programs::{CACHE_VARIABLE, Programs, kubernetes_version};
-pub use tools::missing as missing_tools;
+pub use tools::{Tool, missing as missing_tools};

@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use crate::cluster::Shape;
 use crate::error::Error;
 use crate::files;
 use crate::folder::Folder;
@@ -39,7 +40,7 @@ pub(crate) fn containerd_socket(folder: &Folder) -> String {
 
 /// Everything lies in the cluster's folder, so that it goes with it.
 fn containerd(folder: &Folder) -> Result<String, Error> {
-    let plugins = tools::network_plugins().ok_or(Error::NotInstalled(vec!["containernetworking-plugins"]))?;
+    let plugins = tools::network_plugins().ok_or_else(|| Error::NotInstalled(tools::missing(Shape::Node)))?;
     let at = |name: &str| folder.at(name);
     Ok(format!(
         r#"version = 2

@@ -8,6 +8,11 @@ use crate::namespace::NODE;
 pub(crate) const API_PORT: u16 = 6443;
 pub(crate) const NODE_NAME: &str = "node1";
 pub(crate) const SERVICES: &str = "10.96.0.0/16";
+/// By default controllers ask 20 times a second, which would be what a measurement of many objects measures.
+const QUERIES: &str = "--kube-api-qps=1000";
+const BURST: &str = "--kube-api-burst=2000";
+/// Label of nodes that KWOK plays.
+pub(crate) const FAKE: &str = "mcphub.io/fake-node=true";
 /// The first address of [`SERVICES`], which is the API server's own.
 pub(crate) const API_SERVICE: &str = "10.96.0.1";
 pub(crate) const PODS: &str = "10.244.0.0/16";
@@ -22,6 +27,8 @@ pub enum Part {
     Kubelet,
     Proxy,
     Dns,
+    /// Plays the kubelets of nodes that do not exist.
+    Kwok,
     /// Keeps the API server's port of 127.0.0.1 when the process that started the cluster has ended.
     Door,
 }
@@ -38,6 +45,7 @@ impl Part {
             Self::Kubelet => "kubelet",
             Self::Proxy => "kube-proxy",
             Self::Dns => "coredns",
+            Self::Kwok => "kwok",
             Self::Door => "door",
         }
     }
@@ -70,10 +78,16 @@ impl Part {
                 "--allocate-node-cidrs",
                 &format!("--cluster-cidr={PODS}"),
                 "--leader-elect=false",
+                QUERIES,
+                BURST,
             ]),
-            Self::Scheduler => {
-                own(&[&format!("--kubeconfig={admin}"), "--bind-address=127.0.0.1", "--leader-elect=false"])
-            }
+            Self::Scheduler => own(&[
+                &format!("--kubeconfig={admin}"),
+                "--bind-address=127.0.0.1",
+                "--leader-elect=false",
+                QUERIES,
+                BURST,
+            ]),
             Self::Containerd => own(&["--config", &folder.at("containerd.toml")]),
             Self::Kubelet => own(&[
                 &format!("--config={}", folder.at("kubelet.json")),
@@ -94,6 +108,14 @@ impl Part {
                 "--conntrack-max-per-core=0",
             ]),
             Self::Dns => own(&["-conf", &folder.at("Corefile")]),
+            Self::Kwok => own(&[
+                &format!("--kubeconfig={admin}"),
+                &format!("--config={}", folder.at("fake-nodes.yaml")),
+                "--manage-all-nodes=false",
+                &format!("--manage-nodes-with-label-selector={FAKE}"),
+                // kubelet's default; a node without a lease is given up after 50 s.
+                "--node-lease-duration-seconds=40",
+            ]),
             Self::Door => Vec::new(),
         }
     }
@@ -129,6 +151,8 @@ fn api_server(folder: &Folder, options: &Options) -> Vec<String> {
         arguments.push(format!("--audit-log-path={}", folder.at("audit.log")));
         // An entry is in the file when the request is answered.
         arguments.push("--audit-log-mode=blocking-strict".to_owned());
+        // Megabytes. Whoever counts entries counts those of one file.
+        arguments.push("--audit-log-maxsize=10000".to_owned());
     }
     arguments.extend(options.api_server.iter().cloned());
     arguments
