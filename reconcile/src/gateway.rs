@@ -10,8 +10,8 @@ use mcp_hub_crds::status::condition;
 use mcp_hub_crds::{MCPHub, MCPServer};
 use mcp_hub_dataplane_api::Era;
 use mcp_hub_dataplane_api::gateway::{
-    ClientAuth, GatewayConfig, GatewayLimits, HubRef, Naming, NamingMode as WireNaming, Target, ToolRules,
-    Transport, Upstream, UpstreamEra,
+    ClientAuth, GatewayConfig, GatewayLimits, HubRef, Naming, NamingMode as WireNaming, Target, ToolRules, Transport,
+    Upstream, UpstreamEra,
 };
 use mcp_hub_dataplane_api::secret::SecretString;
 
