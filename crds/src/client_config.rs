@@ -13,7 +13,7 @@ use crate::command_line::{CommandError, secret_named, source_of_command};
 use crate::field_path::FieldPath;
 use crate::names::ServerName;
 use crate::resource::DEFAULT_NAMESPACE;
-use crate::server::{EnvVar, MCPServer, MCPServerSpec};
+use crate::server::{EnvVar, MCPServer, MCPServerSpec, Transport, TransportType};
 use crate::source::{Header, RemoteSource, SecretKeyRef, Source};
 use crate::validate::did_you_mean;
 
@@ -45,10 +45,7 @@ impl ClientConfigError {
         match self {
             Self::UnknownField { meant: Some(meant) } => Some(format!("did you mean `{meant}`?")),
             Self::UnknownField { meant: None } => Some(format!("known here: {}", FIELDS.join(", "))),
-            Self::Transport(name) if name == "sse" => {
-                Some("give the server's Streamable HTTP URL, which often ends in /mcp".to_owned())
-            }
-            Self::Transport(_) => Some("stdio and http are supported".to_owned()),
+            Self::Transport(_) => Some("a command is reached by stdio, a URL by http or sse".to_owned()),
             Self::Placeholder(_) => {
                 Some("make the whole value a secret (`${NAME}` alone, in env or headers), or write it out".to_owned())
             }
@@ -263,10 +260,14 @@ impl Reading<'_> {
         for field in ["args", "env", "cwd"].into_iter().filter(|field| entry.contains_key(*field)) {
             self.refuse(field, ClientConfigError::WrongSection { field, with: "command" });
         }
-        match self.text(entry, "type").as_deref() {
-            None | Some("http" | "streamable-http" | "streamableHttp" | "streamable_http") => {}
-            Some(other) => self.refuse("type", ClientConfigError::Transport(other.to_owned())),
-        }
+        let transport = match self.text(entry, "type").as_deref() {
+            None | Some("http" | "streamable-http" | "streamableHttp" | "streamable_http") => None,
+            Some("sse") => Some(Transport { r#type: Some(TransportType::Sse), port: None, path: None, era: None }),
+            Some(other) => {
+                self.refuse("type", ClientConfigError::Transport(other.to_owned()));
+                None
+            }
+        };
         if url.contains("${") {
             self.refuse("url", ClientConfigError::Placeholder(first_placeholder(&url)));
         }
@@ -278,7 +279,8 @@ impl Reading<'_> {
                 Given::Secret(secret) => Header { name, value: None, secret_ref: Some(secret) },
             })
             .collect();
-        Some(spec(Source::Remote(RemoteSource { url, headers: not_empty(headers), auth: None })))
+        let source = Source::Remote(RemoteSource { url, headers: not_empty(headers), auth: None });
+        Some(MCPServerSpec { transport, ..spec(source) })
     }
 
     fn text(&mut self, entry: &Map<String, Value>, field: &str) -> Option<String> {

@@ -148,11 +148,30 @@ fn the_servers_of_vs_code_are_read_and_its_inputs_become_secrets() {
 }
 
 #[test]
+fn a_client_that_reaches_a_server_by_sse_goes_on_doing_so() {
+    let text = r#"{"mcpServers": {"old": {"type": "sse", "url": "https://x/sse"}}}"#;
+    insta::assert_snapshot!(converted(text), @r"
+    # line 1
+    apiVersion: mcphub.io/v1alpha1
+    kind: MCPServer
+    metadata:
+      name: old
+      namespace: default
+    spec:
+      source:
+        remote:
+          url: https://x/sse
+      transport:
+        type: sse
+    ");
+}
+
+#[test]
 fn what_cannot_be_honoured_is_refused_at_its_place() {
     let text = r#"{"mcpServers": {
   "a": {"command": "x", "url": "y"},
   "b": {"comand": "x"},
-  "c": {"type": "sse", "url": "https://x/sse"},
+  "c": {"type": "ws", "url": "https://x/ws"},
   "d": {"url": "https://x", "headers": {"Authorization": "Bearer ${TOKEN}"}, "env": {}},
   "e": {"command": "docker", "args": ["run", "--privileged", "x"]},
   "f": {"command": "x", "args": ["${workspaceFolder}", 1]},
@@ -166,8 +185,8 @@ fn what_cannot_be_honoured_is_refused_at_its_place() {
     .mcp.json:2:3: mcpServers.a: exactly one of `command` and `url` must be set
     .mcp.json:3:9: mcpServers.b.comand: unknown field
       hint: did you mean `command`?
-    .mcp.json:4:9: mcpServers.c.type: transport `sse` is not supported here
-      hint: give the server's Streamable HTTP URL, which often ends in /mcp
+    .mcp.json:4:9: mcpServers.c.type: transport `ws` is not supported here
+      hint: a command is reached by stdio, a URL by http or sse
     .mcp.json:5:41: mcpServers.d.headers.Authorization: the placeholder `${TOKEN}` is not expanded here
       hint: make the whole value a secret (`${NAME}` alone, in env or headers), or write it out
     .mcp.json:5:78: mcpServers.d.env: `env` belongs to a server with `command`

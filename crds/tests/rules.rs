@@ -50,6 +50,18 @@ fn cases() -> Vec<Case> {
         case(json!({"transport": {"port": 80}}), json!({"transport": {"type": "sse", "port": 80, "path": "/sse"}})),
         case(json!({"transport": {"type": "sse"}}), json!({"transport": {"type": "stdio"}})),
         case(
+            json!({"transport": {"type": "sse", "port": 80, "era": "modern"}}),
+            json!({"transport": {"type": "sse", "port": 80, "era": "legacy"}}),
+        ),
+        case(
+            json!({"source": remote, "transport": {"type": "sse", "port": 80}}),
+            json!({"source": remote, "transport": {"type": "sse"}}),
+        ),
+        case(
+            json!({"source": remote, "transport": {"type": "stdio"}}),
+            json!({"source": remote, "transport": {"era": "legacy"}}),
+        ),
+        case(
             json!({"env": [{"name": "A", "value": "x", "secretRef": secret}]}),
             json!({"env": [{"name": "A", "value": "x"}, {"name": "B", "secretRef": secret}, {"name": "C"}]}),
         ),

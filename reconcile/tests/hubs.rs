@@ -6,7 +6,8 @@ mod scenario;
 
 use std::collections::BTreeMap;
 
-use mcp_hub_dataplane_api::gateway::Target;
+use mcp_hub_dataplane_api::Era;
+use mcp_hub_dataplane_api::gateway::{Target, Transport, UpstreamEra};
 use mcp_hub_dataplane_api::status::Phase;
 use mcp_hub_reconcile::fake::Bridges;
 use scenario::{Scenario, command, hub, server, with};
@@ -120,6 +121,29 @@ async fn a_remote_server_whose_header_has_no_value_is_listed_as_unavailable() {
     s.settle().await;
     assert_eq!(upstreams(&s, "default"), ["docs https://docs.example.com/mcp with authorization, x-team"]);
     assert!(!format!("{:?}", s.sink.config("default")).contains("hunter2"));
+}
+
+#[tokio::test]
+async fn a_remote_server_is_reached_in_the_way_that_its_transport_names_or_in_any() {
+    let s = Scenario::new();
+    s.store.apply_hub(hub("default", json!({})));
+    let (any, http, sse) = (Transport::Probe, Transport::StreamableHttp, Transport::HttpSse);
+    for (transport, reached) in [
+        (json!(null), (UpstreamEra::Probe, any)),
+        (json!({"era": "auto"}), (UpstreamEra::Probe, any)),
+        (json!({"era": "legacy"}), (UpstreamEra::Known(Era::Legacy), any)),
+        (json!({"era": "modern"}), (UpstreamEra::Known(Era::Modern), any)),
+        (json!({"type": "streamable-http"}), (UpstreamEra::Probe, http)),
+        (json!({"type": "sse"}), (UpstreamEra::Probe, sse)),
+        (json!({"type": "sse", "era": "legacy"}), (UpstreamEra::Known(Era::Legacy), sse)),
+    ] {
+        let remote = json!({"source": {"remote": {"url": "https://docs.example.com/mcp"}}, "transport": transport});
+        s.store.apply_server(server("docs", remote));
+        s.settle().await;
+        let docs = s.sink.config("default").unwrap().upstreams.remove(0);
+        assert!(matches!(docs.target, Target::Available { .. }), "{transport}");
+        assert_eq!((docs.era, docs.transport), reached, "{transport}");
+    }
 }
 
 #[tokio::test]

@@ -87,16 +87,16 @@ async fn fields_that_a_remote_server_cannot_have_are_refused_by_name() {
         "docs",
         json!({
             "source": {"remote": {"url": "https://docs.example.com/mcp"}},
-            "transport": {"era": "legacy"}, "health": {"period": "10s"}, "timeouts": {"call": "1m", "start": "1m"},
+            "health": {"period": "10s"}, "timeouts": {"call": "1m", "start": "1m"},
         }),
     ));
     s.settle().await;
     insta::assert_snapshot!(s.status("docs"), @r"
     Failed (generation 1)
-    - Accepted NotImplemented: not implemented yet: spec.transport, spec.health, spec.timeouts.start
+    - Accepted NotImplemented: not implemented yet: spec.health, spec.timeouts.start
     + Resolved Resolved: the source and its secrets are there
     + Available Remote: the server runs elsewhere
-    - Ready NotImplemented: not implemented yet: spec.transport, spec.health, spec.timeouts.start
+    - Ready NotImplemented: not implemented yet: spec.health, spec.timeouts.start
     + RuntimeSupported Supported: the runtime honours the spec in full
     - AuthRequired Authorized: the server asked for no authorization
     endpoint: https://docs.example.com/mcp

@@ -3,11 +3,31 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::io::Write;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
-use mcp_hub_e2e::{Endpoint, Hub, binary, installed, text};
+use mcp_hub_e2e::{Endpoint, Hub, binary, eventually, installed, text};
 use serde_json::{Value, json};
+
+/// A server that listens by itself; ended when dropped.
+struct Listening(Child);
+
+impl Listening {
+    fn start(command: &mut Command, port: u16) -> Self {
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let listening = Self(child);
+        eventually("the server listens", || TcpStream::connect(("127.0.0.1", port)).ok());
+        listening
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
 
 /// The servers of examples/quickstart, with a call each and a word of its answer.
 struct Expectation {
@@ -134,5 +154,50 @@ fn the_official_sdks_list_and_call_every_quickstart_server_through_every_door() 
             let report = run(&hub, client, &["http".to_owned(), own, token.clone()], &plan);
             check(&report, &[expectation], |e| e.tool.to_owned(), &format!("{client:?} at {}", expectation.server));
         }
+    }
+}
+
+#[test]
+fn remote_servers_of_http_and_sse_made_with_every_sdk_serve_the_official_clients() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/sse_server.py");
+    let everything = installed().join("node/node_modules/@modelcontextprotocol/server-everything/dist/index.js");
+    let programs = [
+        ("new", installed().join("python/bin/python"), script.clone()),
+        ("old", installed().join("python-1x/bin/python"), script),
+        ("npm", PathBuf::from("node"), everything),
+    ];
+    let (mut manifest, mut running) = (Vec::new(), Vec::new());
+    for (name, program, script) in &programs {
+        let port = mcp_hub_test_port::free_port().unwrap();
+        let mut command = Command::new(program);
+        command.arg(script).arg(if *name == "npm" { "sse".to_owned() } else { port.to_string() });
+        running.push(Listening::start(command.env("PORT", port.to_string()), port));
+        let remote = format!("{{remote: {{url: \"http://127.0.0.1:{port}/sse\"}}}}");
+        // The first is found out, the others are said to speak it.
+        let transport = if *name == "new" { "" } else { "\n  transport: {type: sse}" };
+        manifest.push(format!(
+            "apiVersion: mcphub.io/v1alpha1\nkind: MCPServer\nmetadata: {{name: {name}}}\nspec:\n  source: {remote}{transport}\n"
+        ));
+    }
+    let hub = Hub::with(&manifest.join("---\n"));
+    for (name, _, _) in &programs {
+        hub.wait_reason(name, "Ready");
+    }
+    let Endpoint { url, token } = hub.endpoint();
+    let say = |server, tool, answer| Expectation { server, tool, arguments: json!({"text": "x"}), answer };
+    let count = |server| Expectation { server, tool: "count", arguments: json!({"to": 3}), answer: "counted to 3" };
+    let echo = Expectation {
+        server: "npm",
+        tool: "echo",
+        arguments: json!({"message": "through npm"}),
+        answer: "through npm",
+    };
+    let expectations = [say("new", "say", "said: x"), count("new"), say("old", "say", "said: x"), count("old"), echo];
+    for client in CLIENTS {
+        let all: Vec<&Expectation> = expectations.iter().collect();
+        let prefixed = |expectation: &Expectation| format!("{}_{}", expectation.server, expectation.tool);
+        let plan: Vec<Value> = all.iter().map(|e| json!({"tool": prefixed(e), "arguments": e.arguments})).collect();
+        let report = run(&hub, client, &["http".to_owned(), url.clone(), token.clone()], &json!(plan));
+        check(&report, &all, prefixed, &format!("{client:?} before servers of HTTP+SSE"));
     }
 }
