@@ -37,6 +37,7 @@ mod told;
 mod translate;
 mod upstream;
 mod uris;
+mod wake;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -64,6 +65,7 @@ pub use crate::serve::Drain;
 use crate::session::SessionKeys;
 use crate::told::Told;
 use crate::upstream::{HttpClient, Watched};
+use crate::wake::Wakes;
 
 /// A gateway; cheap to clone, all clones are one.
 #[derive(Debug, Clone)]
@@ -88,6 +90,7 @@ pub(crate) struct Inner {
     /// What servers say outside of calls, besides that lists changed.
     pub(crate) told: broadcast::Sender<Told>,
     pub(crate) parked: Parked<Return>,
+    wakes: Wakes,
     pub(crate) metrics: Metrics,
     /// Methods of `list_changed` notifications of the merged lists.
     outdated: broadcast::Sender<&'static str>,
@@ -152,6 +155,7 @@ impl Gateway {
             interests: Interests::default(),
             told: broadcast::Sender::new(told::BACKLOG),
             parked: Parked::new(seal.clone()).ok_or(GatewayError::Random)?,
+            wakes: Wakes::default(),
             seal,
             metrics: Metrics::default(),
             outdated: broadcast::Sender::new(64),

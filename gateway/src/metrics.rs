@@ -14,6 +14,7 @@ pub(crate) struct Metrics {
     pub(crate) upstream_sessions: AtomicU64,
     pub(crate) parked: AtomicU64,
     pub(crate) parked_expired: AtomicU64,
+    pub(crate) wakes: AtomicU64,
     pub(crate) configs_taken: AtomicU64,
     pub(crate) configs_superseded: AtomicU64,
     pub(crate) configs_refused: AtomicU64,
@@ -71,6 +72,12 @@ impl Metrics {
             "counter",
             "Calls cancelled because their client did not come back in time",
             &[("", get(&self.parked_expired))],
+        );
+        family(
+            "mcp_hub_gateway_wakes_total",
+            "counter",
+            "Times that a sleeping server was asked for",
+            &[("", get(&self.wakes))],
         );
         family(
             "mcp_hub_gateway_configs_total",

@@ -149,6 +149,7 @@ impl Ask {
     pub(super) async fn listen(self, message: &Bytes, envelope: &Envelope<'_>, params: &Params<'_>) -> Response<Body> {
         if let Scope::Server(upstream) = &self.scope
             && upstream.known_era() == Some(Era::Modern)
+            && !upstream.is_asleep()
         {
             return self.pass(message, envelope, params).await;
         }
