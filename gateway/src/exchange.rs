@@ -178,7 +178,7 @@ impl Exchange {
                         }
                     }
                 }
-                body @ Body::Upstream(_) => {
+                body @ (Body::Upstream(_) | Body::Forwarded(_)) => {
                     let message = collect(body).await;
                     let broken = |failure: Failure| write_error(Some(&id), error::SERVER_GONE, &failure.to_string());
                     sender.send(sse::event(&message.unwrap_or_else(|failure| broken(failure).into()))).await.ok();
