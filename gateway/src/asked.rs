@@ -9,6 +9,8 @@ use mcp_hub_mcp::envelope::write_request;
 use tokio::sync::mpsc;
 
 use crate::Inner;
+use crate::peers::Home;
+use crate::seal::Seal;
 use crate::upstream::Owner;
 
 /// Questions of one call that are open at a time.
@@ -22,13 +24,36 @@ struct Answer {
 }
 
 /// Who waits for which answer: client session and raw id to the call.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Asked {
+    seal: Seal,
+    /// Where answers have to go, sealed, at the end of each id: clients post them to any replica.
+    home: String,
     next: AtomicU64,
     waiting: Mutex<HashMap<(Owner, String), mpsc::Sender<Answer>>>,
 }
 
+/// What the homes in ids are bound to.
+const HOME: &[u8] = b"mcp-hub question";
+
 impl Asked {
+    pub(crate) fn new(seal: Seal, home: Option<&Home>) -> Self {
+        let home = home.and_then(|home| seal.close(&home.to_string(), HOME));
+        let home = home.map_or_else(String::new, |home| format!("-{home}"));
+        Self { seal, home, next: AtomicU64::new(0), waiting: Mutex::default() }
+    }
+
+    /// The replica that asked under this raw id.
+    pub(crate) fn home(&self, id: &str) -> Option<Home> {
+        let (_, home) = id.strip_prefix("\"hub-")?.strip_suffix('"')?.split_once('-')?;
+        self.seal.open(home, HOME)?.text.parse().ok()
+    }
+
+    /// Questions that are open.
+    pub(crate) fn count(&self) -> usize {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// Hands a client's answer to the call that asked; whether there is one.
     pub(crate) fn answer(&self, owner: Owner, id: &str, message: &Bytes) -> bool {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&(owner, id.to_owned()));
@@ -60,7 +85,7 @@ impl Asking {
             return None;
         }
         let asked = &self.inner.asked;
-        let id = format!("\"hub-{}\"", asked.next.fetch_add(1, Ordering::Relaxed));
+        let id = format!("\"hub-{}{}\"", asked.next.fetch_add(1, Ordering::Relaxed), asked.home);
         let mut waiting = asked.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.insert((self.owner, id.clone()), self.sender.clone());
         drop(waiting);

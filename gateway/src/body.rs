@@ -112,6 +112,44 @@ pub(crate) enum Body {
     Ready(Parts),
     Stream(mpsc::Receiver<Bytes>),
     Upstream(Upstream),
+    Forwarded(Forwarded),
+}
+
+impl Body {
+    pub(crate) fn ready(bytes: Bytes) -> Self {
+        Self::Ready(Parts([bytes, Bytes::new()]))
+    }
+}
+
+/// The body of another replica's answer on its way to the client.
+#[derive(Debug)]
+pub(crate) struct Forwarded {
+    body: Incoming,
+    /// What is said in its place if it breaks off.
+    last: Option<Bytes>,
+    broken: bool,
+}
+
+impl Forwarded {
+    pub(crate) fn new(body: Incoming, last: Option<Bytes>) -> Self {
+        Self { body, last, broken: false }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if self.broken {
+            return Poll::Ready(None);
+        }
+        Pin::new(&mut self.body).poll_frame(cx).map(|frame| match frame? {
+            Ok(frame) => Some(Ok(frame)),
+            Err(error) => {
+                self.broken = true;
+                match self.last.take() {
+                    Some(last) => Some(Ok(Frame::data(last))),
+                    None => Some(Err(io::Error::other(error))),
+                }
+            }
+        })
+    }
 }
 
 /// A server's body on its way to the client; cut when the server says nothing more for as long as a call may take. Its
@@ -159,6 +197,7 @@ impl http_body::Body for Body {
             Self::Ready(parts) => Poll::Ready(parts.next().map(|part| Ok(Frame::data(part)))),
             Self::Stream(receiver) => receiver.poll_recv(cx).map(|bytes| bytes.map(|b| Ok(Frame::data(b)))),
             Self::Upstream(upstream) => upstream.poll_frame(cx),
+            Self::Forwarded(forwarded) => forwarded.poll_frame(cx),
         }
     }
 
@@ -167,6 +206,7 @@ impl http_body::Body for Body {
             Self::Ready(parts) => parts.is_empty(),
             Self::Stream(_) => false,
             Self::Upstream(upstream) => upstream.body.is_end_stream(),
+            Self::Forwarded(forwarded) => forwarded.broken || forwarded.body.is_end_stream(),
         }
     }
 
@@ -175,6 +215,9 @@ impl http_body::Body for Body {
             Self::Ready(parts) => http_body::SizeHint::with_exact(parts.len()),
             Self::Stream(_) => http_body::SizeHint::default(),
             Self::Upstream(upstream) => upstream.body.size_hint(),
+            // Not with what may be added to it.
+            Self::Forwarded(forwarded) if forwarded.last.is_some() => http_body::SizeHint::default(),
+            Self::Forwarded(forwarded) => forwarded.body.size_hint(),
         }
     }
 }

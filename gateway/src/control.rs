@@ -1,4 +1,5 @@
-//! The control listener: how an operator drives one replica. It has a port of its own, so that no public Service leads here.
+//! The control listener: how an operator drives one replica. It has a port of its own, so that no public
+//! Service leads here. Other replicas forward requests by it too.
 
 use std::convert::Infallible;
 use std::io;
@@ -12,17 +13,21 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use mcp_hub_dataplane_api::control;
 use mcp_hub_dataplane_api::gateway::{InForce, ReplicaStatus, UpstreamActivity};
 use serde::Serialize;
 use subtle::ConstantTimeEq;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use crate::body::{Body, JSON, full, streamed};
+use crate::forwarded::Caller;
 use crate::metrics::count;
-use crate::{Gateway, Inner, guard, serve};
+use crate::peers::FORWARD;
+use crate::{Gateway, Inner, forwarded, guard, serve};
 
 /// A push that has not arrived by then is not going to.
 const PUSH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -32,33 +37,52 @@ const PUSHES: usize = 4;
 const PACE: Duration = Duration::from_millis(250);
 /// How often the use of servers is looked at for events: calls tell nobody of themselves, for they are many.
 const LOOK: Duration = Duration::from_millis(500);
+/// How often a gateway that ends looks whether its last calls have ended.
+const SETTLING: Duration = Duration::from_millis(50);
 /// A line at least this often, so that both sides notice when the other is gone.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
-/// Until it is dropped.
-pub(crate) async fn run(listener: TcpListener, gateway: Gateway) -> io::Result<()> {
+/// Until the gateway ends. Other replicas then reach it as long as a call here waits for its client, who may come by any of
+/// them, but no longer than `limit`; what they have under way here gets as long.
+pub(crate) async fn run(listener: TcpListener, gateway: Gateway, limit: Duration) -> io::Result<()> {
+    let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
-    let pushes = Arc::new(tokio::sync::Semaphore::new(PUSHES));
-    serve::accept(&listener, &mut connections, std::future::pending(), |stream| {
-        connection(stream, gateway.clone(), pushes.clone())
+    let pushes = Arc::new(Semaphore::new(PUSHES));
+    let until = async {
+        gateway.0.ending.begun().await;
+        timeout(limit, settled(&gateway.0)).await.ok();
+    };
+    serve::accept(&listener, &mut connections, until, |stream| {
+        connection(stream, gateway.clone(), pushes.clone(), graceful.watcher())
     })
     .await;
+    drop(listener);
+    timeout(limit, graceful.shutdown()).await.ok();
+    connections.shutdown().await;
     Ok(())
 }
 
-async fn connection(stream: TcpStream, gateway: Gateway, pushes: Arc<tokio::sync::Semaphore>) {
+/// Until no call waits for its client.
+async fn settled(inner: &Inner) {
+    while inner.parked.count() > 0 || inner.asked.count() > 0 {
+        tokio::time::sleep(SETTLING).await;
+    }
+}
+
+async fn connection(stream: TcpStream, gateway: Gateway, pushes: Arc<Semaphore>, watcher: Watcher) {
     serve::tune(&stream);
+    let caller = Arc::new(Caller::default());
     let service = service_fn(move |request| {
-        let (gateway, pushes) = (gateway.clone(), pushes.clone());
-        async move { Ok::<_, Infallible>(answer(request, &gateway, &pushes).await) }
+        let (gateway, pushes, caller) = (gateway.clone(), pushes.clone(), caller.clone());
+        async move { Ok::<_, Infallible>(answer(request, &gateway, &pushes, &caller).await) }
     });
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(serve::HEADER_TIMEOUT).max_buf_size(64 << 10);
     // Whoever went away is no failure.
-    http.serve_connection(TokioIo::new(stream), service).await.ok();
+    watcher.watch(http.serve_connection(TokioIo::new(stream), service)).await.ok();
 }
 
-async fn answer(request: Request<Incoming>, gateway: &Gateway, pushes: &tokio::sync::Semaphore) -> Response<Body> {
+async fn answer(request: Request<Incoming>, gateway: &Gateway, pushes: &Semaphore, caller: &Caller) -> Response<Body> {
     let inner = &gateway.0;
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     match (&method, path.as_str()) {
@@ -66,6 +90,7 @@ async fn answer(request: Request<Incoming>, gateway: &Gateway, pushes: &tokio::s
         (&Method::GET, "/readyz") => serve::readiness(inner),
         (&Method::GET, "/metrics") => serve::metrics(inner),
         (&Method::PUT, control::CONFIG) => push(request.into_body(), gateway, pushes).await,
+        (_, path) if path.starts_with(FORWARD) => forwarded::answer(request, inner, caller).await,
         _ if !is_operator(request.headers(), inner) => {
             full(StatusCode::UNAUTHORIZED, "text/plain", "the control token of the hub is needed")
         }
@@ -92,7 +117,7 @@ fn is_operator(headers: &HeaderMap, inner: &Inner) -> bool {
 }
 
 /// Takes a sealed configuration, and answers with what is in force then.
-async fn push(body: Incoming, gateway: &Gateway, pushes: &tokio::sync::Semaphore) -> Response<Body> {
+async fn push(body: Incoming, gateway: &Gateway, pushes: &Semaphore) -> Response<Body> {
     let refuse = |status, text: &str| full(status, "text/plain", text.to_owned());
     let Ok(_reading) = pushes.try_acquire() else {
         return refuse(StatusCode::SERVICE_UNAVAILABLE, "other pushes are being read; try again");
@@ -182,6 +207,7 @@ fn events(gateway: &Gateway) -> Response<Body> {
                 changed = changes.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(LOOK) => {}
                 () = sender.closed() => return,
+                () = gateway.0.ending.begun() => return,
             }
         }
     });

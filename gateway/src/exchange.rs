@@ -177,7 +177,7 @@ impl Exchange {
                         }
                     }
                 }
-                body @ Body::Upstream(_) => {
+                body @ (Body::Upstream(_) | Body::Forwarded(_)) => {
                     let message = collect(body).await;
                     let broken = |failure: Failure| write_error(Some(&id), error::SERVER_GONE, &failure.to_string());
                     sender.send(sse::event(&message.unwrap_or_else(|failure| broken(failure).into()))).await.ok();
@@ -268,14 +268,23 @@ impl Exchange {
     /// Sends the request, again only if it is certain that no server has worked on it.
     pub(crate) async fn open(&self, deadline: Option<Instant>) -> Result<Opened, Failure> {
         let mut upstream = self.upstream.clone();
-        let until = Instant::now() + REPLACEMENT;
+        // What was there when the wait began.
+        let mut first = upstream.clone();
+        let mut until = Instant::now() + REPLACEMENT;
         let mut pause = Duration::from_millis(25);
         loop {
             match self.open_at(&upstream, deadline).await {
+                Err(Failure::Asleep) if methods::is_call(&self.method) => {
+                    let Some(deadline) = deadline else { return Err(Failure::Asleep) };
+                    first = self.inner.woken(&upstream, deadline).await?;
+                    upstream = first.clone();
+                    until = Instant::now() + REPLACEMENT;
+                    continue;
+                }
                 Err(failure @ (Failure::Unreachable(_) | Failure::Unavailable { .. })) => {
                     upstream.refresh.notify_one();
                     // What was not there from the beginning is not waited for.
-                    let waits = self.upstream.endpoint().is_ok() && !self.upstream.is_long_away();
+                    let waits = first.endpoint().is_ok() && !first.is_long_away();
                     if !waits || Instant::now() + pause >= until {
                         return Err(failure);
                     }

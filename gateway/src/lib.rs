@@ -16,6 +16,7 @@ mod ears;
 mod exchange;
 mod failures;
 mod flights;
+mod forwarded;
 mod guard;
 mod interests;
 mod metrics;
@@ -23,6 +24,7 @@ mod names;
 mod outgoing;
 mod param_headers;
 mod parked;
+mod peers;
 mod questions;
 mod relay;
 mod result_limit;
@@ -37,6 +39,7 @@ mod told;
 mod translate;
 mod upstream;
 mod uris;
+mod wake;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -59,11 +62,15 @@ use crate::flights::Flights;
 use crate::interests::Interests;
 use crate::metrics::Metrics;
 use crate::parked::Parked;
+use crate::peers::Peers;
+pub use crate::peers::Replicas;
 use crate::seal::Seal;
 pub use crate::serve::Drain;
+use crate::serve::Ending;
 use crate::session::SessionKeys;
 use crate::told::Told;
 use crate::upstream::{HttpClient, Watched};
+use crate::wake::Wakes;
 
 /// A gateway; cheap to clone, all clones are one.
 #[derive(Debug, Clone)]
@@ -77,6 +84,10 @@ pub(crate) struct Inner {
     /// Of the configuration in force.
     sequence: AtomicU64,
     draining: AtomicBool,
+    /// Of the listener that [`Gateway::operate`] serves.
+    pub(crate) ending: Arc<Ending>,
+    /// `None` for a gateway without replicas.
+    pub(crate) peers: Option<Peers>,
     pub(crate) keys: ControlKeys,
     pub(crate) seal: Seal,
     sessions: SessionKeys,
@@ -88,6 +99,7 @@ pub(crate) struct Inner {
     /// What servers say outside of calls, besides that lists changed.
     pub(crate) told: broadcast::Sender<Told>,
     pub(crate) parked: Parked<Return>,
+    wakes: Wakes,
     pub(crate) metrics: Metrics,
     /// Methods of `list_changed` notifications of the merged lists.
     outdated: broadcast::Sender<&'static str>,
@@ -130,6 +142,21 @@ impl Gateway {
     /// `sealing_key` seals what clients keep for the gateway (session ids, cursors, request states): with the same key the
     /// sessions of an earlier gateway go on. Needs a tokio runtime.
     pub fn new(sealing_key: [u8; 32], config: GatewayConfig) -> Result<Self, GatewayError> {
+        Self::with(sealing_key, config, None)
+    }
+
+    /// As [`new`](Self::new), for one replica of several, which share the key.
+    pub fn replica(sealing_key: [u8; 32], config: GatewayConfig, replicas: Replicas) -> Result<Self, GatewayError> {
+        Self::with(sealing_key, config, Some(replicas))
+    }
+
+    fn with(sealing_key: [u8; 32], config: GatewayConfig, replicas: Option<Replicas>) -> Result<Self, GatewayError> {
+        let mut instance = [0; 16];
+        getrandom::fill(&mut instance).map_err(|_| GatewayError::Random)?;
+        let instance = hex::encode(instance);
+        let keys = ControlKeys::of(&sealing_key);
+        let peers = replicas.map(|replicas| Peers::new(&instance, replicas, keys.forward_key()));
+        let home = peers.as_ref().map(|peers| peers.home().clone());
         let calls = Arc::new(Semaphore::new(config.limits.concurrent_calls as usize));
         let seal = Seal::new(sealing_key);
         let empty = GatewayConfig { upstreams: Vec::new(), ..config.clone() };
@@ -143,15 +170,18 @@ impl Gateway {
             applying: Mutex::default(),
             sequence: AtomicU64::new(0),
             draining: AtomicBool::new(false),
-            keys: ControlKeys::of(&sealing_key),
-            sessions: SessionKeys::new(seal.clone()),
+            ending: Arc::default(),
+            peers,
+            keys,
+            sessions: SessionKeys::new(seal.clone(), home.clone()),
             http: upstream::http_client()?,
             flights: Flights::default(),
-            asked: Asked::default(),
+            asked: Asked::new(seal.clone(), home.as_ref()),
             hearers: Hearers::default(),
             interests: Interests::default(),
             told: broadcast::Sender::new(told::BACKLOG),
-            parked: Parked::new(seal.clone()).ok_or(GatewayError::Random)?,
+            parked: Parked::new(seal.clone(), &instance, home.map(|home| home.address)),
+            wakes: Wakes::default(),
             seal,
             metrics: Metrics::default(),
             outdated: broadcast::Sender::new(64),
@@ -268,14 +298,15 @@ impl Gateway {
     /// Serves until `shutdown` resolves; then no connection is taken, and what is under way gets ten seconds.
     pub async fn serve(&self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> io::Result<()> {
         let drain = Drain { delay: Duration::ZERO, limit: GRACE };
-        serve::run(listener, self.0.clone(), shutdown, drain).await
+        serve::run(listener, self.0.clone(), shutdown, drain, Arc::default()).await
     }
 
-    /// As [`serve`](Self::serve), for a gateway that ends with its listener: says so as soon as `shutdown` resolves, and
-    /// gives clients time to go elsewhere.
-    pub async fn serve_and_drain(
+    /// As [`serve`](Self::serve), for a gateway of a cluster, which ends with its listener: says so as soon as `shutdown`
+    /// resolves, and gives clients time to go elsewhere. `control` is for an operator and for other replicas.
+    pub async fn operate(
         &self,
         listener: TcpListener,
+        control: Option<TcpListener>,
         shutdown: impl Future<Output = ()>,
         drain: Drain,
     ) -> io::Result<()> {
@@ -284,12 +315,14 @@ impl Gateway {
             self.0.draining.store(true, Ordering::Relaxed);
             self.0.status_changed();
         };
-        serve::run(listener, self.0.clone(), shutdown, drain).await
-    }
-
-    /// Serves an operator on this listener until it is dropped.
-    pub async fn serve_control(&self, listener: TcpListener) -> io::Result<()> {
-        control::run(listener, self.clone()).await
+        let served = serve::run(listener, self.0.clone(), shutdown, drain, self.0.ending.clone());
+        let controlled = async {
+            match control {
+                Some(control) => control::run(control, self.clone(), drain.limit).await,
+                None => Ok(()),
+            }
+        };
+        futures::future::try_join(served, controlled).await.map(drop)
     }
 }
 

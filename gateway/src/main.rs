@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use mcp_hub_gateway::{Drain, Gateway, GatewayError};
+use mcp_hub_gateway::{Drain, Gateway, GatewayError, Replicas};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -32,6 +32,12 @@ struct Args {
     /// Address for the operator: pushed configurations, status, probes, metrics
     #[arg(long)]
     control: Option<SocketAddr>,
+    /// IP:PORT of this replica's control listener as other replicas reach it; without, there are none
+    #[arg(long, requires = "control")]
+    advertise: Option<SocketAddr>,
+    /// HOST:PORT that stands for the control listeners of all replicas that are ready, such as a headless service's
+    #[arg(long, requires = "advertise")]
+    peers: Vec<String>,
     /// Seconds for which connections are still taken after SIGTERM, while clients are sent elsewhere
     #[arg(long, default_value_t = 5)]
     drain_delay: u64,
@@ -52,6 +58,8 @@ enum Failure {
     Gateway(#[from] GatewayError),
     #[error("could not listen on {address}: {source}")]
     Listen { address: SocketAddr, source: std::io::Error },
+    #[error("could not serve: {0}")]
+    Serve(std::io::Error),
     #[error("could not watch for signals: {0}")]
     Signals(std::io::Error),
 }
@@ -77,10 +85,13 @@ async fn run(args: Args) -> Result<(), Failure> {
     let key = std::fs::read_to_string(&path).map_err(|source| Failure::Read { path: path.clone(), source })?;
     let key = hex::decode(key.trim()).ok().and_then(|bytes| bytes.try_into().ok()).ok_or(Failure::Key(path))?;
     let (mut mounted, config) = Mounted::open(&args.config)?;
-    let gateway = Gateway::new(key, config)?;
+    let gateway = match args.advertise {
+        Some(advertise) => Gateway::replica(key, config, Replicas { advertise, peers: args.peers })?,
+        None => Gateway::new(key, config)?,
+    };
     let listener = listen(args.listen).await?;
     let control = match args.control {
-        Some(address) => Some((address, listen(address).await?)),
+        Some(address) => Some(listen(address).await?),
         None => None,
     };
     let mut terminate = signal(SignalKind::terminate()).map_err(Failure::Signals)?;
@@ -88,19 +99,8 @@ async fn run(args: Args) -> Result<(), Failure> {
         terminate.recv().await;
     };
     let drain = Drain { delay: Duration::from_secs(args.drain_delay), limit: Duration::from_secs(args.drain_limit) };
-    let operated = async {
-        match control {
-            Some((address, listener)) => {
-                gateway.serve_control(listener).await.map_err(|source| Failure::Listen { address, source })
-            }
-            None => std::future::pending().await,
-        }
-    };
     tokio::select! {
-        served = gateway.serve_and_drain(listener, stop, drain) => {
-            served.map_err(|source| Failure::Listen { address: args.listen, source })
-        }
-        ended = operated => ended,
+        served = gateway.operate(listener, control, stop, drain) => served.map_err(Failure::Serve),
         () = follow(&gateway, &mut mounted) => Ok(()),
     }
 }

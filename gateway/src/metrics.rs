@@ -14,6 +14,9 @@ pub(crate) struct Metrics {
     pub(crate) upstream_sessions: AtomicU64,
     pub(crate) parked: AtomicU64,
     pub(crate) parked_expired: AtomicU64,
+    pub(crate) wakes: AtomicU64,
+    pub(crate) forwarded: AtomicU64,
+    pub(crate) taken_over: AtomicU64,
     pub(crate) configs_taken: AtomicU64,
     pub(crate) configs_superseded: AtomicU64,
     pub(crate) configs_refused: AtomicU64,
@@ -71,6 +74,24 @@ impl Metrics {
             "counter",
             "Calls cancelled because their client did not come back in time",
             &[("", get(&self.parked_expired))],
+        );
+        family(
+            "mcp_hub_gateway_wakes_total",
+            "counter",
+            "Times that a sleeping server was asked for",
+            &[("", get(&self.wakes))],
+        );
+        family(
+            "mcp_hub_gateway_forwarded_total",
+            "counter",
+            "Requests passed on to the replica that holds what they are about",
+            &[("", get(&self.forwarded))],
+        );
+        family(
+            "mcp_hub_gateway_taken_over_total",
+            "counter",
+            "Requests served in place of a replica that is gone",
+            &[("", get(&self.taken_over))],
         );
         family(
             "mcp_hub_gateway_configs_total",

@@ -6,6 +6,7 @@
 //! requests: Server requirements").
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,6 +17,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
 use crate::guard::Principal;
+use crate::peers::Home;
 use crate::seal::Seal;
 
 /// Calls that wait at a time: each holds a connection to its server.
@@ -27,6 +29,8 @@ pub(crate) struct Parked<R> {
     seal: Seal,
     /// Of this run of the gateway: what an earlier one held is gone.
     instance: String,
+    /// Where other replicas reach it.
+    address: Option<SocketAddr>,
     waiting: Arc<Mutex<Waiting<R>>>,
 }
 
@@ -40,6 +44,8 @@ struct Waiting<R> {
 #[derive(Debug, Serialize, Deserialize)]
 struct State {
     instance: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    address: Option<SocketAddr>,
     place: u64,
     /// Seconds since the epoch.
     until: u64,
@@ -84,12 +90,9 @@ impl Claim {
 }
 
 impl<R> Parked<R> {
-    /// `None` if there are no random numbers.
-    pub(crate) fn new(seal: Seal) -> Option<Self> {
-        let mut instance = [0; 16];
-        getrandom::fill(&mut instance).ok()?;
+    pub(crate) fn new(seal: Seal, instance: &str, address: Option<SocketAddr>) -> Self {
         let waiting = Waiting { next: 0, places: HashMap::new() };
-        Some(Self { seal, instance: hex::encode(instance), waiting: Arc::new(Mutex::new(waiting)) })
+        Self { seal, instance: instance.to_owned(), address, waiting: Arc::new(Mutex::new(waiting)) }
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -109,9 +112,20 @@ impl<R> Parked<R> {
         drop(waiting);
         let place = Place { number, waiting: self.waiting.clone(), returned };
         let until = now() + patience.as_secs() + 1;
-        let state = State { instance: self.instance.clone(), place: number, until, claim: claim.0.clone() };
+        let (instance, address) = (self.instance.clone(), self.address);
+        let state = State { instance, address, place: number, until, claim: claim.0.clone() };
         let text = serde_json::to_string(&state).ok()?;
         Some((place, self.seal.close(&text, &bound_to(principal))?))
+    }
+
+    fn open(&self, principal: Principal, state: &str) -> Option<State> {
+        serde_json::from_str(&self.seal.open(state, &bound_to(principal))?.text).ok()
+    }
+
+    /// The replica that holds the call; `None` if the state says nothing of it.
+    pub(crate) fn home(&self, principal: Principal, state: &str) -> Option<Home> {
+        let State { instance, address, .. } = self.open(principal, state)?;
+        Some(Home { instance, address: address? })
     }
 
     /// The way to the call that waits for this; it is taken once.
@@ -121,8 +135,7 @@ impl<R> Parked<R> {
         claim: &Claim,
         state: &str,
     ) -> Result<oneshot::Sender<R>, NotWaiting> {
-        let opened = self.seal.open(state, &bound_to(principal)).ok_or(NotWaiting::Forged)?;
-        let state: State = serde_json::from_str(&opened.text).map_err(|_| NotWaiting::Forged)?;
+        let state = self.open(principal, state).ok_or(NotWaiting::Forged)?;
         if state.claim != claim.0 {
             return Err(NotWaiting::OtherRequest);
         }
@@ -157,7 +170,11 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(60);
 
     fn parked() -> Parked<u8> {
-        Parked::new(Seal::new([7; 32])).unwrap()
+        run("one")
+    }
+
+    fn run(instance: &str) -> Parked<u8> {
+        Parked::new(Seal::new([7; 32]), instance, None)
     }
 
     #[test]
@@ -185,7 +202,7 @@ mod tests {
 
     #[test]
     fn what_ended_or_was_another_gateways_is_gone() {
-        let (one, other) = (parked(), parked());
+        let (one, other) = (run("one"), run("other"));
         let claim = Claim::of("uid", "tools/call", None);
         let (place, state) = one.park(ALICE, &claim, PATIENCE).unwrap();
         // The same key, but another run.

@@ -14,13 +14,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::Inner;
 use crate::body::{Body, full};
 use crate::client::{self, Scope, Sender};
 use crate::guard::{self, Shown};
 use crate::metrics::count;
 use crate::rouse::Rousing;
 use crate::session::LastSession;
+use crate::{Inner, Served};
 
 /// A client that has not sent its headers by then is not going to.
 pub(crate) const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -42,6 +42,14 @@ pub struct Drain {
 pub(crate) struct Ending(watch::Sender<bool>);
 
 impl Ending {
+    pub(crate) fn begin(&self) {
+        self.0.send_replace(true);
+    }
+
+    pub(crate) fn is_begun(&self) -> bool {
+        *self.0.borrow()
+    }
+
     pub(crate) async fn begun(&self) {
         // The sender is ours, so that there is no error.
         self.0.subscribe().wait_for(|ends| *ends).await.ok();
@@ -53,9 +61,9 @@ pub(crate) async fn run(
     inner: Arc<Inner>,
     shutdown: impl Future<Output = ()>,
     drain: Drain,
+    ending: Arc<Ending>,
 ) -> io::Result<()> {
     let graceful = GracefulShutdown::new();
-    let ending = Arc::new(Ending::default());
     let mut connections = JoinSet::new();
     let until = async {
         shutdown.await;
@@ -66,7 +74,7 @@ pub(crate) async fn run(
     })
     .await;
     drop(listener);
-    ending.0.send_replace(true);
+    ending.begin();
     // Conversations of idle clients are cut with the last of the time.
     tokio::time::timeout(drain.limit, graceful.shutdown()).await.ok();
     connections.shutdown().await;
@@ -172,16 +180,24 @@ async fn answer(request: Request<Incoming>, inner: Arc<Inner>, remembered: &Reme
     if path == "/metrics" {
         return metrics(&inner);
     }
-    let scope = match path.strip_prefix("/servers/").and_then(|rest| rest.strip_suffix("/mcp")) {
-        Some(name) => served.upstreams.get(name).map(|watched| Scope::Server(watched.upstream.clone())),
-        None => (path == "/mcp").then_some(Scope::Aggregate),
-    };
-    match scope {
+    match scope(path, &served) {
         Some(scope) => {
-            let sender =
-                Sender { principal, last_session: remembered.session.clone(), ending: remembered.ending.clone() };
+            let sender = Sender {
+                principal,
+                last_session: remembered.session.clone(),
+                ending: remembered.ending.clone(),
+                is_forwarded: false,
+            };
             client::answer(request, inner, served, scope, sender).await
         }
         None => full(StatusCode::NOT_FOUND, "text/plain", "no such path"),
+    }
+}
+
+/// The endpoint of this path.
+pub(crate) fn scope(path: &str, served: &Served) -> Option<Scope> {
+    match path.strip_prefix("/servers/").and_then(|rest| rest.strip_suffix("/mcp")) {
+        Some(name) => served.upstreams.get(name).map(|watched| Scope::Server(watched.upstream.clone())),
+        None => (path == "/mcp").then_some(Scope::Aggregate),
     }
 }

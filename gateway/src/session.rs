@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use http::HeaderValue;
 
 use crate::guard::Principal;
+use crate::peers::Home;
 use crate::seal::{NONCE, Seal};
 
 /// Closed sessions remembered; a client that uses an older one after closing it is let in again, which harms nobody but
@@ -16,6 +17,8 @@ const CLOSED_MAX: usize = 10_000;
 #[derive(Debug)]
 pub(crate) struct SessionKeys {
     seal: Seal,
+    /// Where sessions that are opened here live.
+    home: Option<Home>,
     closed: Mutex<Closed>,
 }
 
@@ -31,6 +34,8 @@ pub(crate) struct Session {
     pub(crate) version: String,
     /// What the client can do, raw.
     pub(crate) capabilities: Option<String>,
+    /// The replica that opened it, where there are several.
+    pub(crate) home: Option<Home>,
 }
 
 /// The session that a connection showed last. A client shows the same one with every request, and opening what is sealed
@@ -48,8 +53,8 @@ struct Opened {
 }
 
 impl SessionKeys {
-    pub(crate) fn new(seal: Seal) -> Self {
-        Self { seal, closed: Mutex::default() }
+    pub(crate) fn new(seal: Seal, home: Option<Home>) -> Self {
+        Self { seal, home, closed: Mutex::default() }
     }
 
     /// A new session of this principal at this endpoint (`scope`), or `None` if there are no random numbers.
@@ -60,7 +65,9 @@ impl SessionKeys {
         version: &str,
         capabilities: Option<&str>,
     ) -> Option<String> {
-        self.seal.close(&format!("{version}\n{}", capabilities.unwrap_or_default()), &bound_to(principal, scope))
+        let home = self.home.as_ref().map_or_else(String::new, |home| format!(" {home}"));
+        let text = format!("{version}{home}\n{}", capabilities.unwrap_or_default());
+        self.seal.close(&text, &bound_to(principal, scope))
     }
 
     /// The session behind an id, if it was made for this principal and endpoint and has not been closed.
@@ -90,9 +97,13 @@ impl SessionKeys {
 
     fn unseal(&self, principal: Principal, scope: &str, id: &str) -> Option<Session> {
         let opened = self.seal.open(id, &bound_to(principal, scope))?;
-        let (version, capabilities) = opened.text.split_once('\n')?;
+        let (first, capabilities) = opened.text.split_once('\n')?;
+        let (version, home) = match first.split_once(' ') {
+            Some((version, home)) => (version, Some(home.parse().ok()?)),
+            None => (first, None),
+        };
         let capabilities = (!capabilities.is_empty()).then(|| capabilities.to_owned());
-        Some(Session { nonce: opened.nonce, version: version.to_owned(), capabilities })
+        Some(Session { nonce: opened.nonce, version: version.to_owned(), capabilities, home })
     }
 
     pub(crate) fn close(&self, session: &Session) {
@@ -126,20 +137,33 @@ mod tests {
 
     #[test]
     fn a_session_outlives_the_gateway_that_opened_it() {
-        let id =
-            SessionKeys::new(Seal::new([7; 32])).open(ALICE, "/mcp", "2025-11-25", Some(r#"{"roots":{}}"#)).unwrap();
-        let session = verify(&SessionKeys::new(Seal::new([7; 32])), ALICE, "/mcp", &id).unwrap();
+        let id = SessionKeys::new(Seal::new([7; 32]), None)
+            .open(ALICE, "/mcp", "2025-11-25", Some(r#"{"roots":{}}"#))
+            .unwrap();
+        let session = verify(&SessionKeys::new(Seal::new([7; 32]), None), ALICE, "/mcp", &id).unwrap();
         assert_eq!(session.version, "2025-11-25");
         assert_eq!(session.capabilities.as_deref(), Some(r#"{"roots":{}}"#));
     }
 
     #[test]
+    fn a_session_says_which_replica_opened_it() {
+        let home = Home { instance: "abc".to_owned(), address: "10.0.0.1:9000".parse().unwrap() };
+        let keys = SessionKeys::new(Seal::new([7; 32]), Some(home.clone()));
+        for capabilities in [None, Some(r#"{"roots": {}}"#)] {
+            let id = keys.open(ALICE, "/mcp", "2025-11-25", capabilities).unwrap();
+            let session = verify(&SessionKeys::new(Seal::new([7; 32]), None), ALICE, "/mcp", &id).unwrap();
+            assert_eq!((session.home.as_ref(), &*session.version), (Some(&home), "2025-11-25"));
+            assert_eq!(session.capabilities.as_deref(), capabilities);
+        }
+    }
+
+    #[test]
     fn a_session_is_of_no_use_to_others_elsewhere_or_after_its_end() {
-        let keys = SessionKeys::new(Seal::new([7; 32]));
+        let keys = SessionKeys::new(Seal::new([7; 32]), None);
         let id = keys.open(ALICE, "/mcp", "2025-11-25", None).unwrap();
         assert_eq!(verify(&keys, BOB, "/mcp", &id), None);
         assert_eq!(verify(&keys, ALICE, "/servers/a/mcp", &id), None);
-        assert_eq!(verify(&SessionKeys::new(Seal::new([8; 32])), ALICE, "/mcp", &id), None);
+        assert_eq!(verify(&SessionKeys::new(Seal::new([8; 32]), None), ALICE, "/mcp", &id), None);
         for broken in ["", "x", "AAAA", &id[1..], &id.replace(&id[40..41], if &id[40..41] == "A" { "B" } else { "A" })]
         {
             assert_eq!(verify(&keys, ALICE, "/mcp", broken), None, "{broken}");
@@ -150,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_connection_that_showed_a_session_opens_it_to_nobody_else_and_not_after_its_end() {
-        let keys = SessionKeys::new(Seal::new([7; 32]));
+        let keys = SessionKeys::new(Seal::new([7; 32]), None);
         let open = |capabilities| {
             let id = keys.open(ALICE, "/mcp", "2025-11-25", Some(capabilities)).unwrap();
             HeaderValue::from_str(&id).unwrap()

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use http_body_util::BodyExt;
 use mcp_hub_dataplane_api::{Era, LEGACY_VERSIONS};
 use mcp_hub_mcp::envelope::{Envelope, Kind, Params, quoted, string, write_error, write_result};
@@ -58,9 +58,9 @@ impl Ask {
             (methods::PING, _) => json(write_result(id, "{}")),
             (methods::DISCOVER | methods::LISTEN, _) => no_method(id, &method),
             (methods::RESOURCES_SUBSCRIBE | methods::RESOURCES_UNSUBSCRIBE, _) if !self.has_own_session() => {
-                self.subscribe(id, &method, params).await
+                self.subscribe(id, message, &method, params).await
             }
-            (methods::SET_LEVEL, _) if !self.has_own_session() => self.set_level(id, envelope).await,
+            (methods::SET_LEVEL, _) if !self.has_own_session() => self.set_level(id, message, envelope).await,
             (method, Scope::Aggregate) if !translate::is_translatable(method) => no_method(id, method),
             (_, Scope::Aggregate | Scope::Server(_)) => self.pass(message, envelope, params).await,
         }
@@ -111,11 +111,15 @@ impl Ask {
     }
 
     /// `resources/subscribe` and `resources/unsubscribe`, which the gateway keeps for the client.
-    async fn subscribe(self, id: &str, method: &str, params: &Params<'_>) -> Response<Body> {
+    async fn subscribe(self, id: &str, message: &Bytes, method: &str, params: &Params<'_>) -> Response<Body> {
         let refuse = |code, text: &str| body::error(StatusCode::OK, Some(id), code, text);
         let Some(session) = self.client.session.as_ref().map(|session| session.nonce) else {
             return refuse(error::INVALID_REQUEST, "a subscription needs a session");
         };
+        // Where the session's stream is.
+        if let Some(answer) = self.session_elsewhere(Method::POST, message, Some(id)).await {
+            return answer;
+        }
         let Some(shown) = params.uri.and_then(string) else {
             return refuse(error::INVALID_PARAMS, "params lack uri");
         };
@@ -140,7 +144,7 @@ impl Ask {
 
     /// `logging/setLevel`: kept for the session; servers are asked for what the most curious of their clients wants, modern
     /// ones with each request.
-    async fn set_level(self, id: &str, envelope: &Envelope<'_>) -> Response<Body> {
+    async fn set_level(self, id: &str, message: &Bytes, envelope: &Envelope<'_>) -> Response<Body> {
         let refuse = |code, text: &str| body::error(StatusCode::OK, Some(id), code, text);
         let Some(session) = self.client.session.as_ref().map(|session| session.nonce) else {
             return refuse(error::INVALID_REQUEST, "a log level needs a session");
@@ -150,7 +154,11 @@ impl Ask {
         let Some(level) = name.as_deref().and_then(translate::level_named) else {
             return refuse(error::INVALID_PARAMS, "params name no log level");
         };
+        // Also here: the client's next calls are likely to come this way too.
         self.inner.interests.set_level(session, level);
+        if let Some(answer) = self.session_elsewhere(Method::POST, message, Some(id)).await {
+            return answer;
+        }
         let owner = self.client.owner();
         let concerned: Vec<_> = match &self.scope {
             Scope::Server(upstream) => vec![upstream.clone()],
@@ -173,6 +181,7 @@ impl Ask {
         };
         self.inner.sessions.close(session);
         self.inner.interests.forget(session.nonce);
+        self.tell_others(Method::DELETE, &Bytes::new());
         let owner = self.client.owner();
         for watched in self.served.upstreams.values() {
             if let Some(open) = watched.upstream.take_session(owner) {
@@ -186,17 +195,26 @@ impl Ask {
     async fn notified(self, message: &Bytes, envelope: &Envelope<'_>, params: &Params<'_>) -> Response<Body> {
         let method = envelope.method();
         let owner = self.client.owner();
+        let taken = || full(StatusCode::ACCEPTED, "text/plain", Bytes::new());
         if envelope.kind() == Kind::Response
             && let Some(id) = envelope.id
-            && self.inner.asked.answer(owner, id.get(), message)
+            && (self.inner.asked.answer(owner, id.get(), message) || self.answered_elsewhere(id.get(), message).await)
         {
-            return full(StatusCode::ACCEPTED, "text/plain", Bytes::new());
+            return taken();
         }
         if method == methods::CANCELLED {
-            if let Some(request) = params.request_id {
-                self.inner.flights.cancel(&(owner, request.get().to_owned()));
+            let cancelled =
+                params.request_id.is_some_and(|request| self.inner.flights.cancel(&(owner, request.get().to_owned())));
+            if !cancelled {
+                // Any replica may have the request.
+                self.tell_others(Method::POST, message);
             }
         } else if method != methods::INITIALIZED {
+            let has_own =
+                self.has_own_session() || method == methods::ROOTS_CHANGED && matches!(self.scope, Scope::Aggregate);
+            if has_own && let Some(answer) = self.session_elsewhere(Method::POST, message, None).await {
+                return answer;
+            }
             let concerned: Vec<&Arc<Upstream>> = match &self.scope {
                 Scope::Server(upstream) => vec![upstream],
                 // Of what a client says to nobody in particular, this is meant for every server.

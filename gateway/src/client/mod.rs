@@ -1,5 +1,6 @@
 //! Clients of either era: which one a request is of, and where it goes.
 
+mod elsewhere;
 mod legacy;
 mod modern;
 mod streams;
@@ -71,6 +72,8 @@ pub(crate) struct Sender {
     pub(crate) last_session: Arc<LastSession>,
     /// Of its listener.
     pub(crate) ending: Arc<Ending>,
+    /// Whether another replica sends it, and is the one that let the client in.
+    pub(crate) is_forwarded: bool,
 }
 
 impl Client {
@@ -93,6 +96,8 @@ pub(crate) struct Ask {
     pub(crate) headers: HeaderMap,
     /// Of the connection.
     pub(crate) last_session: Arc<LastSession>,
+    /// Whether it came from another replica, and so goes to no other.
+    pub(crate) is_forwarded: bool,
 }
 
 pub(crate) async fn answer(
@@ -102,14 +107,14 @@ pub(crate) async fn answer(
     scope: Scope,
     sender: Sender,
 ) -> Response<Body> {
-    let Sender { principal, last_session, ending } = sender;
+    let Sender { principal, last_session, ending, is_forwarded } = sender;
     let (http::request::Parts { method, headers, .. }, body) = request.into_parts();
     let takes_events = headers
         .get_all(ACCEPT)
         .iter()
         .any(|value| value.to_str().is_ok_and(|value| value.contains("text/event-stream") || value.contains("*/*")));
     let client = Client { era: Era::Legacy, principal, session: None, takes_events, ending };
-    let mut ask = Ask { inner, served, scope, client, headers, last_session };
+    let mut ask = Ask { inner, served, scope, client, headers, last_session, is_forwarded };
     match method {
         Method::POST => ask.post(body).await,
         Method::GET | Method::DELETE => {
@@ -207,6 +212,10 @@ impl Ask {
                 }
             }
         };
+        let seat = Seat::of(&self.client, &upstream, params);
+        if let Some(answer) = self.upstream_elsewhere(&upstream, &seat, message, id, params).await {
+            return answer;
+        }
         if self.client.era == Era::Modern
             && method == methods::TOOLS_CALL
             && let Err(mismatch) = self.check_arguments(&upstream, aim.as_ref(), envelope, params).await
@@ -223,7 +232,6 @@ impl Ask {
         } else {
             HeaderMap::new()
         };
-        let seat = Seat::of(&self.client, &upstream, params);
         let busy = methods::is_call(&method).then(|| Arc::new(upstream.activity.begin()));
         let exchange = Exchange {
             seat,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::{Method, Response, StatusCode};
 use mcp_hub_dataplane_api::Era;
 use mcp_hub_mcp::envelope::{Envelope, Params, quoted, write_request};
 use mcp_hub_mcp::methods::{ACKNOWLEDGED, PROMPTS_CHANGED, RESOURCE_UPDATED, RESOURCES_CHANGED, TOOLS_CHANGED};
@@ -90,6 +90,10 @@ impl Ask {
         if !self.client.takes_events {
             return full(StatusCode::NOT_ACCEPTABLE, "text/plain", "a stream is text/event-stream");
         }
+        // What the session has asked to be told is known where it lives.
+        if let Some(answer) = self.session_elsewhere(Method::GET, &Bytes::new(), None).await {
+            return answer;
+        }
         if let Scope::Server(upstream) = &self.scope
             && !upstream.is_shared()
             && upstream.known_era() == Some(Era::Legacy)
@@ -149,6 +153,7 @@ impl Ask {
     pub(super) async fn listen(self, message: &Bytes, envelope: &Envelope<'_>, params: &Params<'_>) -> Response<Body> {
         if let Scope::Server(upstream) = &self.scope
             && upstream.known_era() == Some(Era::Modern)
+            && !upstream.is_asleep()
         {
             return self.pass(message, envelope, params).await;
         }

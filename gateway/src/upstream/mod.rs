@@ -213,6 +213,10 @@ impl Upstream {
         matches!(*self.health.lock().unwrap_or_else(PoisonError::into_inner), Health::Ready)
     }
 
+    pub(crate) fn is_asleep(&self) -> bool {
+        self.config.target == Target::Asleep
+    }
+
     /// Notes how the server is; whether that is news.
     pub(crate) fn set_health(&self, outcome: Result<(), Failure>) -> bool {
         let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);

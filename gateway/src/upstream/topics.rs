@@ -94,6 +94,8 @@ impl Upstream {
         seat: &Seat,
         uri: &str,
     ) -> Result<Topic, Failure> {
+        // One that is not there takes none.
+        self.endpoint()?;
         let introduction = self.introduction(PATIENCE).await?;
         if introduction.capabilities()["resources"]["subscribe"] != true {
             let message = "it does not tell of changed resources".to_owned();

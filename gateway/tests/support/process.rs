@@ -37,6 +37,25 @@ impl Replica {
         Self::at(port(), port(), config, arguments).await
     }
 
+    /// Several of one hub, who know each other.
+    pub async fn several(count: usize, config: &GatewayConfig, arguments: &[&str]) -> Vec<Self> {
+        let port = || SocketAddr::from(([127, 0, 0, 1], mcp_hub_test_port::free_port().unwrap()));
+        let controls: Vec<SocketAddr> = (0..count).map(|_| port()).collect();
+        let mut replicas = Vec::new();
+        for control in &controls {
+            let advertise = control.to_string();
+            let mut all = vec!["--advertise".to_owned(), advertise];
+            all.extend(controls.iter().flat_map(|peer| ["--peers".to_owned(), peer.to_string()]));
+            all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+            let all: Vec<&str> = all.iter().map(String::as_str).collect();
+            replicas.push(Self::at(port(), *control, config, &all).await);
+        }
+        for replica in &replicas {
+            replica.ready().await;
+        }
+        replicas
+    }
+
     pub async fn at(listen: SocketAddr, control: SocketAddr, config: &GatewayConfig, arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("key"), hex::encode(KEY)).unwrap();
@@ -129,6 +148,17 @@ impl Replica {
             assert!(std::time::Instant::now() < deadline, "waited in vain until {what}");
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
+    }
+
+    /// A client's next requests, sent here.
+    pub fn instead(&self, client: &Client) -> Client {
+        let path = client.url.split_once("//").unwrap().1.split_once('/').unwrap().1;
+        let elsewhere = Client::of(self.listen, &format!("/{path}"), client.era);
+        Client { url: elsewhere.url, http: elsewhere.http, ..client.clone() }
+    }
+
+    pub async fn forwarded(&self) -> u64 {
+        self.metric("mcp_hub_gateway_forwarded_total").await
     }
 
     pub fn client(&self, path: &str, era: Era) -> Client {

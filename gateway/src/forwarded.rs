@@ -1,0 +1,53 @@
+//! Requests that another replica forwards, because this one holds what they are about. They are served here, whatever else
+//! is believed of where they belong, so that none goes round in circles.
+
+use std::sync::{Arc, OnceLock};
+
+use http::{Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+
+use crate::Inner;
+use crate::body::{Body, full};
+use crate::client::{self, Sender};
+use crate::peers::{FORWARD, FORWARDED, HELLO, NONCE, NOT_TAKEN};
+use crate::serve;
+use crate::session::LastSession;
+
+/// What a connection of another replica has shown.
+#[derive(Debug, Default)]
+pub(crate) struct Caller {
+    /// What both sides said in the greeting.
+    greeting: OnceLock<Arc<str>>,
+    session: Arc<LastSession>,
+}
+
+pub(crate) async fn answer(mut request: Request<Incoming>, inner: &Arc<Inner>, caller: &Caller) -> Response<Body> {
+    let not_taken = || full(NOT_TAKEN, "text/plain", "not forwarded by a replica of this hub to what it serves");
+    let Some(peers) = &inner.peers else { return not_taken() };
+    let path = request.uri().path().to_owned();
+    if path == HELLO {
+        let nonce = request.headers().get(NONCE).and_then(|nonce| nonce.to_str().ok());
+        let Some((answer, greeting)) = nonce.and_then(|nonce| peers.greet(nonce)) else { return not_taken() };
+        // Once: what was sealed for one greeting is not to open after another.
+        if caller.greeting.set(greeting).is_err() {
+            return not_taken();
+        }
+        return full(StatusCode::OK, "text/plain", answer);
+    }
+    let header = request.headers_mut().remove(FORWARDED);
+    let principal = caller.greeting.get().and_then(|greeting| {
+        let header = header.as_ref()?.to_str().ok()?;
+        peers.open(greeting, request.method(), &path, header)
+    });
+    let served = inner.served();
+    // A replica with another configuration may know servers that this one does not.
+    let scope = path.strip_prefix(FORWARD).and_then(|path| serve::scope(path, &served));
+    let (Some(principal), Some(scope)) = (principal, scope) else { return not_taken() };
+    // Streams of a replica that ends belong elsewhere.
+    if request.method() == Method::GET && inner.ending.is_begun() {
+        return not_taken();
+    }
+    let sender =
+        Sender { principal, last_session: caller.session.clone(), ending: inner.ending.clone(), is_forwarded: true };
+    client::answer(request, inner.clone(), served, scope, sender).await
+}
