@@ -1,7 +1,7 @@
 //! `/healthz`, `/readyz` and `/metrics` of an operator.
 
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use axum::Router;
 use axum::extract::State;

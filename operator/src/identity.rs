@@ -26,7 +26,9 @@ pub enum IdentityError {
         #[source]
         source: Box<kube::Error>,
     },
-    #[error("Secret {SECRET} in namespace {namespace} holds no `id` and `key` of 64 hexadecimal digits; remove it, and all tokens change")]
+    #[error(
+        "Secret {SECRET} in namespace {namespace} holds no `id` and `key` of 64 hexadecimal digits; remove it, and all tokens change"
+    )]
     Malformed { namespace: String },
     #[error("the system gives no random numbers")]
     Random,
@@ -35,9 +37,8 @@ pub enum IdentityError {
 /// Reads the installation; the first operator makes it. Of two that start together one makes it and both read the same.
 pub async fn installation(client: &Client, namespace: &str) -> Result<Installation, IdentityError> {
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let failed = |action| {
-        move |source| IdentityError::Api { action, namespace: namespace.to_owned(), source: Box::new(source) }
-    };
+    let failed =
+        |action| move |source| IdentityError::Api { action, namespace: namespace.to_owned(), source: Box::new(source) };
     if let Some(secret) = api.get_opt(SECRET).await.map_err(failed("read"))? {
         return read(&secret, namespace);
     }

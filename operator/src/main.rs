@@ -170,10 +170,8 @@ async fn run(args: Args) -> Result<(), Failure> {
     let platform = args.architecture.as_deref().map_or_else(Platform::own, Platform::linux);
     let registries = Registries::new()?.plain_http(args.plain_http_registries);
     let http = Arc::new(PodHttp::default());
-    let askers = Askers {
-        bridges: http.clone(),
-        images: Arc::new(KubeImages::new(client.clone(), registries, platform)),
-    };
+    let askers =
+        Askers { bridges: http.clone(), images: Arc::new(KubeImages::new(client.clone(), registries, platform)) };
     let runtime = KubeRuntime::start(&client, &scope, settings, &installation, askers);
     let sink = KubeSink::start(runtime.clone(), installation.clone(), http);
     let store = KubeStore::start(&client, &scope, &args.identity);

@@ -36,13 +36,16 @@ impl KubeImages {
         let name = &reference.name;
         let wrong = |message: String, passing: bool| ResolveError {
             message,
-            hint: Some("spec.source.image.pullSecretRef names a Secret of type kubernetes.io/dockerconfigjson".to_owned()),
+            hint: Some(
+                "spec.source.image.pullSecretRef names a Secret of type kubernetes.io/dockerconfigjson".to_owned(),
+            ),
             passing,
         };
         let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
         let secret = api.get_opt(name).await;
         let secret = secret.map_err(|error| wrong(format!("Secret {name} cannot be read: {error}"), true))?;
-        let secret = secret.ok_or_else(|| wrong(format!("there is no Secret {name} in namespace {namespace}"), true))?;
+        let secret =
+            secret.ok_or_else(|| wrong(format!("there is no Secret {name} in namespace {namespace}"), true))?;
         let config = secret.data.and_then(|mut data| data.remove(DOCKER_CONFIG));
         let config = config.ok_or_else(|| wrong(format!("Secret {name} has no key {DOCKER_CONFIG}"), true))?;
         Credentials::from_docker_config(&config.0).map_err(|error| wrong(format!("Secret {name}: {error}"), true))
@@ -52,9 +55,12 @@ impl KubeImages {
 #[async_trait]
 impl ResolveImage for KubeImages {
     async fn resolve(&self, image: &ImageSource, namespace: &str) -> Result<ResolvedImage, ResolveError> {
-        let reference: Reference = image.r#ref.parse().map_err(|error: mcp_hub_supply::reference::ReferenceError| {
-            ResolveError { message: error.to_string(), hint: None, passing: false }
-        })?;
+        let reference: Reference =
+            image.r#ref.parse().map_err(|error: mcp_hub_supply::reference::ReferenceError| ResolveError {
+                message: error.to_string(),
+                hint: None,
+                passing: false,
+            })?;
         let credentials = self.credentials(image, namespace).await?;
         let facts = self.registries.resolve(&reference, &credentials, &self.platform).await;
         let facts = facts.map_err(|error| ResolveError {
@@ -62,11 +68,6 @@ impl ResolveImage for KubeImages {
             hint: Some(format!("{}, or set spec.source.image.command", error.hint())),
             passing: error.is_passing(),
         })?;
-        Ok(ResolvedImage {
-            index: facts.index_digest,
-            entrypoint: facts.entrypoint,
-            cmd: facts.cmd,
-            user: facts.user,
-        })
+        Ok(ResolvedImage { index: facts.index_digest, entrypoint: facts.entrypoint, cmd: facts.cmd, user: facts.user })
     }
 }

@@ -32,13 +32,19 @@ impl Passes {
     /// In the text format of Prometheus.
     pub fn render(&self) -> String {
         let tallies = self.tallies().clone();
-        let mut text = String::from("# HELP mcp_hub_passes_total Passes over objects.\n# TYPE mcp_hub_passes_total counter\n");
-        let series = |name: &str, controller: &str, outcome: &str| format!("{name}{{controller=\"{controller}\",outcome=\"{outcome}\"}}");
+        let mut text =
+            String::from("# HELP mcp_hub_passes_total Passes over objects.\n# TYPE mcp_hub_passes_total counter\n");
+        let series = |name: &str, controller: &str, outcome: &str| {
+            format!("{name}{{controller=\"{controller}\",outcome=\"{outcome}\"}}")
+        };
         for ((controller, outcome), tally) in &tallies {
             // Writing to a String does not fail.
-            writeln!(text, "{} {}", series("mcp_hub_passes_total", controller, outcome), tally.count).unwrap_or_default();
+            writeln!(text, "{} {}", series("mcp_hub_passes_total", controller, outcome), tally.count)
+                .unwrap_or_default();
         }
-        text.push_str("# HELP mcp_hub_pass_seconds_total Time spent in passes.\n# TYPE mcp_hub_pass_seconds_total counter\n");
+        text.push_str(
+            "# HELP mcp_hub_pass_seconds_total Time spent in passes.\n# TYPE mcp_hub_pass_seconds_total counter\n",
+        );
         for ((controller, outcome), tally) in &tallies {
             let name = series("mcp_hub_pass_seconds_total", controller, outcome);
             writeln!(text, "{name} {:.3}", tally.time.as_secs_f64()).unwrap_or_default();

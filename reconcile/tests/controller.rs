@@ -32,7 +32,7 @@ fn is_ready(s: &Scenario, name: &str) -> bool {
 /// Runs the controller over the scenario while `story` is told, then shuts it down.
 async fn during(s: &Scenario, story: impl Future<Output = ()>) {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let controller = tokio::spawn(run(s.ports(), async move {
+    let controller = tokio::spawn(run(s.ports(), Arc::default(), async move {
         stopped.await.ok();
     }));
     story.await;

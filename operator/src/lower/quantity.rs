@@ -9,7 +9,7 @@ const DECIMAL: [&str; 6] = ["", "k", "M", "G", "T", "P"];
 /// then be compared as text.
 pub(super) fn canonical(quantity: &Quantity) -> String {
     let millis = quantity.millis();
-    if millis % 1_000 != 0 {
+    if !millis.is_multiple_of(1_000) {
         return format!("{millis}m");
     }
     let (base, suffixes) = if quantity.to_string().ends_with('i') { (1_024, BINARY) } else { (1_000, DECIMAL) };
