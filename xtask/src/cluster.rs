@@ -1,14 +1,72 @@
 //! `cargo xtask cluster`: the tests' cluster for people, up until it is taken down.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
 
 use clap::{Args, Subcommand, ValueEnum};
-use mcp_hub_test_cluster::{Cluster, Options, Programs, Shape, kubernetes_version};
+use mcp_hub_test_cluster::{Cluster, Options, Programs, Shape, kubernetes_version, missing_tools};
 
+use crate::needs::{self, apt};
 use crate::shell::{self, Error};
+
+/// What a cluster needs, in the order in which it is brought.
+pub(crate) const NEEDS: [needs::Need; 4] = [
+    needs::Need::Cluster(Need::Root),
+    needs::Need::Cluster(Need::Go),
+    needs::Need::Cluster(Need::Tools),
+    needs::Need::Cluster(Need::Programs),
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// For network namespaces, mounts and control groups.
+    Root,
+    /// Builds the programs.
+    Go,
+    /// containerd, network tools and a static busybox.
+    Tools,
+    /// Kubernetes and its companions, built from source.
+    Programs,
+}
+
+impl Need {
+    pub(crate) fn is_there(self) -> bool {
+        match self {
+            Self::Root => shell::output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0"),
+            Self::Go => which::which("go").is_ok(),
+            Self::Tools => missing_tools(Shape::Node).is_empty(),
+            Self::Programs => Programs::find().is_ok(),
+        }
+    }
+
+    pub(crate) fn install(self) -> Result<(), Error> {
+        match self {
+            // Debian's Go is years behind what Kubernetes asks for.
+            Self::Root | Self::Go => Err(Error::ByHand(self.hint())),
+            Self::Tools => {
+                // Only what is missing: a machine may have containerd from elsewhere, which Debian's would replace.
+                let packages: BTreeSet<&str> = missing_tools(Shape::Node).iter().map(|tool| tool.package).collect();
+                apt(&packages.into_iter().collect::<Vec<_>>())
+            }
+            Self::Programs => build(),
+        }
+    }
+
+    pub(crate) fn hint(self) -> &'static str {
+        match self {
+            Self::Root => "root, for network namespaces and mounts",
+            Self::Go => "Go 1.26 or newer, from go.dev",
+            Self::Tools => {
+                "a node's tools: `apt-get install containerd runc containernetworking-plugins nftables iproute2 \
+                 busybox-static`"
+            }
+            Self::Programs => "the test cluster's programs: `cargo xtask cluster build`",
+        }
+    }
+}
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {

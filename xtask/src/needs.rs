@@ -1,12 +1,9 @@
 //! What levels need of the machine, how to see whether it is there, and how `--setup` brings it.
 
-#[cfg(target_os = "linux")]
-use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 
 #[cfg(target_os = "linux")]
-use mcp_hub_test_cluster::{Programs, Shape, missing_tools};
-
+use crate::cluster;
 use crate::shell::{self, Error};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,18 +15,8 @@ pub(crate) enum Need {
     Keyring,
     /// Builds libFuzzer, which comes as source.
     Cxx,
-    /// Builds the programs of the test cluster.
     #[cfg(target_os = "linux")]
-    Go,
-    /// containerd, network tools and a static busybox, for the test cluster.
-    #[cfg(target_os = "linux")]
-    ClusterTools,
-    /// Kubernetes and its companions, built from source.
-    #[cfg(target_os = "linux")]
-    ClusterPrograms,
-    /// For network namespaces, mounts and control groups.
-    #[cfg(target_os = "linux")]
-    Root,
+    Cluster(cluster::Need),
 }
 
 impl Need {
@@ -45,13 +32,7 @@ impl Need {
             }),
             Self::Cxx => which::which("c++").is_ok(),
             #[cfg(target_os = "linux")]
-            Self::Go => which::which("go").is_ok(),
-            #[cfg(target_os = "linux")]
-            Self::ClusterTools => missing_tools(Shape::Node).is_empty(),
-            #[cfg(target_os = "linux")]
-            Self::ClusterPrograms => Programs::find().is_ok(),
-            #[cfg(target_os = "linux")]
-            Self::Root => shell::output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0"),
+            Self::Cluster(need) => need.is_there(),
             Self::Keyring => {
                 !cfg!(target_os = "linux")
                     || ["dbus-daemon", "gnome-keyring-daemon"].iter().all(|p| which::which(p).is_ok())
@@ -67,16 +48,7 @@ impl Need {
             Self::Keyring => apt(&["dbus", "gnome-keyring"]),
             Self::Cxx => apt(&["g++"]),
             #[cfg(target_os = "linux")]
-            Self::ClusterTools => {
-                // Only what is missing: a machine may have containerd from elsewhere, which Debian's would replace.
-                let packages: BTreeSet<&str> = missing_tools(Shape::Node).iter().map(|tool| tool.package).collect();
-                apt(&packages.into_iter().collect::<Vec<_>>())
-            }
-            #[cfg(target_os = "linux")]
-            Self::ClusterPrograms => crate::cluster::build(),
-            // Debian's Go is years behind what Kubernetes asks for.
-            #[cfg(target_os = "linux")]
-            Self::Go | Self::Root => Err(Error::ByHand(self.hint())),
+            Self::Cluster(need) => need.install(),
             Self::MuslTargets => {
                 let mut rustup = Command::new("rustup");
                 shell::run(rustup.args(["target", "add"]).args(MUSL_TARGETS).current_dir(shell::root()))
@@ -91,15 +63,7 @@ impl Need {
                 "Python 3 with venv: `apt-get install python3 python3-venv`, `brew install python`, or python.org"
             }
             #[cfg(target_os = "linux")]
-            Self::Go => "Go 1.26 or newer: go.dev",
-            #[cfg(target_os = "linux")]
-            Self::ClusterTools => {
-                "a node's tools: `apt-get install containerd runc containernetworking-plugins nftables busybox-static`"
-            }
-            #[cfg(target_os = "linux")]
-            Self::ClusterPrograms => "the test cluster's programs: `cargo xtask cluster build`",
-            #[cfg(target_os = "linux")]
-            Self::Root => "root: run it as `root`",
+            Self::Cluster(need) => need.hint(),
             Self::Keyring => "a keyring: `apt-get install dbus gnome-keyring`",
             Self::Cxx => "a C++ compiler: `apt-get install g++`, or `xcode-select --install`",
             Self::MuslTargets => {
@@ -116,7 +80,7 @@ fn answers(command: &mut Command) -> bool {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success())
 }
 
-fn apt(packages: &[&str]) -> Result<(), Error> {
+pub(crate) fn apt(packages: &[&str]) -> Result<(), Error> {
     shell::run(Command::new("apt-get").arg("update").arg("-q"))?;
     shell::run(Command::new("apt-get").args(["install", "-q", "-y", "--no-install-recommends"]).args(packages))
 }

@@ -6,6 +6,8 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
+#[cfg(target_os = "linux")]
+use crate::cluster;
 use crate::mcpctl::Mcpctl;
 use crate::needs::Need;
 use crate::shell::{self, Error};
@@ -26,7 +28,7 @@ const LEVELS: &[Level] = &[
     Level { name: "quickstart", needs: &[Need::Node, Need::Python], run: || quickstart::run(true) },
     Level { name: "e2e", needs: &[Need::Node, Need::Python, Need::Keyring], run: e2e },
     #[cfg(target_os = "linux")]
-    Level { name: "cluster", needs: &[Need::Root, Need::Go, Need::ClusterTools, Need::ClusterPrograms], run: cluster },
+    Level { name: "cluster", needs: &cluster::NEEDS, run: cluster_tests },
 ];
 
 pub(crate) fn run(setup: bool, only: &[String]) -> Result<(), Error> {
@@ -134,7 +136,7 @@ fn ignore_absent(error: std::io::Error) -> std::io::Result<()> {
 
 /// A real Kubernetes on this machine, and what only that can show.
 #[cfg(target_os = "linux")]
-fn cluster() -> Result<(), Error> {
+fn cluster_tests() -> Result<(), Error> {
     shell::run(&mut shell::cargo(&["test", "--locked", "--package", "mcp-hub-test-cluster"]))
 }
 

@@ -161,7 +161,6 @@ impl Cluster {
     /// [`Error::Remains`] if a process or a mount cannot be ended.
     pub fn down(mut self) -> Result<(), Error> {
         let outcome = self.take_down();
-        // Only now, so that nobody takes it for abandoned and takes it down as well.
         self.lock = None;
         outcome
     }
@@ -299,10 +298,10 @@ impl Cluster {
     /// Kills a part, as a crash would, and waits until it is gone.
     ///
     /// # Errors
-    /// [`Error::NotUp`] if it does not run.
+    /// [`Error::NotRunning`] if it does not run.
     pub fn kill(&self, part: Part) -> Result<(), Error> {
         let record = self.folder.recorded(part).filter(Record::lives);
-        let record = record.ok_or_else(|| Error::NotUp(format!("{}/{}", self.name(), part.name())))?;
+        let record = record.ok_or_else(|| Error::NotRunning { cluster: self.name().to_owned(), part: part.name() })?;
         record.signal(Signal::KILL);
         if let Some(mut child) = self.children().remove(&part) {
             child.wait().map_err(|source| Error::Start { program: part.name().to_owned(), source })?;
@@ -457,7 +456,8 @@ impl Cluster {
 
     fn take_down(&mut self) -> Result<(), Error> {
         self.door = None;
-        let outcome = teardown(&self.folder);
+        // While the folder goes, it would look abandoned to others.
+        let outcome = registry().and_then(|_registry| teardown(&self.folder));
         for child in std::mem::take(&mut *self.children()).values_mut() {
             // Killed above, so it waits for nothing; one that cannot be reaped goes with this process.
             if outcome.is_ok() {

@@ -16,10 +16,12 @@ pub enum Error {
     NotRoot,
     #[error("`{0}` cannot be a cluster's name: 1 to 20 lower-case letters, digits and dashes")]
     BadName(String),
-    #[error("cluster `{0}` is up already; `cargo xtask cluster down` ends it")]
+    #[error("cluster `{0}` is up already; `cargo xtask cluster down --name {0}` ends it")]
     AlreadyUp(String),
-    #[error("there is no cluster `{0}`; start it with `cargo xtask cluster up`")]
+    #[error("there is no cluster `{0}`; start it with `cargo xtask cluster up --name {0}`")]
     NotUp(String),
+    #[error("{part} of cluster `{cluster}` does not run")]
+    NotRunning { cluster: String, part: &'static str },
     #[error("could not {action} {path}", path = .path.display())]
     File { action: &'static str, path: PathBuf, source: std::io::Error },
     #[error("could not start `{program}`")]
@@ -36,7 +38,7 @@ pub enum Error {
     Door { target: String, source: std::io::Error },
     #[error("could not make a certificate")]
     Certificate(#[from] rcgen::Error),
-    #[error("cluster `{cluster}` is not wholly gone, {left}; `cargo xtask cluster down` tries again")]
+    #[error("cluster `{cluster}` is not wholly gone, {left}; `cargo xtask cluster down --name {cluster}` tries again")]
     Remains { cluster: String, left: String },
 }
 

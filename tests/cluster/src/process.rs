@@ -24,10 +24,13 @@ impl Record {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The program's name stands in parentheses and may hold anything, so fields are counted from the last one on.
         let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+        // Fields 3, 20 and 22 of proc_pid_stat(5).
         let state = fields.next()?;
-        // Field 22 of proc_pid_stat(5); the state is field 3.
-        let started = fields.nth(18)?.parse().ok()?;
-        if state == "Z" || state == "X" { None } else { Some(Self { pid, started }) }
+        let threads: u32 = fields.nth(16)?.parse().ok()?;
+        let started = fields.nth(1)?.parse().ok()?;
+        // The first thread may have ended before others, which hold the process's sockets until they end, too.
+        let ended = state == "X" || state == "Z" && threads <= 1;
+        if ended { None } else { Some(Self { pid, started }) }
     }
 
     pub fn lives(&self) -> bool {

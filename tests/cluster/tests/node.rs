@@ -38,9 +38,6 @@ spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 #[test]
 fn pods_are_reached_by_the_name_and_the_address_of_their_service_and_nothing_is_left_of_them() {
     let cluster = Cluster::up(Options::new(Shape::Node)).unwrap();
-    let traces = Traces::of(&cluster);
-    assert_eq!(traces.processes.len(), 8, "{traces:?}");
-
     cluster.apply(&WEB.replace("IMAGE", BUSYBOX)).unwrap();
     cluster.kubectl(["wait", "--for=condition=Available", "deployment/web", "--timeout=120s"]).unwrap();
     assert_eq!(cluster.kubectl(["logs", "deployment/web"]).unwrap().lines().last(), Some("a page is served"));
@@ -58,8 +55,11 @@ fn pods_are_reached_by_the_name_and_the_address_of_their_service_and_nothing_is_
     let closed = cluster.door(SocketAddr::new(address.parse().unwrap(), 81)).unwrap();
     assert_eq!(get(closed.address()), "");
 
+    let traces = Traces::of(&cluster);
+    assert_eq!(traces.processes.len(), 8, "{traces:?}");
     let with_pods = traces.left();
     assert!(with_pods.iter().any(|trace| trace.contains("httpd")), "{with_pods:#?}");
+    assert!(with_pods.iter().any(|trace| trace.starts_with("/run/containerd/s/")), "{with_pods:#?}");
     assert!(with_pods.iter().any(|trace| trace.starts_with("mount tmpfs")), "{with_pods:#?}");
     cluster.down().unwrap();
     traces.assert_gone();

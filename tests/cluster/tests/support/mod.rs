@@ -10,7 +10,7 @@ use mcp_hub_test_cluster::{Cluster, Part, Record};
 /// Longest wait for any state. Far longer than the slowest seen, because timing decides no test.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-const PARTS: [Part; 8] = [
+const PARTS: [Part; 9] = [
     Part::Etcd,
     Part::ApiServer,
     Part::ControllerManager,
@@ -19,6 +19,7 @@ const PARTS: [Part; 8] = [
     Part::Kubelet,
     Part::Proxy,
     Part::Dns,
+    Part::Door,
 ];
 
 /// All by which a cluster is known, taken while it is up.
@@ -27,13 +28,22 @@ pub(crate) struct Traces {
     name: String,
     pub(crate) processes: Vec<Record>,
     folder: PathBuf,
+    /// Files of containers at places of the machine.
+    files: Vec<PathBuf>,
 }
 
 impl Traces {
     pub(crate) fn of(cluster: &Cluster) -> Self {
         let processes = PARTS.into_iter().filter_map(|part| cluster.process(part)).collect();
         let folder = cluster.kubeconfig().parent().unwrap().to_owned();
-        Self { name: cluster.name().to_owned(), processes, folder }
+        let containers = folder.join("cri/state/io.containerd.runtime.v2.task/k8s.io");
+        let mut files = Vec::new();
+        for id in names(&containers) {
+            let shim = std::fs::read_to_string(containers.join(&id).join("address")).unwrap();
+            files.push(PathBuf::from(shim.strip_prefix("unix://").unwrap()));
+            files.push(PathBuf::from(format!("/var/lib/cni/results/cni-loopback-{id}-lo")));
+        }
+        Self { name: cluster.name().to_owned(), processes, folder, files }
     }
 
     /// Processes of the cluster's parts, containers and their shims; mounts; files.
@@ -54,7 +64,13 @@ impl Traces {
         let groups = std::fs::read_dir("/sys/fs/cgroup").unwrap().map(|entry| entry.unwrap().path().join(&mark));
         let places =
             [PathBuf::from("/sys/fs/cgroup").join(&mark), PathBuf::from("/run/netns").join(&mark), self.folder.clone()];
-        left.extend(groups.chain(places).filter(|path| path.exists()).map(|path| path.display().to_string()));
+        left.extend(
+            groups
+                .chain(places)
+                .chain(self.files.clone())
+                .filter(|path| path.exists())
+                .map(|path| path.display().to_string()),
+        );
         for link in names(Path::new("/var/log/containers")) {
             let target = std::fs::read_link(Path::new("/var/log/containers").join(&link));
             left.extend(target.into_iter().filter(|target| target.starts_with(folder)).map(|_| format!("link {link}")));
