@@ -4,6 +4,7 @@
 
 mod scenario;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use mcp_hub_dataplane_api::gateway::UpstreamStatus;
