@@ -1,11 +1,13 @@
 //! Commands of this repository, run as `cargo xtask COMMAND`.
 
 mod bench;
+mod certificates;
 mod clients;
 mod dist;
 mod errors_page;
 mod fuzz;
 mod generate;
+mod images;
 mod mcpctl;
 mod needs;
 mod quickstart;
@@ -48,6 +50,8 @@ enum Command {
     },
     /// Build one mcpctl that carries the bridges of every target, in target/dist/release
     Dist,
+    /// Build the product's images as OCI archives, from scratch
+    Images(images::Plan),
     /// Write generated files: CRD YAML, the CLI reference and the table of error codes
     Generate {
         /// Write nothing; fail if a file is stale
@@ -78,6 +82,7 @@ fn main() -> ExitCode {
         Command::Bench { name: Bench::Gateway(plan) } => bench::gateway::run(&plan),
         Command::Bench { name: Bench::Soak { minutes } } => bench::soak::run(minutes),
         Command::Dist => dist::run(),
+        Command::Images(plan) => images::run(&plan),
         Command::Generate { check } => generate::run(check),
     };
     match result {

@@ -19,6 +19,8 @@ pub(crate) enum Error {
     Stale(String),
     #[error("no test level `{name}` (there are: {levels})")]
     NoLevel { name: String, levels: String },
+    #[error("no image `{name}` (there are: {images})")]
+    NoImage { name: String, images: String },
     #[error("{}", .0.join("\nerror: "))]
     Several(Vec<String>),
 }
