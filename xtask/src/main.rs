@@ -1,6 +1,7 @@
 //! Commands of this repository, run as `cargo xtask COMMAND`.
 
 mod bench;
+mod chart;
 mod clients;
 #[cfg(target_os = "linux")]
 mod cluster;
@@ -56,7 +57,7 @@ enum Command {
     },
     /// Build one mcpctl that carries the bridges of every target, in target/dist/release
     Dist,
-    /// Write generated files: CRD YAML, the CLI reference and the table of error codes
+    /// Write generated files: CRD YAML, the CLI reference, the table of error codes, objects of the chart for kustomize
     Generate {
         /// Write nothing; fail if a file is stale
         #[arg(long)]
