@@ -91,7 +91,7 @@ impl Inner {
                 let id = HeaderValue::from_str(&session.id).ok();
                 if let (Some(upstream), Some(id), Ok(version)) = (upstream, id, HeaderValue::from_str(&session.version))
                 {
-                    upstream.adopt(owner, LegacySession::new(Some(id), version)).await;
+                    upstream.adopt(owner, LegacySession::new(Some(id), version, None)).await;
                 }
             }
             let Owner::Session(nonce) = owner else { continue };

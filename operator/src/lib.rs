@@ -15,9 +15,11 @@ mod images;
 pub mod labels;
 mod lower;
 mod pods;
+pub mod probe;
 pub mod registry;
 pub mod runtime;
 mod scope;
+mod secrets;
 pub mod sink;
 pub mod store;
 

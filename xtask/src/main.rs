@@ -2,6 +2,7 @@
 
 mod bench;
 mod certificates;
+mod chart;
 mod clients;
 #[cfg(target_os = "linux")]
 mod cluster;
@@ -60,7 +61,7 @@ enum Command {
     Dist,
     /// Build the product's images as OCI archives, from scratch
     Images(images::Plan),
-    /// Write generated files: CRD YAML, the CLI reference and the table of error codes
+    /// Write generated files: CRD YAML, the CLI reference, the table of error codes, objects of the chart for kustomize
     Generate {
         /// Write nothing; fail if a file is stale
         #[arg(long)]

@@ -59,7 +59,7 @@ pub(crate) struct LegacySession {
 const NO_LEVEL: usize = usize::MAX;
 
 impl LegacySession {
-    pub(super) fn new(id: Option<HeaderValue>, version: HeaderValue, link: Option<Link>) -> Self {
+    pub(crate) fn new(id: Option<HeaderValue>, version: HeaderValue, link: Option<Link>) -> Self {
         Self { id, version, link, heard: AtomicBool::new(false), level: AtomicUsize::new(NO_LEVEL) }
     }
 
