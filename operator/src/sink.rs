@@ -30,7 +30,7 @@ use tokio::task::JoinHandle;
 use crate::children::{ChildKind, hide};
 use crate::gateways::{AskGateway, Gateways};
 use crate::labels;
-use crate::lower::{CONFIG_KEY, SEALING_KEY, config_secret, gateway_name};
+use crate::lower::{CONFIG_KEY, SEALING_KEY, TOKEN_KEY, URL_KEY, config_secret, gateway_name, token_secret};
 use crate::runtime::KubeRuntime;
 
 const EVENTS: usize = 4096;
@@ -107,10 +107,10 @@ impl KubeSink {
     async fn credentials(&self, hub: &OwnerKey, port: u16) -> Result<(), SinkError> {
         let token = self.installation.hub_token(&hub.uid, 0);
         let data = json!({
-            "token": STANDARD.encode(token.expose_secret()),
-            "url": STANDARD.encode(endpoint(hub, port)),
+            TOKEN_KEY: STANDARD.encode(token.expose_secret()),
+            URL_KEY: STANDARD.encode(endpoint(hub, port)),
         });
-        self.secret(hub, format!("{}-token", gateway_name(hub)), json!({}), data).await
+        self.secret(hub, token_secret(&hub.name), json!({}), data).await
     }
 
     async fn secret(&self, hub: &OwnerKey, name: String, annotations: Value, data: Value) -> Result<(), SinkError> {
@@ -196,7 +196,7 @@ impl GatewaySink for KubeSink {
         for step in plan(&mcp_hub_reconcile::lower::Lowered::default(), &observed) {
             self.runtime.execute(hub, &step).await.map_err(sink_error)?;
         }
-        for name in [config_secret(hub), format!("{}-token", gateway_name(hub))] {
+        for name in [config_secret(hub), token_secret(&hub.name)] {
             self.runtime.execute(hub, &Step::Remove(ObjectId::new("Secret", name))).await.map_err(sink_error)?;
         }
         Ok(())
