@@ -16,9 +16,11 @@ pub mod labels;
 mod lower;
 pub mod planner;
 mod pods;
+pub mod probe;
 pub mod registry;
 pub mod runtime;
 mod scope;
+mod secrets;
 pub mod sink;
 pub mod store;
 
