@@ -92,6 +92,8 @@ fn service(object: &mut Value) {
     set(spec, "type", "ClusterIP");
     if spec["sessionAffinity"] == "ClientIP" {
         set(spec, "sessionAffinityConfig", json!({"clientIP": {"timeoutSeconds": 10_800}}));
+    } else if let Some(members) = spec.as_object_mut() {
+        members.remove("sessionAffinityConfig");
     }
     for port in items(&mut spec["ports"]) {
         set(port, "protocol", "TCP");

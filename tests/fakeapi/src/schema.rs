@@ -83,6 +83,8 @@ pub(crate) struct Findings {
     /// Fields that were dropped because the schema does not know them.
     pub(crate) unknown: Vec<String>,
     pub(crate) mismatches: Vec<Mismatch>,
+    /// Nulls are to be left where they are.
+    pub(crate) keep_nulls: bool,
 }
 
 // Lists that merge by key, and objects that are replaced as a whole: what the API server's own OpenAPI document says of
@@ -428,7 +430,9 @@ impl Schema {
                     if !member.is_null() {
                         field.schema.tidy(member, &at, findings);
                     }
-                    if member.is_null() || (field.zero_is_none && field.schema.is_zero(member)) {
+                    if (member.is_null() && !findings.keep_nulls)
+                        || (field.zero_is_none && field.schema.is_zero(member))
+                    {
                         members.remove(&name);
                     }
                 }
@@ -455,6 +459,20 @@ impl Schema {
             (Self::List { .. }, _) => {
                 findings.mismatches.push(Mismatch { path: path.to_owned(), expected: "a list" });
             }
+        }
+    }
+
+    /// Whether there is a list or map without members anywhere in a value. It is stored as if it were not there.
+    pub(crate) fn has_hollow(&self, value: &Value) -> bool {
+        match (self, value) {
+            (Self::List { items, .. }, Value::Array(list)) => {
+                list.is_empty() || list.iter().any(|item| items.has_hollow(item))
+            }
+            (Self::Keyed { .. }, Value::Object(members)) => members.is_empty(),
+            (Self::Struct(_), Value::Object(members)) => {
+                members.iter().any(|(name, member)| self.member(name).0.has_hollow(member))
+            }
+            _ => false,
         }
     }
 

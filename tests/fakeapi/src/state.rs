@@ -32,6 +32,8 @@ pub(crate) struct State {
     pub(crate) held: BTreeMap<String, u64>,
     /// How many times the watches of a resource were cut, and how they were the last time.
     pub(crate) cuts: BTreeMap<String, (u64, Cut)>,
+    /// Nobody reaches the server.
+    pub(crate) down: bool,
     /// For names, identities and addresses that the server makes.
     counter: u64,
     /// The server's clock.
@@ -54,6 +56,7 @@ impl State {
             log: Log::default(),
             held: BTreeMap::new(),
             cuts: BTreeMap::new(),
+            down: false,
             counter: 0,
             now,
         };
