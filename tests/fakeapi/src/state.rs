@@ -121,21 +121,17 @@ impl State {
 
     /// Answers everything but a watch: the HTTP status and the body.
     pub(crate) fn answer(&mut self, request: &Request) -> Result<(u16, Value), Failure> {
+        let shown = |written: Written| (written.code, represented(written.object, request.representation));
         match request.verb {
             Verb::Get => self.get(request).map(|object| (200, object)),
             Verb::List | Verb::Watch => self.list(request).map(|list| (200, list)),
             Verb::Delete => self.delete(request).map(|answer| (200, answer)),
             Verb::DeleteCollection => self.delete_collection(request).map(|answer| (200, answer)),
-            Verb::Create => self.create(request).map(|written| self.shown(request, written)),
-            Verb::Update => self.update(request).map(|written| self.shown(request, written)),
-            Verb::Patch => self.patch(request).map(|written| self.shown(request, written)),
-            Verb::Apply => self.apply(request).map(|written| self.shown(request, written)),
+            Verb::Create => self.create(request).map(shown),
+            Verb::Update => self.update(request).map(shown),
+            Verb::Patch => self.patch(request).map(shown),
+            Verb::Apply => self.apply(request).map(shown),
         }
-    }
-
-    #[expect(clippy::unused_self, reason = "beside the calls that have it")]
-    fn shown(&self, request: &Request, written: Written) -> (u16, Value) {
-        (written.code, represented(written.object, request.representation))
     }
 
     /// The object of a key, if it is there.
