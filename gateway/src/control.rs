@@ -39,6 +39,8 @@ const PACE: Duration = Duration::from_millis(250);
 const LOOK: Duration = Duration::from_millis(500);
 /// How often a gateway that ends looks whether its last calls have ended.
 const SETTLING: Duration = Duration::from_millis(50);
+/// Longest time for what clients have here to be handed to others.
+const HANDOVER: Duration = Duration::from_secs(5);
 /// A line at least this often, so that both sides notice when the other is gone.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
@@ -51,6 +53,8 @@ pub(crate) async fn run(listener: TcpListener, gateway: Gateway, limit: Duration
     let until = async {
         gateway.0.ending.begun().await;
         timeout(limit, settled(&gateway.0)).await.ok();
+        // Before the others find that it is gone.
+        timeout(HANDOVER, gateway.0.hand_over()).await.ok();
     };
     serve::accept(&listener, &mut connections, until, |stream| {
         connection(stream, gateway.clone(), pushes.clone(), graceful.watcher())

@@ -4,14 +4,18 @@
 use std::sync::{Arc, OnceLock};
 
 use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 
 use crate::Inner;
 use crate::body::{Body, full};
 use crate::client::{self, Sender};
-use crate::peers::{FORWARD, FORWARDED, HELLO, NONCE, NOT_TAKEN};
+use crate::peers::{ADOPT, FORWARD, FORWARDED, HELLO, NONCE, NOT_TAKEN};
 use crate::serve;
 use crate::session::LastSession;
+
+/// Largest part of what a replica that ends hands over, in bytes.
+const HANDED_MAX: usize = 8 << 20;
 
 /// What a connection of another replica has shown.
 #[derive(Debug, Default)]
@@ -39,6 +43,17 @@ pub(crate) async fn answer(mut request: Request<Incoming>, inner: &Arc<Inner>, c
         let header = header.as_ref()?.to_str().ok()?;
         peers.open(greeting, request.method(), &path, header)
     });
+    if path == ADOPT {
+        let Some((greeting, _)) = caller.greeting.get().zip(principal) else { return not_taken() };
+        let body = Limited::new(request.into_body(), HANDED_MAX).collect().await;
+        let handed =
+            body.ok().and_then(|body| peers.open_handed(greeting, std::str::from_utf8(&body.to_bytes()).ok()?));
+        let Some(handed) = handed else { return not_taken() };
+        return match inner.adopt(&handed).await {
+            true => full(StatusCode::NO_CONTENT, "text/plain", ""),
+            false => not_taken(),
+        };
+    }
     let served = inner.served();
     // A replica with another configuration may know servers that this one does not.
     let scope = path.strip_prefix(FORWARD).and_then(|path| serve::scope(path, &served));

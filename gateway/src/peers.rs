@@ -37,6 +37,8 @@ pub(crate) const HELLO: &str = "/forward/hello";
 pub(crate) const NONCE: HeaderName = HeaderName::from_static("x-mcp-hub-nonce");
 /// Whose request is forwarded, sealed.
 pub(crate) const FORWARDED: HeaderName = HeaderName::from_static("x-mcp-hub-forwarded");
+/// What a replica that ends had for clients.
+pub(crate) const ADOPT: &str = "/forward/adopt";
 /// The answer of a replica that has not looked at a request.
 pub(crate) const NOT_TAKEN: StatusCode = StatusCode::MISDIRECTED_REQUEST;
 
@@ -116,11 +118,19 @@ pub(crate) struct Link {
     greeting: Arc<str>,
 }
 
+impl Link {
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
 /// What became of a request to another replica.
 pub(crate) enum Sent {
     Answered(Response<Incoming>),
-    /// The other has not looked at it.
-    Unseen,
+    /// The other has not looked at it, and another may.
+    Refused,
+    /// The connection was over before.
+    Unsent,
     /// The other may have acted on it.
     Gone(String),
 }
@@ -142,14 +152,16 @@ impl Peers {
         &self.home
     }
 
-    /// The way to the replica that holds this; `None` if that is this one. One that `leaves` takes nothing that another
-    /// could.
-    pub(crate) async fn place(&self, bound: Bound<'_>, leaves: bool) -> Option<Link> {
+    /// The way to the replica that holds this; `None` if that is this one. Those that `refused` the request are passed
+    /// over, and one that `leaves` takes nothing that another could.
+    pub(crate) async fn place(&self, bound: Bound<'_>, refused: &[SocketAddr], leaves: bool) -> Option<Link> {
         if let Some(home) = bound.home {
             if home.instance == self.home.instance {
                 return None;
             }
-            if let Some(link) = self.reach(home).await {
+            if !refused.contains(&home.address)
+                && let Some(link) = self.reach(home).await
+            {
                 return Some(link);
             }
         }
@@ -161,11 +173,43 @@ impl Peers {
             if address == self.home.address {
                 return None;
             }
+            if refused.contains(&address) {
+                continue;
+            }
             if let Some(link) = self.link(address).await {
                 return Some(link);
             }
         }
         None
+    }
+
+    /// Who holds what this key stands for once this replica is gone.
+    pub(crate) async fn successor(&self, key: &[u8]) -> Option<SocketAddr> {
+        let mut others = self.everybody().await;
+        others.retain(|address| *address != self.home.address);
+        for address in ranked(key, others) {
+            if let Some(link) = self.link(address).await {
+                self.keep(link);
+                return Some(address);
+            }
+        }
+        None
+    }
+
+    /// Gives another replica what this one had for clients.
+    pub(crate) async fn hand(&self, to: SocketAddr, text: &str) {
+        let Some(link) = self.link(to).await else { return };
+        let Some(sealed) = self.seal.close(text, &adopt_bound(&link.greeting)) else { return };
+        let mut request = Request::new(Full::new(Bytes::from(sealed)));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = http::Uri::from_static(ADOPT);
+        // A principal of its own: the request is nobody's.
+        self.send(link, Principal([0; 32]), request).await;
+    }
+
+    /// What another replica gives by the connection with this greeting.
+    pub(crate) fn open_handed(&self, greeting: &str, sealed: &str) -> Option<String> {
+        Some(self.seal.open(sealed, &adopt_bound(greeting))?.text)
     }
 
     /// The way to that very run of that replica; `None` if it is gone.
@@ -292,17 +336,17 @@ impl Peers {
         let header = self.seal.close(&hex::encode(principal.0), &bound_to);
         let header = header.and_then(|header| HeaderValue::from_str(&header).ok());
         let host = HeaderValue::from_str(&link.address.to_string()).ok();
-        let (Some(header), Some(host)) = (header, host) else { return Sent::Unseen };
+        let (Some(header), Some(host)) = (header, host) else { return Sent::Refused };
         request.headers_mut().insert(FORWARDED, header);
         request.headers_mut().insert(HOST, host);
         match link.sender.try_send_request(request).await {
             Ok(response) => {
-                let unseen = response.status() == NOT_TAKEN;
+                let refused = response.status() == NOT_TAKEN;
                 self.keep(link);
-                if unseen { Sent::Unseen } else { Sent::Answered(response) }
+                if refused { Sent::Refused } else { Sent::Answered(response) }
             }
             Err(mut failed) => match failed.take_message() {
-                Some(_) => Sent::Unseen,
+                Some(_) => Sent::Unsent,
                 None => Sent::Gone(failed.error().to_string()),
             },
         }
@@ -350,6 +394,10 @@ fn hello_bound(nonce: &str) -> Vec<u8> {
 
 fn forward_bound(greeting: &str, method: &Method, path: &str) -> Vec<u8> {
     format!("mcp-hub forward\0{greeting}\0{method} {path}").into_bytes()
+}
+
+fn adopt_bound(greeting: &str) -> Vec<u8> {
+    format!("mcp-hub handover\0{greeting}").into_bytes()
 }
 
 /// A replica whose node is gone says nothing more: waiting for an answer of it has to end.

@@ -310,6 +310,34 @@ async fn a_call_that_waits_on_a_replica_that_ends_goes_on_by_way_of_another() {
 }
 
 #[tokio::test]
+async fn the_sessions_of_a_replica_that_ends_go_on_elsewhere_with_what_was_asked_for_in_them() {
+    let (own, shared) = (Fake::start(Era::Legacy, "own").await, Fake::start(Era::Legacy, "shared").await);
+    let config = config(vec![own.per_client("own"), shared.upstream("shared")]);
+    let mut replicas = Replica::several(3, &config, &["--drain-delay", "0"]).await;
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        let client = legacy(&replicas[0], "/mcp").await;
+        client.call("own_echo", json!({})).await;
+        let answer = client.ask("resources/subscribe", json!({"uri": "shared+test://text"})).await;
+        assert!(answer["result"].is_object(), "{answer}");
+        clients.push(client);
+    }
+    let before = sessions(&own);
+    let mut stream = clients[0].stream().await;
+    replicas[0].terminate();
+    stream.ended().await;
+    assert_eq!(replicas[0].ended().await.code(), Some(0));
+    for (place, client) in clients.iter().enumerate() {
+        let client = replicas[1 + place % 2].instead(client);
+        let mut stream = client.stream().await;
+        client.call("own_echo", json!({})).await;
+        assert_eq!(sessions(&own).pop().as_ref(), Some(&before[place]), "the session that it had");
+        shared.update("test://text");
+        assert_eq!(stream.next().await["params"]["uri"], "shared+test://text");
+    }
+}
+
+#[tokio::test]
 async fn nothing_of_a_client_goes_to_whoever_has_the_address_of_a_replica_that_is_gone() {
     let fake = Fake::start(Era::Legacy, "one").await;
     let [mut a, b] = pair(&of(fake.per_client("one")), &[]).await;

@@ -14,6 +14,7 @@ use kube::{Client, Config};
 use kube_lease_manager::LeaseManagerBuilder;
 use mcp_hub_operator::health::{self, Health};
 use mcp_hub_operator::identity::{self, IdentityError};
+use mcp_hub_operator::probe::{self, ProbeError};
 use mcp_hub_operator::registry::KubeImages;
 use mcp_hub_operator::runtime::{Askers, KubeRuntime};
 use mcp_hub_operator::sink::KubeSink;
@@ -58,6 +59,14 @@ struct Args {
     health: SocketAddr,
 }
 
+/// `mcp-hub-operator probe URL` instead of all that.
+#[derive(Debug, Parser)]
+#[command(bin_name = "mcp-hub-operator probe", about = "Waits until an operator says that it is ready")]
+struct Probe {
+    /// Of its /readyz, such as http://mcp-hub-operator:8081/readyz
+    url: http::Uri,
+}
+
 /// A lease that was not renewed for so long is another operator's to take.
 const LEASE_SECONDS: u64 = 15;
 const RENEW_BEFORE_SECONDS: u64 = 5;
@@ -87,13 +96,20 @@ enum Failure {
     Signals(#[source] std::io::Error),
     #[error("another operator leads now")]
     Lost,
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stderr).init();
-    match run(Args::parse()).await {
+    let words = || std::env::args_os().skip(1);
+    let ended = match words().next() {
+        Some(word) if word == "probe" => probe::ready(Probe::parse_from(words()).url).await.map_err(Failure::from),
+        _ => run(Args::parse()).await,
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code = if matches!(error, Failure::Lost) { 3 } else { 1 };
@@ -118,6 +134,8 @@ async fn run(args: Args) -> Result<(), Failure> {
     let (health, passes) = (Arc::new(Health::default()), Arc::new(Passes::default()));
     tokio::spawn(health::serve(listener, health.clone(), passes.clone()));
 
+    // Before it stands for election: who leads must be able to work.
+    let registries = Registries::new()?.plain_http(args.plain_http_registries);
     let client = client().await?;
     let installation = identity::installation(&client, &args.namespace).await?;
     let lease = LeaseManagerBuilder::new(client.clone(), LEASE)
@@ -162,7 +180,6 @@ async fn run(args: Args) -> Result<(), Failure> {
         network_policies_enforced: args.network_policies_enforced,
     };
     let platform = args.architecture.as_deref().map_or_else(Platform::own, Platform::linux);
-    let registries = Registries::new()?.plain_http(args.plain_http_registries);
     let http = Arc::new(PodHttp::default());
     let askers =
         Askers { bridges: http.clone(), images: Arc::new(KubeImages::new(client.clone(), registries, platform)) };

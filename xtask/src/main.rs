@@ -1,6 +1,8 @@
 //! Commands of this repository, run as `cargo xtask COMMAND`.
 
 mod bench;
+mod certificates;
+mod chart;
 mod clients;
 #[cfg(target_os = "linux")]
 mod cluster;
@@ -8,6 +10,7 @@ mod dist;
 mod errors_page;
 mod fuzz;
 mod generate;
+mod images;
 mod mcpctl;
 mod needs;
 mod quickstart;
@@ -56,7 +59,9 @@ enum Command {
     },
     /// Build one mcpctl that carries the bridges of every target, in target/dist/release
     Dist,
-    /// Write generated files: CRD YAML, the CLI reference and the table of error codes
+    /// Build the product's images as OCI archives, from scratch
+    Images(images::Plan),
+    /// Write generated files: CRD YAML, the CLI reference, the table of error codes, objects of the chart for kustomize
     Generate {
         /// Write nothing; fail if a file is stale
         #[arg(long)]
@@ -88,6 +93,7 @@ fn main() -> ExitCode {
         #[cfg(target_os = "linux")]
         Command::Cluster { verb } => cluster::run(verb),
         Command::Dist => dist::run(),
+        Command::Images(plan) => images::run(&plan),
         Command::Generate { check } => generate::run(check),
     };
     match result {

@@ -4,6 +4,7 @@
 //! CI, is a failure, so that a level cannot be lost without a visible change.
 
 use std::collections::BTreeSet;
+use std::process::Command;
 use std::time::Instant;
 
 #[cfg(target_os = "linux")]
@@ -11,7 +12,7 @@ use crate::cluster;
 use crate::mcpctl::Mcpctl;
 use crate::needs::Need;
 use crate::shell::{self, Error};
-use crate::{bench, clients, dist, fuzz, generate, quickstart};
+use crate::{bench, clients, dist, fuzz, generate, images, quickstart};
 
 struct Level {
     name: &'static str,
@@ -24,6 +25,7 @@ const LEVELS: &[Level] = &[
     Level { name: "rust", needs: &[Need::Python], run: rust },
     Level { name: "fuzz", needs: &[Need::Cxx], run: fuzz::run },
     Level { name: "static-bridge", needs: &[Need::MuslTargets], run: static_bridge },
+    Level { name: "images", needs: &[Need::MuslTargets, Need::MuslCc, Need::Registry], run: images },
     Level { name: "soak", needs: &[], run: bench::soak::short },
     Level { name: "quickstart", needs: &[Need::Node, Need::Python], run: || quickstart::run(true) },
     Level { name: "e2e", needs: &[Need::Node, Need::Python, Need::Keyring], run: e2e },
@@ -128,6 +130,20 @@ fn static_bridge() -> Result<(), Error> {
         true => Ok(()),
         false => Err(Error::Output { command: "mcpctl call units/convert".to_owned(), message: answer }),
     }
+}
+
+/// Images of every program, read by the tool that everybody pushes with, and what a real registry says of an image.
+fn images() -> Result<(), Error> {
+    for archive in images::for_tests()? {
+        let archive = format!("oci-archive:{}", archive.display());
+        let config = shell::output(Command::new("skopeo").args(["inspect", "--config", &archive]))?;
+        // Numeric, as a pod that is not to run as root needs it.
+        if !config.contains(r#""User": "65532:65532""#) {
+            return Err(Error::Output { command: format!("skopeo inspect --config {archive}"), message: config });
+        }
+    }
+    let test = ["test", "--locked", "--package", "mcp-hub-supply", "--test", "distribution", "--", "--ignored"];
+    shell::run(&mut shell::cargo(&test))
 }
 
 fn ignore_absent(error: std::io::Error) -> std::io::Result<()> {

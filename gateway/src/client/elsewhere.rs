@@ -1,6 +1,8 @@
 //! What another replica of the gateway holds: requests about it are passed on as they came, and served here when that
 //! replica is gone.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::header::{
     ACCEPT, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING,
@@ -11,7 +13,6 @@ use hyper::body::Incoming;
 use mcp_hub_dataplane_api::Era;
 use mcp_hub_mcp::envelope::{Params, write_error};
 use mcp_hub_mcp::{error, headers, sse};
-use std::time::Duration;
 use tokio::time::timeout;
 
 use super::Ask;
@@ -29,6 +30,12 @@ const READ_FIRST: u64 = 64 << 10;
 const TELLING: Duration = Duration::from_secs(5);
 /// Headers of the client's connection and of its token, which are none of the forwarded request's.
 const NOT_FORWARDED: [HeaderName; 5] = [AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING];
+
+/// Why a replica has not served a request.
+enum NotServed {
+    Refused,
+    Unsent,
+}
 
 impl Ask {
     /// The others, if this replica has any and the request may go to them.
@@ -73,16 +80,16 @@ impl Ask {
             if home.instance == peers.home().instance {
                 return None;
             }
-            let link = peers.reach(&home).await;
-            let answer = match link {
-                Some(link) => self.forward(peers, link, Method::POST, message, Some(id)).await,
-                None => None,
-            };
+            // A connection that is kept may be over.
+            for _ in 0..ATTEMPTS_MAX {
+                let Some(link) = peers.reach(&home).await else { break };
+                if let Ok(answer) = self.forward(peers, link, Method::POST, message, Some(id)).await {
+                    return Some(answer);
+                }
+            }
             // Nobody takes over a call that waits.
-            return answer.or_else(|| {
-                let text = "the replica of the gateway that held the call is gone; make it anew";
-                Some(body::error(StatusCode::OK, Some(id), error::CALL_NOT_WAITING, text))
-            });
+            let text = "the replica of the gateway that held the call is gone; make it anew";
+            return Some(body::error(StatusCode::OK, Some(id), error::CALL_NOT_WAITING, text));
         }
         let bound = match &seat.owner {
             Owner::Session(_) => self.bound()?,
@@ -100,10 +107,14 @@ impl Ask {
         id: Option<&str>,
     ) -> Option<Response<Body>> {
         let peers = self.peers()?;
+        let mut refused = Vec::new();
         for _ in 0..ATTEMPTS_MAX {
-            let Some(link) = peers.place(bound, self.inner.is_draining()).await else { break };
-            if let Some(answer) = self.forward(peers, link, method.clone(), message, id).await {
-                return Some(answer);
+            let Some(link) = peers.place(bound, &refused, self.inner.is_draining()).await else { break };
+            let address = link.address();
+            match self.forward(peers, link, method.clone(), message, id).await {
+                Ok(answer) => return Some(answer),
+                Err(NotServed::Refused) => refused.push(address),
+                Err(NotServed::Unsent) => {}
             }
         }
         if bound.home.is_some_and(|home| home.instance != peers.home().instance) {
@@ -112,7 +123,7 @@ impl Ask {
         None
     }
 
-    /// The other's answer; `None` if it has not looked at the request.
+    /// The other's answer, unless it has not looked at the request.
     async fn forward(
         &self,
         peers: &Peers,
@@ -120,15 +131,16 @@ impl Ask {
         method: Method,
         message: &Bytes,
         id: Option<&str>,
-    ) -> Option<Response<Body>> {
-        let request = self.request(method, message)?;
+    ) -> Result<Response<Body>, NotServed> {
+        let request = self.request(method, message).ok_or(NotServed::Refused)?;
         let answer = match peers.send(link, self.client.principal, request).await {
-            Sent::Unseen => return None,
+            Sent::Refused => return Err(NotServed::Refused),
+            Sent::Unsent => return Err(NotServed::Unsent),
             Sent::Answered(response) => passed(response, id).await,
             Sent::Gone(problem) => lost(id, &problem),
         };
         count(&self.inner.metrics.forwarded);
-        Some(answer)
+        Ok(answer)
     }
 
     /// The client's request with this message.
@@ -151,8 +163,11 @@ impl Ask {
         let Some(peers) = self.peers() else { return false };
         let Some(home) = self.inner.asked.home(id) else { return false };
         // Who asked and is gone waits for no answer.
-        if let Some(link) = peers.reach(&home).await {
-            self.forward(peers, link, Method::POST, message, None).await;
+        for _ in 0..ATTEMPTS_MAX {
+            let Some(link) = peers.reach(&home).await else { break };
+            if self.forward(peers, link, Method::POST, message, None).await.is_ok() {
+                break;
+            }
         }
         true
     }

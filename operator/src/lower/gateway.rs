@@ -25,6 +25,18 @@ pub(crate) fn gateway_name(hub: &OwnerKey) -> String {
     format!("mcp-hub-{}", hub.name)
 }
 
+/// Name of the Secret with the token and the address of a hub, for people and their clients.
+pub fn token_secret(hub: &str) -> String {
+    format!("mcp-hub-{hub}-token")
+}
+
+/// Keys of that Secret.
+pub const TOKEN_KEY: &str = "token";
+pub const URL_KEY: &str = "url";
+/// Name of a gateway's main container, and of the port in it at which clients are served.
+pub const GATEWAY: &str = "gateway";
+pub const CLIENTS_PORT: &str = "mcp";
+
 /// Name of the Secret that its pods mount.
 pub(crate) fn config_secret(hub: &OwnerKey) -> String {
     format!("mcp-hub-{}-config", hub.name)
@@ -34,10 +46,10 @@ pub(super) fn lower(gateway: &GatewayWorkload, settings: &ClusterSettings) -> Lo
     let GatewayWorkload { owner, replicas, port } = gateway;
     let (pods, name) = (labels::pods_of(owner), gateway_name(owner));
     let mut pod_labels = labels::of(owner);
-    pod_labels.insert(labels::ROLE.to_owned(), "gateway".to_owned());
+    pod_labels.insert(labels::ROLE.to_owned(), labels::GATEWAY_ROLE.to_owned());
     let user = pod::NOBODY;
     let container = json!({
-        "name": "gateway",
+        "name": GATEWAY,
         "image": settings.gateway_image,
         "args": [
             format!("--config={CONFIG_DIR}/{CONFIG_KEY}"),
@@ -48,7 +60,7 @@ pub(super) fn lower(gateway: &GatewayWorkload, settings: &ClusterSettings) -> Lo
             format!("--drain-limit={DRAIN_LIMIT}"),
         ],
         "ports": [
-            {"name": "mcp", "containerPort": port, "protocol": "TCP"},
+            {"name": CLIENTS_PORT, "containerPort": port, "protocol": "TCP"},
             {"name": "control", "containerPort": CONTROL_PORT, "protocol": "TCP"},
         ],
         "securityContext": pod::confined(true),

@@ -48,6 +48,8 @@ pub(crate) struct Struct {
     pub(crate) atomic: bool,
     /// Unknown fields are kept.
     pub(crate) open: bool,
+    /// Fields that must be there (custom resources only).
+    required: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -300,7 +302,7 @@ impl Builtins<'_> {
                             (name.clone(), Field { schema, default: None, zero_is_none })
                         })
                         .collect();
-                    Schema::Struct(Struct { fields, atomic: ATOMIC_TYPES.contains(&place), open: false })
+                    Schema::Struct(Struct { fields, atomic: ATOMIC_TYPES.contains(&place), ..Struct::default() })
                 } else if let Some(values) = node.get("additionalProperties") {
                     let values = self.compile(values, "");
                     Schema::Keyed { values, atomic: ATOMIC_MAPS.contains(&place) }
@@ -359,7 +361,9 @@ fn custom_node(node: &Value) -> Schema {
                         (name.clone(), field)
                     })
                     .collect();
-                Schema::Struct(Struct { fields, atomic, open })
+                let required = node["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
+                let required = required.map(str::to_owned).collect();
+                Schema::Struct(Struct { fields, atomic, open, required })
             } else if node["additionalProperties"].is_object() {
                 Schema::Keyed { values: Arc::new(custom_node(&node["additionalProperties"])), atomic }
             } else if open {
@@ -451,6 +455,37 @@ impl Schema {
             (Self::List { .. }, _) => {
                 findings.mismatches.push(Mismatch { path: path.to_owned(), expected: "a list" });
             }
+        }
+    }
+
+    /// The paths of what is required and not there.
+    pub(crate) fn missing(&self, value: &Value) -> Vec<String> {
+        let mut found = Vec::new();
+        self.collect_missing(value, "", &mut found);
+        found
+    }
+
+    fn collect_missing(&self, value: &Value, path: &str, found: &mut Vec<String>) {
+        let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+        match (self, value) {
+            (Self::Struct(fields), Value::Object(members)) => {
+                found
+                    .extend(fields.required.iter().filter(|name| !members.contains_key(*name)).map(|name| below(name)));
+                for (name, member) in members {
+                    self.member(name).0.collect_missing(member, &below(name), found);
+                }
+            }
+            (Self::Keyed { values, .. }, Value::Object(members)) => {
+                for (name, member) in members {
+                    values.collect_missing(member, &below(name), found);
+                }
+            }
+            (Self::List { items, .. }, Value::Array(list)) => {
+                for (index, item) in list.iter().enumerate() {
+                    items.collect_missing(item, &format!("{path}[{index}]"), found);
+                }
+            }
+            _ => {}
         }
     }
 

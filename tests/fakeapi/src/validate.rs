@@ -37,6 +37,7 @@ pub(crate) fn causes(kind: &Kind, old: Option<&Value>, new: &Value) -> Vec<Cause
             if let Some(old) = old {
                 immutable(old, new, "spec.selector", &mut found);
             }
+            replica_counts(&new["status"], &mut found);
         }
         ("policy", "PodDisruptionBudget") => {
             let spec = &new["spec"];
@@ -46,6 +47,10 @@ pub(crate) fn causes(kind: &Kind, old: Option<&Value>, new: &Value) -> Vec<Cause
         }
         ("networking.k8s.io", "Ingress") => ingress(&new["spec"], &mut found),
         _ => {}
+    }
+    if kind.custom && kind.ours.is_none() {
+        let missing = kind.schema.missing(new);
+        found.extend(missing.into_iter().map(|field| Cause::required(&field, "Required value")));
     }
     if let Some(ours) = kind.ours {
         let mut written = new.clone();
@@ -64,7 +69,11 @@ pub(crate) fn causes(kind: &Kind, old: Option<&Value>, new: &Value) -> Vec<Cause
                 }
                 .to_owned(),
                 message: violation.message.clone(),
-                field: violation.path.to_string(),
+                field: match &violation.rule {
+                    // The server does not say where.
+                    Rule::Schema(keyword) if keyword == "oneOf" => "<nil>".to_owned(),
+                    _ => violation.path.to_string(),
+                },
             }
         }));
     }
@@ -313,6 +322,22 @@ fn workload(object: &Value, found: &mut Vec<Cause>) {
         });
     }
     pod_spec(&spec["template"]["spec"], "spec.template.spec", found);
+}
+
+/// A status never counts more of a part than of the whole.
+fn replica_counts(status: &Value, found: &mut Vec<Cause>) {
+    let count = |field: &str| status[field].as_i64().unwrap_or(0);
+    for (part, whole) in [
+        ("updatedReplicas", "replicas"),
+        ("readyReplicas", "replicas"),
+        ("availableReplicas", "replicas"),
+        ("availableReplicas", "readyReplicas"),
+    ] {
+        if count(part) > count(whole) {
+            let message = format!("Invalid value: {}: cannot be greater than status.{whole}", count(part));
+            found.push(Cause::invalid(&format!("status.{part}"), message));
+        }
+    }
 }
 
 fn pod_spec(spec: &Value, at: &str, found: &mut Vec<Cause>) {

@@ -116,7 +116,7 @@ impl State {
             return Err(Failure::bad_request("metadata.managedFields must be nil"));
         }
         let old = self.store.get(&key).cloned();
-        if old.is_none() && !request.subresource.is_empty() {
+        if old.is_none() && !request.subresource.is_empty() && !kind.create_on_update() {
             return Err(Failure::not_found(kind, &name));
         }
         untyped(kind, &config)?;
@@ -368,6 +368,12 @@ impl State {
             new["spec"]["clusterIP"] = if before.is_string() { before } else { Value::from(self.next_address()) };
         }
         new["spec"]["clusterIPs"] = json!([new["spec"]["clusterIP"]]);
+        if new["spec"]["ipFamilies"].is_null() {
+            new["spec"]["ipFamilies"] = json!(["IPv4"]);
+        }
+        if new["spec"]["ipFamilyPolicy"].is_null() {
+            new["spec"]["ipFamilyPolicy"] = Value::from("SingleStack");
+        }
     }
 }
 
@@ -383,8 +389,21 @@ fn kept(kind: &Kind, subresource: &str) -> FieldSet {
     }
 }
 
+/// An object before anything is known of it: with the parts that a kind has even then.
 fn empty(kind: &Kind) -> Value {
-    json!({"apiVersion": kind.api_version(), "kind": kind.name, "metadata": {}})
+    let mut object = match kind.name.as_str() {
+        _ if kind.custom => json!({}),
+        "Deployment" => json!({"spec": {"strategy": {}, "template": {"metadata": {}, "spec": {}}}, "status": {}}),
+        "ReplicaSet" => json!({"spec": {"template": {"metadata": {}, "spec": {}}}, "status": {}}),
+        "NetworkPolicy" => json!({"spec": {"podSelector": {}}}),
+        "Service" | "Ingress" => json!({"spec": {}, "status": {"loadBalancer": {}}}),
+        "Pod" | "PodDisruptionBudget" => json!({"spec": {}, "status": {}}),
+        _ => json!({}),
+    };
+    object["apiVersion"] = Value::from(kind.api_version());
+    object["kind"] = Value::from(kind.name.clone());
+    object["metadata"] = json!({});
+    object
 }
 
 fn without_owners(object: &Value) -> Value {
@@ -441,7 +460,7 @@ fn untyped(kind: &Kind, config: &Value) -> Result<(), Failure> {
     let metadata = &config["metadata"];
     Err(Failure::new(
         500,
-        "InternalError",
+        "",
         format!(
             "failed to create typed patch object ({}/{}; {}, Kind={}): {}",
             metadata["namespace"].as_str().unwrap_or_default(),

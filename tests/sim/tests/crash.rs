@@ -40,7 +40,9 @@ async fn run(cut: Option<Cut>) -> (EndState, u64, World) {
     let state = end_state(&world);
     truth(&world, &of);
     let writes = line.writes();
+    let begun = std::time::Instant::now();
     calm(&world, THREE_PASSES, &of).await;
+    eprintln!("{of} {:?}", begun.elapsed());
     assert_same(&end_state(&world), &state, "three passes later");
     world.assert_clean();
     drop(alive);
@@ -54,5 +56,36 @@ async fn an_undisturbed_installation_is_ready_and_writes_no_more_than_it_must() 
         let server = world.api.get("MCPServer", "team", name).unwrap();
         assert!(mcp_hub_sim::oracle::is_ready(&server), "{name}: {}", server["status"]);
     }
-    eprintln!("{writes} writes, {} objects", state.len());
+    assert!(writes <= 30, "{writes} writes");
+    assert_eq!(state.len(), 21, "{:#?}", state.keys());
+}
+
+/// Sweeps one kind of cut over all writes of an undisturbed run.
+async fn sweep(lost: Lost, fatal: bool) {
+    let (want, writes, _) = run(None).await;
+    for at in 1..=writes {
+        let cut = Cut { at, lost, fatal };
+        let (got, ..) = run(Some(cut)).await;
+        assert_same(&got, &want, &format!("{cut:?}"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn any_write_may_be_lost() {
+    sweep(Lost::Request, false).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_answer_to_any_write_may_be_lost() {
+    sweep(Lost::Response, false).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_operator_may_be_killed_before_any_write() {
+    sweep(Lost::Request, true).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_operator_may_be_killed_after_any_write() {
+    sweep(Lost::Response, true).await;
 }
