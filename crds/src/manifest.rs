@@ -231,13 +231,7 @@ fn conclude(documents: Vec<Document>, mut errors: Vec<ManifestError>) -> Result<
     if errors.is_empty() { Ok(documents) } else { Err(ManifestErrors(errors)) }
 }
 
-fn read_text(
-    text: &str,
-    file: &Path,
-    namespace: &str,
-    documents: &mut Vec<Document>,
-    errors: &mut Vec<ManifestError>,
-) {
+fn read_text(text: &str, file: &Path, namespace: &str, documents: &mut Vec<Document>, errors: &mut Vec<ManifestError>) {
     let json = file.extension().is_some_and(|extension| extension == "json");
     let blanked = if json { Some(client_config::without_comments(text)) } else { None };
     let (nodes, syntax) = tree::documents(blanked.as_deref().unwrap_or(text));

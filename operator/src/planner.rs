@@ -206,7 +206,11 @@ mod tests {
 
     #[test]
     fn flags_and_variables_of_the_newest_pod_say_how_the_operator_was_started() {
-        let old = pod("old", "2026-01-01T00:00:00Z", json!({"name": "o", "args": ["--bridge-image=b:1", "--gateway-image=g:1"]}));
+        let old = pod(
+            "old",
+            "2026-01-01T00:00:00Z",
+            json!({"name": "o", "args": ["--bridge-image=b:1", "--gateway-image=g:1"]}),
+        );
         let new = pod(
             "new",
             "2026-01-02T00:00:00Z",

@@ -32,7 +32,7 @@ fn files() -> Result<Vec<(PathBuf, String)>, Error> {
     let mut files = Vec::new();
     for (name, content) in mcp_hub_crds::schema::generated() {
         // A chart holds all that it installs.
-        files.push((root.join("charts/mcp-hub/files/crds").join(name), content.clone()));
+        files.push((root.join("charts/mcp-hub/files/crds").join(&name), content.clone()));
         files.push((root.join("crds/yaml").join(name), content));
     }
     let reference = shell::output(&mut shell::cargo(&[
