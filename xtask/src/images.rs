@@ -53,7 +53,7 @@ struct Recipe {
 
 const BRIDGE: &str = "bridge";
 
-const RECIPES: [Recipe; 3] = [
+const RECIPES: [Recipe; 4] = [
     Recipe {
         name: "gateway",
         package: "mcp-hub-gateway",
@@ -70,6 +70,15 @@ const RECIPES: [Recipe; 3] = [
         certificates: true,
         bridges: true,
         title: "MCP Hub operator",
+        is_for_tests: false,
+    },
+    Recipe {
+        name: "units",
+        package: "units-server",
+        program: "units-server",
+        certificates: false,
+        bridges: false,
+        title: "MCP Hub example: a server that converts units",
         is_for_tests: false,
     },
     Recipe {
