@@ -189,7 +189,6 @@ pub struct Children(HashMap<String, Vec<ObservedObject>>);
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use serde_json::json;
 

@@ -134,11 +134,9 @@ fn build(plan: &Plan) -> Result<Vec<PathBuf>, Error> {
     Ok(archives)
 }
 
-/// The images of this checkout, which may be one from before the operator.
 fn recipes(plan: &Plan) -> impl Iterator<Item = &'static Recipe> {
-    let (release, has_operator) = (plan.release, shell::root().join("operator").is_dir());
-    let wanted = move |recipe: &&Recipe| !(release && recipe.is_for_tests) && (has_operator || !recipe.bridges);
-    RECIPES.iter().filter(wanted)
+    let release = plan.release;
+    RECIPES.iter().filter(move |recipe| !(release && recipe.is_for_tests))
 }
 
 impl Recipe {
