@@ -29,6 +29,8 @@ const LEVELS: &[Level] = &[
     Level { name: "e2e", needs: &[Need::Node, Need::Python, Need::Keyring], run: e2e },
     #[cfg(target_os = "linux")]
     Level { name: "cluster", needs: &cluster::NEEDS, run: cluster_tests },
+    #[cfg(target_os = "linux")]
+    Level { name: "operator-writes", needs: &cluster::NEEDS, run: bench::operator::check },
 ];
 
 pub(crate) fn run(setup: bool, only: &[String]) -> Result<(), Error> {
