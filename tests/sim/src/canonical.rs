@@ -73,7 +73,8 @@ fn renamed(mut text: String, names: &[(String, String)]) -> String {
 fn canonical(object: &Value) -> Value {
     let metadata = &object["metadata"];
     let mut annotations = metadata["annotations"].clone();
-    for volatile in ["mcphub.io/digest", "mcphub.io/sequence", "mcphub.io/config-version", "deployment.kubernetes.io/revision"]
+    for volatile in
+        ["mcphub.io/digest", "mcphub.io/sequence", "mcphub.io/config-version", "deployment.kubernetes.io/revision"]
     {
         take(&mut annotations, volatile);
     }

@@ -13,16 +13,8 @@ use mcp_hub_sim::world::{LONG_QUIET, OPERATOR, QUIET};
 use mcp_hub_sim::{Operator, World};
 use serde_json::{Value, json};
 
-const KINDS: [&str; 8] = [
-    "MCPServer",
-    "MCPHub",
-    "Deployment",
-    "Service",
-    "NetworkPolicy",
-    "Secret",
-    "Pod",
-    "PodDisruptionBudget",
-];
+const KINDS: [&str; 8] =
+    ["MCPServer", "MCPHub", "Deployment", "Service", "NetworkPolicy", "Secret", "Pod", "PodDisruptionBudget"];
 /// Far more writes than any of these stories needs, and far fewer than a storm makes in minutes.
 const STORM: usize = 120;
 
