@@ -5,6 +5,7 @@
 mod bridges;
 mod cache;
 mod children;
+pub mod client;
 mod console;
 mod fields;
 mod gateways;

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
+use http::{HeaderValue, header};
 use kube::client::ClientBuilder;
-use kube::client::retry::RetryPolicy;
 use kube::{Client, Config};
 use kube_lease_manager::LeaseManagerBuilder;
 use mcp_hub_operator::health::{self, Health};
@@ -20,16 +20,13 @@ use mcp_hub_operator::registry::KubeImages;
 use mcp_hub_operator::runtime::{Askers, KubeRuntime};
 use mcp_hub_operator::sink::KubeSink;
 use mcp_hub_operator::store::KubeStore;
-use mcp_hub_operator::{ClusterSettings, PodHttp, Scope};
+use mcp_hub_operator::{ClusterSettings, PodHttp, Scope, client};
 use mcp_hub_reconcile::controller;
 use mcp_hub_reconcile::passes::Passes;
 use mcp_hub_reconcile::ports::Ports;
 use mcp_hub_supply::{Platform, Registries, RegistryError};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tower::buffer::BufferLayer;
-use tower::limit::ConcurrencyLimitLayer;
-use tower::retry::RetryLayer;
 
 #[derive(Debug, Parser)]
 #[command(version, about = "Runs MCP servers and hubs on Kubernetes")]
@@ -71,11 +68,10 @@ struct Probe {
     url: http::Uri,
 }
 
-/// Requests to the API server that wait for their answer to begin.
-const REQUESTS: usize = 64;
 /// A lease that was not renewed for so long is another operator's to take.
 const LEASE_SECONDS: u64 = 15;
 const RENEW_BEFORE_SECONDS: u64 = 5;
+const USER_AGENT: &str = concat!("mcp-hub-operator/", env!("CARGO_PKG_VERSION"));
 const LEASE: &str = "mcp-hub-operator";
 /// A lease that cannot be given back by then runs out by itself.
 const LET_GO: Duration = Duration::from_secs(5);
@@ -215,15 +211,7 @@ async fn client() -> Result<Client, Failure> {
     let mut config = Config::infer().await.map_err(Failure::Config)?;
     // Fifteen retries with waits of minutes would hide an outage from the passes, which retry by themselves.
     config.default_retry = false;
-    let builder = ClientBuilder::try_from(config).map_err(Failure::Client)?;
-    // Retries need a service that can be shared.
-    let builder = builder.with_layer(&BufferLayer::new(REQUESTS));
-    Ok(match RetryPolicy::new(Duration::from_millis(100), Duration::from_secs(2), 3, true) {
-        Ok(policy) => {
-            let retries = RetryLayer::new(policy);
-            builder.with_layer(&retries).with_layer(&ConcurrencyLimitLayer::new(REQUESTS)).build()
-        }
-        // The bounds above are in order, so there is always a policy.
-        Err(_) => builder.with_layer(&ConcurrencyLimitLayer::new(REQUESTS)).build(),
-    })
+    // By which audit logs and the API server's metrics tell who asked.
+    config.headers.push((header::USER_AGENT, HeaderValue::from_static(USER_AGENT)));
+    Ok(client::patient(ClientBuilder::try_from(config).map_err(Failure::Client)?))
 }

@@ -183,7 +183,7 @@ impl KubeRuntime {
         let kind = kind_of(&object.id)?;
         let api = self.api(kind, &owner.namespace);
         let failed = |source| api_error("apply", owner, &object.id, source);
-        match self.child(kind, &owner.namespace, &object.id.name) {
+        match self.child(kind, &owner.namespace, &object.id.name).filter(|known| known.owner == *owner) {
             Some(known) => {
                 let strangers = known.intruders.iter().filter(|intruder| !intruder.is_in(&object.body));
                 let removals: Vec<Value> =
@@ -192,7 +192,7 @@ impl KubeRuntime {
                     self.take_out(&api, &object.id, removals).await.map_err(failed)?;
                 }
             }
-            // Not among ours: it may be someone else's.
+            // Not among the owner's: it may be someone else's, or a namesake's that was deleted and is not collected yet.
             None => {
                 if let Some(found) = api.get_metadata_opt(&object.id.name).await.map_err(failed)? {
                     let references = found.metadata.owner_references.iter().flatten();
