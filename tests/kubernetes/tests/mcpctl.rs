@@ -27,10 +27,7 @@ impl Mcpctl {
 
     /// A command in this namespace, whose words are separated by spaces.
     fn command(&self, line: &str) -> Command {
-        let test = std::env::current_exe().unwrap();
-        let program = test.parent().unwrap().parent().unwrap().join("mcpctl");
-        assert!(program.exists(), "{} is missing; run `cargo build --package mcpctl` first", program.display());
-        let mut command = Command::new(program);
+        let mut command = Command::new(program());
         command.args(line.split(' ')).args(["-n", &self.namespace]);
         command.env("MCP_HUB_TARGET", "kubernetes").env("KUBECONFIG", &self.kubeconfig).env("NO_COLOR", "1");
         // What it would do on this machine happens here.
@@ -63,6 +60,14 @@ impl Mcpctl {
         std::fs::write(&path, content).unwrap();
         path.to_str().unwrap().to_owned()
     }
+}
+
+/// Built by `cargo build --package mcpctl`, next to the test's own folder.
+fn program() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let program = test.parent().unwrap().parent().unwrap().join("mcpctl");
+    assert!(program.exists(), "{} is missing; run `cargo build --package mcpctl` first", program.display());
+    program
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -198,8 +203,7 @@ async fn what_a_role_does_not_grant_is_said_with_verb_and_resource() {
 /// A kubeconfig of one who may list servers and hubs, and nothing else.
 async fn reader(place: &Place, mcpctl: &Mcpctl) -> PathBuf {
     let name = "reader";
-    let make = |value: Value| value;
-    let account: ServiceAccount = serde_json::from_value(make(json!({"metadata": {"name": name}}))).unwrap();
+    let account: ServiceAccount = serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
     place.api::<ServiceAccount>().create(&PostParams::default(), &account).await.unwrap();
     let role: Role = serde_json::from_value(json!({"metadata": {"name": name},
         "rules": [{"apiGroups": ["mcphub.io"], "resources": ["mcpservers", "mcphubs"], "verbs": ["list"]}]}))
@@ -230,10 +234,8 @@ async fn what_only_a_machine_has_is_refused_and_a_cluster_that_is_not_there_is_n
     let mcpctl = Mcpctl::of(&place);
     beside(move || {
         let output = |args: &[&str], config: &str| {
-            let mut command = mcpctl.command("version");
-            let mut bare = Command::new(command.get_program());
-            bare.args(args).env("NO_COLOR", "1").env("MCPHUB_HOME", mcpctl.folder.path().join("home"));
-            command = bare;
+            let mut command = Command::new(program());
+            command.args(args).env("NO_COLOR", "1").env("MCPHUB_HOME", mcpctl.folder.path().join("home"));
             let output = command.env("KUBECONFIG", config).stdin(Stdio::null()).output().unwrap();
             (output.status.code().unwrap(), text(&output.stderr))
         };
@@ -250,9 +252,7 @@ async fn what_only_a_machine_has_is_refused_and_a_cluster_that_is_not_there_is_n
         let (code, said) = output(&["--target", "kubernetes/any", "status"], "/nowhere/config");
         assert!(code == 4 && said.contains("there is no kubeconfig"), "{code} {said}");
 
-        let dead = std::fs::read_to_string(good).unwrap();
-        let config: Value = serde_saphyr::from_str(&dead).unwrap();
-        let mut config = config;
+        let mut config: Value = serde_saphyr::from_str(&std::fs::read_to_string(good).unwrap()).unwrap();
         for cluster in config["clusters"].as_array_mut().unwrap() {
             cluster["cluster"]["server"] = "https://127.0.0.1:1".into();
         }
