@@ -136,7 +136,7 @@ impl Cluster {
                 }
             }
         }
-        all.iter_mut().for_each(|object: &mut K| object.managed_fields_mut().clear());
+        all.iter_mut().for_each(|object: &mut K| object.meta_mut().managed_fields = None);
         all.sort_by_key(|object| (object.namespace(), object.name_any()));
         Ok(all)
     }

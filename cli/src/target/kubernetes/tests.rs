@@ -106,7 +106,7 @@ async fn a_cluster_shows_the_contexts_namespace_unless_it_is_asked_for_others() 
     }
     let names = async |scope: Scope| {
         let servers = story.target().servers(&scope).await.unwrap();
-        assert!(servers.iter().all(|server| server.managed_fields().is_empty()));
+        assert!(servers.iter().all(|server| server.metadata.managed_fields.is_none()));
         servers.iter().map(ResourceExt::name_any).collect::<Vec<_>>()
     };
     assert_eq!(names(Scope::Usual).await, ["a", "b"]);
