@@ -13,7 +13,7 @@ use kube::{Api, Client, Resource};
 use mcp_hub_dataplane_api::status::{BridgeStatus, Phase};
 use mcp_hub_reconcile::error::{Retry, RuntimeError};
 use mcp_hub_reconcile::installation::Installation;
-use mcp_hub_reconcile::lower::{Lowered, Object, ObjectId, Unsupported};
+use mcp_hub_reconcile::lower::{Lowered, Object, ObjectId, Stage, Unsupported};
 use mcp_hub_reconcile::observed::Observed;
 use mcp_hub_reconcile::owner::{OwnerKey, OwnerKind};
 use mcp_hub_reconcile::ports::{Console, Enforces, Progress, Runtime, RuntimeEvent, RuntimeInfo, Step, hints};
@@ -316,7 +316,12 @@ impl Runtime for KubeRuntime {
     async fn execute(&self, owner: &OwnerKey, step: &Step) -> Result<Progress, RuntimeError> {
         match step {
             Step::Prepare(object) => return Ok(self.images.prepare(owner, object).await),
-            Step::Apply(object) | Step::Replace(object) => self.apply(owner, object, None).await?,
+            Step::Apply(object) | Step::Replace(object) => {
+                self.apply(owner, object, None).await?;
+                if object.stage == Stage::Workload {
+                    self.images.forget(owner);
+                }
+            }
             Step::Remove(id) => {
                 self.images.forget(owner);
                 self.remove(owner, id).await?;
