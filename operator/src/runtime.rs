@@ -13,7 +13,7 @@ use kube::{Api, Client, Resource};
 use mcp_hub_dataplane_api::status::{BridgeStatus, Phase};
 use mcp_hub_reconcile::error::{Retry, RuntimeError};
 use mcp_hub_reconcile::installation::Installation;
-use mcp_hub_reconcile::lower::{Lowered, Object, ObjectId, Unsupported};
+use mcp_hub_reconcile::lower::{Lowered, Object, ObjectId, Stage, Unsupported};
 use mcp_hub_reconcile::observed::Observed;
 use mcp_hub_reconcile::owner::{OwnerKey, OwnerKind};
 use mcp_hub_reconcile::ports::{Console, Enforces, Progress, Runtime, RuntimeEvent, RuntimeInfo, Step, hints};
@@ -30,7 +30,7 @@ use crate::images::{Images, ResolveImage};
 use crate::labels;
 use crate::lower::{self, ClusterSettings};
 use crate::pods::PodFacts;
-use crate::scope::Scope;
+use crate::scope::{PAGE, Scope};
 
 /// Events that a slow listener may lag behind before it is told to look at everything.
 const EVENTS: usize = 4096;
@@ -74,7 +74,7 @@ impl KubeRuntime {
         let events = broadcast::Sender::new(EVENTS);
         let bridges = Arc::new(Bridges::new(askers.bridges, installation.clone(), events.clone()));
         let selector = labels::selector(installation.id());
-        let config = watcher::Config::default().labels(&selector);
+        let config = watcher::Config::default().labels(&selector).page_size(PAGE);
         let mut watches = JoinSet::new();
         let mut children = BTreeMap::new();
         let lists = scope.namespaces().len();
@@ -284,14 +284,20 @@ impl Runtime for KubeRuntime {
             prepare: self.images.observe(owner),
             failure: pods.iter().find_map(|pod| pod.failure.clone()).or_else(refused),
             missing_secrets: Vec::new(),
-            objects: children.into_iter().map(|child| child.observed).collect(),
+            objects: children.iter().map(Child::observed).collect(),
         })
     }
 
     async fn execute(&self, owner: &OwnerKey, step: &Step) -> Result<Progress, RuntimeError> {
         match step {
             Step::Prepare(object) => return Ok(self.images.prepare(owner, object).await),
-            Step::Apply(object) | Step::Replace(object) => self.apply(owner, object, None).await?,
+            Step::Apply(object) | Step::Replace(object) => {
+                if object.stage == Stage::Workload {
+                    // Its image is in its status from now on.
+                    self.images.forget(owner);
+                }
+                self.apply(owner, object, None).await?;
+            }
             Step::Remove(id) => {
                 self.images.forget(owner);
                 self.remove(owner, id).await?;

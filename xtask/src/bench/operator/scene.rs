@@ -41,15 +41,18 @@ impl Build {
             let build = ["build", "--locked", "--release", "--target", &target, "--package", package];
             shell::run(&mut shell::cargo(&build))?;
         }
-        let folder = shell::target().join(target).join("release");
-        Ok(Self { operator: folder.join("mcp-hub-operator"), peers: folder.join("bench-peers") })
+        Ok(Self::kept(&shell::target().join(target).join("release")))
     }
 
     pub(super) fn debug() -> Result<Self, Error> {
         let build = ["build", "--locked", "--package", "mcp-hub-operator", "--package", "mcp-hub-bench-peers"];
         shell::run(&mut shell::cargo(&build))?;
-        let folder = dist::folder("dev");
-        Ok(Self { operator: folder.join("mcp-hub-operator"), peers: folder.join("bench-peers") })
+        Ok(Self::kept(&dist::folder("dev")))
+    }
+
+    /// Programs that were built before and kept in a folder, under their own names.
+    pub(super) fn kept(folder: &Path) -> Self {
+        Self { operator: folder.join("mcp-hub-operator"), peers: folder.join("bench-peers") }
     }
 }
 
