@@ -141,11 +141,16 @@ impl fmt::Display for ManifestError {
 /// Reads a file, or the manifests of a directory: `*.yaml`, `*.yml`, `*.json` and `.mcp.json`, by name. Other hidden
 /// files and subfolders are not looked at, so that data which a server works on may lie beside its manifest.
 pub fn load(path: &Path) -> Result<Vec<Document>, ManifestErrors> {
+    load_into(DEFAULT_NAMESPACE, path)
+}
+
+/// As [`load`], with the namespace of resources that name none.
+pub fn load_into(namespace: &str, path: &Path) -> Result<Vec<Document>, ManifestErrors> {
     let files = files(path).map_err(|problem| ManifestErrors(vec![about_file(path, problem)]))?;
     let (mut documents, mut errors) = (Vec::new(), Vec::new());
     for file in files {
         match read(&file) {
-            Ok(text) => read_text(&text, &file, &mut documents, &mut errors),
+            Ok(text) => read_text(&text, &file, namespace, &mut documents, &mut errors),
             Err(problem) => errors.push(about_file(&file, problem)),
         }
     }
@@ -155,11 +160,16 @@ pub fn load(path: &Path) -> Result<Vec<Document>, ManifestErrors> {
 /// Reads the documents of a text. `file` names it in errors and decides by its extension whether comments of JSON are
 /// allowed; nothing is opened.
 pub fn parse(text: &str, file: &Path) -> Result<Vec<Document>, ManifestErrors> {
+    parse_into(DEFAULT_NAMESPACE, text, file)
+}
+
+/// As [`parse`], with the namespace of resources that name none.
+pub fn parse_into(namespace: &str, text: &str, file: &Path) -> Result<Vec<Document>, ManifestErrors> {
     if u64::try_from(text.len()).unwrap_or(u64::MAX) > MAX_FILE_BYTES {
         return Err(ManifestErrors(vec![about_file(file, Problem::TooLarge)]));
     }
     let (mut documents, mut errors) = (Vec::new(), Vec::new());
-    read_text(text, file, &mut documents, &mut errors);
+    read_text(text, file, namespace, &mut documents, &mut errors);
     conclude(documents, errors)
 }
 
@@ -221,7 +231,7 @@ fn conclude(documents: Vec<Document>, mut errors: Vec<ManifestError>) -> Result<
     if errors.is_empty() { Ok(documents) } else { Err(ManifestErrors(errors)) }
 }
 
-fn read_text(text: &str, file: &Path, documents: &mut Vec<Document>, errors: &mut Vec<ManifestError>) {
+fn read_text(text: &str, file: &Path, namespace: &str, documents: &mut Vec<Document>, errors: &mut Vec<ManifestError>) {
     let json = file.extension().is_some_and(|extension| extension == "json");
     let blanked = if json { Some(client_config::without_comments(text)) } else { None };
     let (nodes, syntax) = tree::documents(blanked.as_deref().unwrap_or(text));
@@ -233,7 +243,7 @@ fn read_text(text: &str, file: &Path, documents: &mut Vec<Document>, errors: &mu
         problem: Problem::Syntax(error.message),
     }));
     for node in nodes {
-        let mut reading = Reading { file, node: &node, errors: Vec::new() };
+        let mut reading = Reading { file, namespace, node: &node, errors: Vec::new() };
         documents.extend(reading.documents());
         errors.append(&mut reading.errors);
     }
@@ -244,6 +254,8 @@ fn read_text(text: &str, file: &Path, documents: &mut Vec<Document>, errors: &mu
 /// One document being read.
 struct Reading<'a> {
     file: &'a Path,
+    /// Of a resource that names none.
+    namespace: &'a str,
     node: &'a Node,
     errors: Vec<ManifestError>,
 }
@@ -301,7 +313,7 @@ impl Reading<'_> {
             return None;
         }
         if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
-            metadata.entry("namespace").or_insert_with(|| DEFAULT_NAMESPACE.into());
+            metadata.entry("namespace").or_insert_with(|| self.namespace.into());
         }
         let resource = match kind {
             ResourceKind::MCPServer => typed(value).map(Resource::Server),
@@ -326,7 +338,9 @@ impl Reading<'_> {
             match result {
                 Ok(converted) => {
                     let mut warnings = converted.warnings;
-                    let resource = Resource::Server(converted.server);
+                    let mut server = converted.server;
+                    server.metadata.namespace = Some(self.namespace.to_owned());
+                    let resource = Resource::Server(server);
                     let value = serde_json::to_value(&resource).unwrap_or_default();
                     for violation in validate::violations(ResourceKind::MCPServer, &value) {
                         // Its fields are not the file's: the server's entry is the place, the field part of the message.

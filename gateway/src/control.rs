@@ -3,7 +3,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -21,7 +21,7 @@ use subtle::ConstantTimeEq;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::body::{Body, JSON, full, streamed};
 use crate::forwarded::Caller;
@@ -39,6 +39,8 @@ const PACE: Duration = Duration::from_millis(250);
 const LOOK: Duration = Duration::from_millis(500);
 /// How often a gateway that ends looks whether its last calls have ended.
 const SETTLING: Duration = Duration::from_millis(50);
+/// Longest time for what clients have here to be handed to others.
+const HANDOVER: Duration = Duration::from_secs(5);
 /// A line at least this often, so that both sides notice when the other is gone.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
@@ -48,16 +50,22 @@ pub(crate) async fn run(listener: TcpListener, gateway: Gateway, limit: Duration
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
     let pushes = Arc::new(Semaphore::new(PUSHES));
+    // All of it within one limit, but for the handing over.
+    let deadline = OnceLock::new();
     let until = async {
         gateway.0.ending.begun().await;
-        timeout(limit, settled(&gateway.0)).await.ok();
+        let deadline = *deadline.get_or_init(|| Instant::now() + limit);
+        timeout_at(deadline, settled(&gateway.0)).await.ok();
+        // Before the others find that it is gone.
+        timeout(HANDOVER, gateway.0.hand_over()).await.ok();
     };
     serve::accept(&listener, &mut connections, until, |stream| {
         connection(stream, gateway.clone(), pushes.clone(), graceful.watcher())
     })
     .await;
     drop(listener);
-    timeout(limit, graceful.shutdown()).await.ok();
+    let deadline = *deadline.get_or_init(Instant::now);
+    timeout_at(deadline, graceful.shutdown()).await.ok();
     connections.shutdown().await;
     Ok(())
 }

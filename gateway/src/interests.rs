@@ -14,7 +14,7 @@ const SESSIONS_MAX: usize = 10_000;
 /// Resources of one session.
 const TOPICS_MAX: usize = 256;
 
-type Nonce = [u8; NONCE];
+pub(crate) type Nonce = [u8; NONCE];
 
 #[derive(Debug, Default)]
 pub(crate) struct Interests {
@@ -29,6 +29,15 @@ struct Interest {
     /// By server and URI.
     topics: HashMap<(String, String), Topic>,
     since: Instant,
+}
+
+/// What one session asked for.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    pub(crate) session: Nonce,
+    pub(crate) level: Option<usize>,
+    /// Server and URI.
+    pub(crate) topics: Vec<(String, String)>,
 }
 
 impl Interests {
@@ -86,6 +95,23 @@ impl Interests {
         let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (server.to_owned(), uri.to_owned());
         sessions.get(&session).is_some_and(|interest| interest.topics.contains_key(&key))
+    }
+
+    /// Whether the session has subscriptions here.
+    pub(crate) fn has_topics(&self, session: Nonce) -> bool {
+        let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.get(&session).is_some_and(|interest| !interest.topics.is_empty())
+    }
+
+    /// What every session asked for.
+    pub(crate) fn all(&self) -> Vec<Wanted> {
+        let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = |(session, interest): (&Nonce, &Interest)| Wanted {
+            session: *session,
+            level: interest.level,
+            topics: interest.topics.keys().cloned().collect(),
+        };
+        sessions.iter().map(wanted).collect()
     }
 
     /// The session ended.

@@ -18,6 +18,7 @@ mod failures;
 mod flights;
 mod forwarded;
 mod guard;
+mod handover;
 mod interests;
 mod metrics;
 mod names;

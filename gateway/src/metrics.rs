@@ -17,6 +17,7 @@ pub(crate) struct Metrics {
     pub(crate) wakes: AtomicU64,
     pub(crate) forwarded: AtomicU64,
     pub(crate) taken_over: AtomicU64,
+    pub(crate) adopted: AtomicU64,
     pub(crate) configs_taken: AtomicU64,
     pub(crate) configs_superseded: AtomicU64,
     pub(crate) configs_refused: AtomicU64,
@@ -92,6 +93,12 @@ impl Metrics {
             "counter",
             "Requests served in place of a replica that is gone",
             &[("", get(&self.taken_over))],
+        );
+        family(
+            "mcp_hub_gateway_adopted_total",
+            "counter",
+            "Clients whose state a replica that ended handed over",
+            &[("", get(&self.adopted))],
         );
         family(
             "mcp_hub_gateway_configs_total",

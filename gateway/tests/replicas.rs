@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use http::{Method, StatusCode};
 use mcp_hub_dataplane_api::Era;
 use mcp_hub_dataplane_api::gateway::{GatewayConfig, Upstream};
@@ -249,6 +251,40 @@ async fn the_others_agree_on_who_takes_over_from_a_replica_that_is_gone() {
 }
 
 #[tokio::test]
+async fn what_one_replica_took_over_stays_there_when_others_come() {
+    let fake = Fake::start(Era::Legacy, "one").await;
+    let mut replicas = Replica::several(3, &of(fake.per_client("one")), &[]).await;
+    replicas[2].kill();
+    let mut clients = Vec::new();
+    for _ in 0..60 {
+        clients.push(legacy(&replicas[0], "/mcp").await);
+    }
+    let unused = clients.split_off(4);
+    replicas[0].kill();
+    for client in &clients {
+        replicas[1].instead(client).call("one_echo", json!({})).await;
+    }
+    let taken_over = sessions(&fake);
+    replicas[2].restart().await;
+    // Until the newcomer is seen: one that could not be reached is not tried for a while.
+    for client in unused {
+        replicas[1].instead(&client).call("one_echo", json!({})).await;
+        if replicas[1].forwarded().await > 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    assert!(replicas[1].forwarded().await > 0, "what nobody has goes to either");
+    for (client, session) in clients.iter().zip(&taken_over) {
+        for replica in [&replicas[2], &replicas[1]] {
+            let answer = replica.instead(client).call("one_echo", json!({})).await;
+            assert!(answer["result"].is_object(), "{answer}");
+            assert_eq!(sessions(&fake).last(), Some(session));
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_was_under_way_on_a_replica_that_is_gone_gets_a_defined_error() {
     let fake = asking(Era::Legacy).await;
     let [mut a, b] = pair(&of(fake.per_client("one")), &[]).await;
@@ -307,6 +343,34 @@ async fn a_call_that_waits_on_a_replica_that_ends_goes_on_by_way_of_another() {
     let done = again(&modern(&stays, "/mcp"), "one_echo", &asked).await;
     assert_eq!(done["result"]["resultType"], "complete", "{done}");
     assert_eq!(ends.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn the_sessions_of_a_replica_that_ends_go_on_elsewhere_with_what_was_asked_for_in_them() {
+    let (own, shared) = (Fake::start(Era::Legacy, "own").await, Fake::start(Era::Legacy, "shared").await);
+    let config = config(vec![own.per_client("own"), shared.upstream("shared")]);
+    let mut replicas = Replica::several(3, &config, &["--drain-delay", "0"]).await;
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        let client = legacy(&replicas[0], "/mcp").await;
+        client.call("own_echo", json!({})).await;
+        let answer = client.ask("resources/subscribe", json!({"uri": "shared+test://text"})).await;
+        assert!(answer["result"].is_object(), "{answer}");
+        clients.push(client);
+    }
+    let before = sessions(&own);
+    let mut stream = clients[0].stream().await;
+    replicas[0].terminate();
+    stream.ended().await;
+    assert_eq!(replicas[0].ended().await.code(), Some(0));
+    for (place, client) in clients.iter().enumerate() {
+        let client = replicas[1 + place % 2].instead(client);
+        let mut stream = client.stream().await;
+        client.call("own_echo", json!({})).await;
+        assert_eq!(sessions(&own).pop().as_ref(), Some(&before[place]), "the session that it had");
+        shared.update("test://text");
+        assert_eq!(stream.next().await["params"]["uri"], "shared+test://text");
+    }
 }
 
 #[tokio::test]

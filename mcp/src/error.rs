@@ -17,7 +17,8 @@ pub const MISSING_CLIENT_CAPABILITY: i64 = -32021;
 /// The protocol version is not spoken here (2026-07-28).
 pub const UNSUPPORTED_VERSION: i64 = -32022;
 
-/// The server died, restarted or was stopped while it worked on the request. It may have acted on it.
+/// The server, or the replica of the gateway that spoke with it, died, restarted or was stopped while it worked on the
+/// request. It may have acted on it.
 pub const SERVER_GONE: i64 = 1001;
 /// The server is not running and cannot be started now.
 pub const SERVER_UNAVAILABLE: i64 = 1002;
@@ -51,13 +52,15 @@ pub const OWN_CODES: &[OwnCode] = &[
     OwnCode {
         code: SERVER_GONE,
         meaning: "the server ended, or its connection broke, while it worked on the request",
-        when: "it crashed, was killed, restarted or stopped, or its answer broke off",
+        when: "it crashed, was killed, restarted or stopped, or its answer broke off; or the replica of the gateway that had \
+               the client's session with it did",
         advice: "it may have acted on the request: look at the state before trying again; the session goes on",
     },
     OwnCode {
         code: SERVER_UNAVAILABLE,
         meaning: "the server is not running and cannot be started now; it has not seen the request",
-        when: "a crash loop, a missing secret or program, a failed login, a pause; `data` holds reason and hint. \
+        when: "a crash loop, a missing secret or program, a failed login, a pause, a sleeping server that did not wake \
+               within the call's time; `data` holds reason and hint. \
                `tools/call` through a hub says the same as a result with `isError`, so that a model reads it",
         advice: "do what the hint says, then try again",
     },
@@ -95,8 +98,8 @@ pub const OWN_CODES: &[OwnCode] = &[
     OwnCode {
         code: CALL_NOT_WAITING,
         meaning: "the call that the request goes on with does not wait any more",
-        when: "a retry with a `requestState` whose call was continued, ended, ran out of its time, or was another \
-               gateway's",
+        when: "a retry with a `requestState` whose call was continued, ended, ran out of its time, or was held \
+               by a gateway or a replica of one that is gone",
         advice: "make the call anew, without `requestState`",
     },
 ];

@@ -1,4 +1,5 @@
-//! What the bridges say: each pod's is asked when the pod starts, whenever its readiness changes, and hourly.
+//! What the bridges say: each pod's is asked when the pod starts, whenever its readiness changes, and each minute: a server
+//! that dies and is back within a moment changes nothing that a kubelet sees.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -28,7 +29,8 @@ const AT_ONCE: usize = 64;
 /// A bridge that is not ready is asked again, at first after this time.
 const FIRST: Duration = Duration::from_millis(250);
 const LONGEST: Duration = Duration::from_secs(30);
-const HOURLY: Duration = Duration::from_secs(3600);
+/// Thousands of bridges are a hundred small requests a second.
+const EACH_MINUTE: Duration = Duration::from_secs(55);
 /// A server that takes longer to start is told of as starting; most are ready before anybody has read that.
 const STARTING: Duration = Duration::from_secs(3);
 
@@ -156,7 +158,7 @@ async fn follow(inner: Arc<Inner>, owner: OwnerKey, pod_uid: String, seen: Seen)
         if settled && seen.ready {
             // Spread by the pod, so that thousands are not asked in one second.
             let spread = pod_uid.bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
-            tokio::time::sleep(HOURLY + Duration::from_secs(spread % 600)).await;
+            tokio::time::sleep(EACH_MINUTE + Duration::from_millis(spread % 10_000)).await;
         } else {
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(LONGEST);

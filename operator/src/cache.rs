@@ -37,6 +37,15 @@ struct State<V> {
 
 type Key = (String, String);
 
+/// Where an object was last seen, and as what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) uid: String,
+    pub(crate) version: u64,
+}
+
 #[derive(Debug)]
 struct Entry<V> {
     version: u64,
@@ -88,8 +97,7 @@ impl<V: Shown> Cache<V> {
     pub(crate) fn see(&self, object: &impl Resource, value: Option<V>) -> Vec<OwnerKey> {
         let meta = object.meta();
         let uid = meta.uid.clone().unwrap_or_default();
-        // Versions of one kind are ordered (KEP-5504); one that is no number is taken as it comes.
-        let version = meta.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(u64::MAX);
+        let version = version_of(object);
         let key = key_of(object);
         let mut state = self.state();
         if state.deleted.contains(&uid) {
@@ -115,6 +123,29 @@ impl<V: Shown> Cache<V> {
             }
         }
         concerned
+    }
+
+    /// Where all objects are.
+    pub(crate) fn places(&self) -> Vec<Place> {
+        let state = self.state();
+        let place = |((namespace, name), entry): (&Key, &Entry<V>)| Place {
+            namespace: namespace.clone(),
+            name: name.clone(),
+            uid: entry.uid.clone(),
+            version: entry.version,
+        };
+        state.objects.iter().map(place).collect()
+    }
+
+    /// Takes the news that an object is no more at its place, for kinds that are not watched.
+    pub(crate) fn lost(&self, namespace: &str, name: &str, uid: &str) -> Vec<OwnerKey> {
+        let mut state = self.state();
+        let key = (namespace.to_owned(), name.to_owned());
+        match state.objects.get(&key) {
+            Some(entry) if entry.uid == uid => state.take(&key),
+            // A successor of the same name is another object.
+            _ => Vec::new(),
+        }
     }
 
     /// Takes the news that an object is gone.
@@ -211,4 +242,10 @@ impl<V: Shown> State<V> {
 
 fn key_of(object: &impl Resource) -> Key {
     (object.meta().namespace.clone().unwrap_or_default(), object.meta().name.clone().unwrap_or_default())
+}
+
+/// Versions of one kind are ordered (KEP-5504); one that is no number is taken as it comes.
+pub(crate) fn version_of(object: &impl Resource) -> u64 {
+    let version = object.meta().resource_version.as_deref();
+    version.and_then(|version| version.parse().ok()).unwrap_or(u64::MAX)
 }

@@ -43,6 +43,17 @@ impl ChildKind {
         }
     }
 
+    /// The resource as roles name it.
+    pub(crate) fn plural(self) -> &'static str {
+        match self {
+            Self::NetworkPolicy => "networkpolicies.networking.k8s.io",
+            Self::Secret => "secrets",
+            Self::Deployment => "deployments.apps",
+            Self::Service => "services",
+            Self::PodDisruptionBudget => "poddisruptionbudgets.policy",
+        }
+    }
+
     pub(crate) fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }

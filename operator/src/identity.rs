@@ -36,12 +36,10 @@ pub enum IdentityError {
 
 /// Reads the installation; the first operator makes it. Of two that start together one makes it and both read the same.
 pub async fn installation(client: &Client, namespace: &str) -> Result<Installation, IdentityError> {
-    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let failed =
-        |action| move |source| IdentityError::Api { action, namespace: namespace.to_owned(), source: Box::new(source) };
-    if let Some(secret) = api.get_opt(SECRET).await.map_err(failed("read"))? {
-        return read(&secret, namespace);
+    if let Some(installation) = existing(client, namespace).await? {
+        return Ok(installation);
     }
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let mut random = [0; 36];
     getrandom::fill(&mut random).map_err(|_| IdentityError::Random)?;
     let (id, key) = (hex::encode(&random[..4]), hex::encode(&random[4..]));
@@ -62,10 +60,22 @@ pub async fn installation(client: &Client, namespace: &str) -> Result<Installati
     match api.create(&PostParams::default(), &secret).await {
         Ok(made) => read(&made, namespace),
         Err(kube::Error::Api(status)) if status.code == 409 => {
-            read(&api.get(SECRET).await.map_err(failed("read"))?, namespace)
+            read(&api.get(SECRET).await.map_err(failed("read", namespace))?, namespace)
         }
-        Err(error) => Err(failed("create")(error)),
+        Err(error) => Err(failed("create", namespace)(error)),
     }
+}
+
+/// Reads the installation, if an operator has made it.
+pub async fn existing(client: &Client, namespace: &str) -> Result<Option<Installation>, IdentityError> {
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let secret = api.get_opt(SECRET).await.map_err(failed("read", namespace))?;
+    secret.map(|secret| read(&secret, namespace)).transpose()
+}
+
+fn failed(action: &'static str, namespace: &str) -> impl FnOnce(kube::Error) -> IdentityError {
+    let namespace = namespace.to_owned();
+    move |source| IdentityError::Api { action, namespace, source: Box::new(source) }
 }
 
 fn read(secret: &Secret, namespace: &str) -> Result<Installation, IdentityError> {

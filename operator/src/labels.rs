@@ -15,6 +15,9 @@ pub const OWNER_NAME: &str = "mcphub.io/owner-name";
 pub const OWNER_UID: &str = "mcphub.io/owner-uid";
 /// What a pod is: `server`, `gateway` or `operator`. Network policies select by it.
 pub const ROLE: &str = "mcphub.io/role";
+/// Values of [`ROLE`].
+pub const GATEWAY_ROLE: &str = "gateway";
+pub const OPERATOR_ROLE: &str = "operator";
 /// Annotation with the digest of the body that an object was made from.
 pub const DIGEST: &str = "mcphub.io/digest";
 /// Name of the object for people, as Kubernetes recommends.

@@ -5,6 +5,7 @@
 mod bridges;
 mod cache;
 mod children;
+pub mod client;
 mod console;
 mod fields;
 mod gateways;
@@ -14,10 +15,13 @@ pub mod identity;
 mod images;
 pub mod labels;
 mod lower;
+pub mod planner;
 mod pods;
+pub mod probe;
 pub mod registry;
 pub mod runtime;
 mod scope;
+mod secrets;
 pub mod sink;
 pub mod store;
 
@@ -26,5 +30,5 @@ pub use console::PodConsole;
 pub use gateways::AskGateway;
 pub use http::PodHttp;
 pub use images::{ResolveError, ResolveImage};
-pub use lower::ClusterSettings;
+pub use lower::{CLIENTS_PORT, ClusterSettings, GATEWAY, TOKEN_KEY, URL_KEY, token_secret};
 pub use scope::Scope;

@@ -11,25 +11,22 @@ use std::time::Duration;
 use clap::Parser;
 use http::{HeaderValue, header};
 use kube::client::ClientBuilder;
-use kube::client::retry::RetryPolicy;
 use kube::{Client, Config};
 use kube_lease_manager::LeaseManagerBuilder;
 use mcp_hub_operator::health::{self, Health};
 use mcp_hub_operator::identity::{self, IdentityError};
+use mcp_hub_operator::probe::{self, ProbeError};
 use mcp_hub_operator::registry::KubeImages;
 use mcp_hub_operator::runtime::{Askers, KubeRuntime};
 use mcp_hub_operator::sink::KubeSink;
 use mcp_hub_operator::store::KubeStore;
-use mcp_hub_operator::{ClusterSettings, PodHttp, Scope};
+use mcp_hub_operator::{ClusterSettings, PodHttp, Scope, client};
 use mcp_hub_reconcile::controller;
 use mcp_hub_reconcile::passes::Passes;
 use mcp_hub_reconcile::ports::Ports;
 use mcp_hub_supply::{Platform, Registries, RegistryError};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tower::buffer::BufferLayer;
-use tower::limit::ConcurrencyLimitLayer;
-use tower::retry::RetryLayer;
 
 #[derive(Debug, Parser)]
 #[command(version, about = "Runs MCP servers and hubs on Kubernetes")]
@@ -63,8 +60,14 @@ struct Args {
     health: SocketAddr,
 }
 
-/// Requests to the API server that wait for their answer to begin.
-const REQUESTS: usize = 64;
+/// `mcp-hub-operator probe URL` instead of all that.
+#[derive(Debug, Parser)]
+#[command(bin_name = "mcp-hub-operator probe", about = "Waits until an operator says that it is ready")]
+struct Probe {
+    /// Of its /readyz, such as http://mcp-hub-operator:8081/readyz
+    url: http::Uri,
+}
+
 /// A lease that was not renewed for so long is another operator's to take.
 const LEASE_SECONDS: u64 = 15;
 const RENEW_BEFORE_SECONDS: u64 = 5;
@@ -95,13 +98,20 @@ enum Failure {
     Signals(#[source] std::io::Error),
     #[error("another operator leads now")]
     Lost,
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stderr).init();
-    match run(Args::parse()).await {
+    let words = || std::env::args_os().skip(1);
+    let ended = match words().next() {
+        Some(word) if word == "probe" => probe::ready(Probe::parse_from(words()).url).await.map_err(Failure::from),
+        _ => run(Args::parse()).await,
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code = if matches!(error, Failure::Lost) { 3 } else { 1 };
@@ -126,6 +136,8 @@ async fn run(args: Args) -> Result<(), Failure> {
     let (health, passes) = (Arc::new(Health::default()), Arc::new(Passes::default()));
     tokio::spawn(health::serve(listener, health.clone(), passes.clone()));
 
+    // Before it stands for election: who leads must be able to work.
+    let registries = Registries::new()?.plain_http(args.plain_http_registries);
     let client = client().await?;
     let installation = identity::installation(&client, &args.namespace).await?;
     let lease = LeaseManagerBuilder::new(client.clone(), LEASE)
@@ -170,7 +182,6 @@ async fn run(args: Args) -> Result<(), Failure> {
         network_policies_enforced: args.network_policies_enforced,
     };
     let platform = args.architecture.as_deref().map_or_else(Platform::own, Platform::linux);
-    let registries = Registries::new()?.plain_http(args.plain_http_registries);
     let http = Arc::new(PodHttp::default());
     let askers =
         Askers { bridges: http.clone(), images: Arc::new(KubeImages::new(client.clone(), registries, platform)) };
@@ -202,15 +213,5 @@ async fn client() -> Result<Client, Failure> {
     config.default_retry = false;
     // By which audit logs and the API server's metrics tell who asked.
     config.headers.push((header::USER_AGENT, HeaderValue::from_static(USER_AGENT)));
-    let builder = ClientBuilder::try_from(config).map_err(Failure::Client)?;
-    // Retries need a service that can be shared.
-    let builder = builder.with_layer(&BufferLayer::new(REQUESTS));
-    Ok(match RetryPolicy::new(Duration::from_millis(100), Duration::from_secs(2), 3, true) {
-        Ok(policy) => {
-            let retries = RetryLayer::new(policy);
-            builder.with_layer(&retries).with_layer(&ConcurrencyLimitLayer::new(REQUESTS)).build()
-        }
-        // The bounds above are in order, so there is always a policy.
-        Err(_) => builder.with_layer(&ConcurrencyLimitLayer::new(REQUESTS)).build(),
-    })
+    Ok(client::patient(ClientBuilder::try_from(config).map_err(Failure::Client)?))
 }

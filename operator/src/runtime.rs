@@ -31,6 +31,7 @@ use crate::labels;
 use crate::lower::{self, ClusterSettings};
 use crate::pods::PodFacts;
 use crate::scope::{PAGE, Scope};
+use crate::secrets;
 
 /// Events that a slow listener may lag behind before it is told to look at everything.
 const EVENTS: usize = 4096;
@@ -79,8 +80,10 @@ impl KubeRuntime {
         let mut children = BTreeMap::new();
         let lists = scope.namespaces().len();
         for kind in ChildKind::ALL {
-            let cache = Cache::new(lists);
-            for namespace in scope.namespaces() {
+            // Secrets are not ours to list.
+            let watched = if kind == ChildKind::Secret { Vec::new() } else { scope.namespaces() };
+            let cache = Cache::new(watched.len());
+            for namespace in watched {
                 let api = Scope::objects(client, namespace.as_deref(), &kind.resource());
                 let events = events.clone();
                 let tell = move |owner| {
@@ -88,6 +91,9 @@ impl KubeRuntime {
                 };
                 let show = move |object: &DynamicObject| Child::of(kind, object);
                 watches.spawn(cache.clone().follow(api, config.clone(), namespace, show, tell));
+            }
+            if kind == ChildKind::Secret {
+                watches.spawn(secrets::follow(client.clone(), cache.clone(), events.clone()));
             }
             children.insert(kind, cache);
         }
@@ -148,6 +154,21 @@ impl KubeRuntime {
         self.children.get(&kind)?.get(namespace, name)
     }
 
+    /// A Secret of an owner as it was last seen, or as it is if it was not seen yet.
+    pub(crate) async fn secret(&self, owner: &OwnerKey, name: &str) -> Result<Option<Child>, RuntimeError> {
+        let known = || self.child(ChildKind::Secret, &owner.namespace, name);
+        if let Some(known) = known() {
+            return Ok(Some(known));
+        }
+        let found = self.api(ChildKind::Secret, &owner.namespace).get_opt(name).await;
+        let found = found.map_err(|source| api_error("read", owner, &ObjectId::new("Secret", name), source))?;
+        let Some(found) = found else { return Ok(None) };
+        if labels::owner(&found.metadata).is_some_and(|other| other.installation == owner.installation) {
+            self.see(ChildKind::Secret, &found);
+        }
+        Ok(known())
+    }
+
     fn api(&self, kind: ChildKind, namespace: &str) -> Api<DynamicObject> {
         Api::namespaced_with(self.client.clone(), namespace, &kind.resource())
     }
@@ -162,7 +183,7 @@ impl KubeRuntime {
         let kind = kind_of(&object.id)?;
         let api = self.api(kind, &owner.namespace);
         let failed = |source| api_error("apply", owner, &object.id, source);
-        match self.child(kind, &owner.namespace, &object.id.name) {
+        match self.child(kind, &owner.namespace, &object.id.name).filter(|known| known.owner == *owner) {
             Some(known) => {
                 let strangers = known.intruders.iter().filter(|intruder| !intruder.is_in(&object.body));
                 let removals: Vec<Value> =
@@ -171,7 +192,7 @@ impl KubeRuntime {
                     self.take_out(&api, &object.id, removals).await.map_err(failed)?;
                 }
             }
-            // Not among ours: it may be someone else's.
+            // Not among the owner's: it may be someone else's, or a namesake's that was deleted and is not collected yet.
             None => {
                 if let Some(found) = api.get_metadata_opt(&object.id.name).await.map_err(failed)? {
                     let references = found.metadata.owner_references.iter().flatten();
@@ -227,15 +248,19 @@ impl KubeRuntime {
         if labels::owner(&found.metadata).as_ref() != Some(owner) {
             return Ok(());
         }
-        let exactly = Preconditions { uid: found.meta().uid.clone(), resource_version: None };
+        let uid = found.meta().uid.clone().unwrap_or_default();
+        let exactly = Preconditions { uid: Some(uid.clone()), resource_version: None };
         let params = DeleteParams { preconditions: Some(exactly), ..DeleteParams::background() };
         match api.delete(&id.name, &params).await {
             Ok(_) => {}
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             Err(error) => return Err(failed(error)),
         }
-        if let Some(cache) = self.children.get(&kind) {
-            cache.deleted(&owner.namespace, &id.name);
+        match self.children.get(&kind) {
+            // No watch will tell of its end.
+            Some(cache) if kind == ChildKind::Secret => drop(cache.lost(&owner.namespace, &id.name, &uid)),
+            Some(cache) => cache.deleted(&owner.namespace, &id.name),
+            None => {}
         }
         Ok(())
     }

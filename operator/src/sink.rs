@@ -30,7 +30,7 @@ use tokio::task::JoinHandle;
 use crate::children::{ChildKind, hide};
 use crate::gateways::{AskGateway, Gateways};
 use crate::labels;
-use crate::lower::{CONFIG_KEY, SEALING_KEY, config_secret, gateway_name};
+use crate::lower::{CONFIG_KEY, SEALING_KEY, TOKEN_KEY, URL_KEY, config_secret, gateway_name, token_secret};
 use crate::runtime::KubeRuntime;
 
 const EVENTS: usize = 4096;
@@ -80,7 +80,7 @@ impl KubeSink {
     /// Writes the configuration's Secret, if what lies there is another.
     async fn store(&self, hub: &OwnerKey, config: &GatewayConfig) -> Result<GatewayConfig, SinkError> {
         let name = config_secret(hub);
-        let known = self.runtime.child(ChildKind::Secret, &hub.namespace, &name).map(|known| known.observed());
+        let known = self.runtime.secret(hub, &name).await.map_err(sink_error)?.map(|known| known.observed());
         let annotations = known.as_ref().map(|known| &known.body["metadata"]["annotations"]);
         let annotation = |name: &str| annotations.and_then(|annotations| annotations[name].as_str());
         let stored: u64 = annotation(SEQUENCE).and_then(|number| number.parse().ok()).unwrap_or(0);
@@ -110,10 +110,10 @@ impl KubeSink {
     async fn credentials(&self, hub: &OwnerKey, port: u16) -> Result<(), SinkError> {
         let token = self.installation.hub_token(&hub.uid, 0);
         let data = json!({
-            "token": STANDARD.encode(token.expose_secret()),
-            "url": STANDARD.encode(endpoint(hub, port)),
+            TOKEN_KEY: STANDARD.encode(token.expose_secret()),
+            URL_KEY: STANDARD.encode(endpoint(hub, port)),
         });
-        self.secret(hub, format!("{}-token", gateway_name(hub)), json!({}), data).await
+        self.secret(hub, token_secret(&hub.name), json!({}), data).await
     }
 
     async fn secret(&self, hub: &OwnerKey, name: String, annotations: Value, data: Value) -> Result<(), SinkError> {
@@ -126,7 +126,7 @@ impl KubeSink {
         // The object is compared by hashes; its values go to the API server only.
         hide(&mut body);
         let object = Object::new(ObjectId::new("Secret", name), ChildKind::Secret.stage(), Change::InPlace, body);
-        let known = self.runtime.child(ChildKind::Secret, &hub.namespace, &object.id.name);
+        let known = self.runtime.secret(hub, &object.id.name).await.map_err(sink_error)?;
         if known.is_some_and(|known| is_in_sync(&object, &known.observed())) {
             return Ok(());
         }
@@ -203,7 +203,7 @@ impl GatewaySink for KubeSink {
         for step in plan(&mcp_hub_reconcile::lower::Lowered::default(), &observed) {
             self.runtime.execute(hub, &step).await.map_err(sink_error)?;
         }
-        for name in [config_secret(hub), format!("{}-token", gateway_name(hub))] {
+        for name in [config_secret(hub), token_secret(&hub.name)] {
             self.runtime.execute(hub, &Step::Remove(ObjectId::new("Secret", name))).await.map_err(sink_error)?;
         }
         Ok(())
@@ -214,7 +214,7 @@ impl GatewaySink for KubeSink {
         let deployment = observed.objects.iter().find(|object| object.id.kind == "Deployment");
         let Some(deployment) = deployment else { return Ok(None) };
         let pods: Vec<_> = self.runtime.pods_of(hub).into_iter().filter(|pod| !pod.ending).collect();
-        let secret = self.runtime.child(ChildKind::Secret, &hub.namespace, &config_secret(hub));
+        let secret = self.runtime.secret(hub, &config_secret(hub)).await.map_err(sink_error)?;
         let secret = secret.map(|secret| secret.observed());
         let version = secret
             .as_ref()

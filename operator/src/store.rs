@@ -169,34 +169,14 @@ impl ResourceStore for KubeStore {
     }
 
     async fn secret(&self, namespace: &str, key: &SecretKeyRef) -> Result<Option<SecretString>, StoreError> {
-        let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
-        let secret = api.get_opt(&key.name).await.map_err(|error| {
-            let forbidden = matches!(&error, kube::Error::Api(status) if status.code == 403);
-            StoreError::Secret {
-                name: key.name.clone(),
-                key: key.key.clone(),
-                message: error.to_string(),
-                hint: forbidden.then(|| "the operator's role must be allowed to get this Secret".to_owned()),
-            }
-        })?;
-        let value = secret.and_then(|secret| secret.data?.remove(&key.key));
+        let value = read_secret(&self.client, namespace, key).await?;
         let watched = (namespace.to_owned(), key.name.clone());
         let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(bytes) = value else {
-            missing.insert(watched);
-            return Ok(None);
+        match value {
+            Some(_) => missing.remove(&watched),
+            None => missing.insert(watched),
         };
-        missing.remove(&watched);
-        drop(missing);
-        match String::from_utf8(bytes.0) {
-            Ok(value) => Ok(Some(SecretString::new(value))),
-            Err(_) => Err(StoreError::Secret {
-                name: key.name.clone(),
-                key: key.key.clone(),
-                message: "its value is no UTF-8 text".to_owned(),
-                hint: None,
-            }),
-        }
+        Ok(value)
     }
 
     async fn release(&self, _: &OwnerKey) -> Result<(), StoreError> {
@@ -233,6 +213,30 @@ impl ResourceStore for KubeStore {
             // An event is for people; the status says the same.
             tracing::warn!(error = %error, reason = event.reason, "an event was not written");
         }
+    }
+}
+
+/// The value of a Secret's key; `None` if there is no such Secret or key.
+pub(crate) async fn read_secret(
+    client: &Client,
+    namespace: &str,
+    key: &SecretKeyRef,
+) -> Result<Option<SecretString>, StoreError> {
+    let failed = |message: String, hint: Option<String>| StoreError::Secret {
+        name: key.name.clone(),
+        key: key.key.clone(),
+        message,
+        hint,
+    };
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let secret = api.get_opt(&key.name).await.map_err(|error| {
+        let forbidden = matches!(&error, kube::Error::Api(status) if status.code == 403);
+        failed(error.to_string(), forbidden.then(|| "a role must allow to get this Secret".to_owned()))
+    })?;
+    let Some(bytes) = secret.and_then(|secret| secret.data?.remove(&key.key)) else { return Ok(None) };
+    match String::from_utf8(bytes.0) {
+        Ok(value) => Ok(Some(SecretString::new(value))),
+        Err(_) => Err(failed("its value is no UTF-8 text".to_owned(), None)),
     }
 }
 

@@ -13,7 +13,8 @@ use mcp_hub_dataplane_api::secret::SecretString;
 use crate::accept;
 use crate::error::Error;
 use crate::gateway;
-use crate::lower::Lowered;
+use crate::installation::Installation;
+use crate::lower::{Lowered, Unsupported};
 use crate::observed::{Observed, PrepareState};
 use crate::owner::OwnerKey;
 use crate::plan::plan;
@@ -53,16 +54,30 @@ pub async fn server(server: &MCPServer, ports: &Ports) -> Result<(), Error> {
 pub async fn dry_run(server: &MCPServer, ports: &Ports) -> Result<Vec<Step>, Error> {
     let owner = OwnerKey::of_server(ports.installation.id(), server)?;
     let observed = ports.runtime.observe(&owner).await?;
-    if server.metadata.deletion_timestamp.is_some() {
-        return Ok(plan(&Lowered::default(), &observed));
+    let secrets = if is_workable(server) { read_secrets(server, ports).await? } else { Secrets::default() };
+    steps(server, &ports.installation, &observed, &secrets, |workload| ports.runtime.lower(workload))
+}
+
+/// The steps for what was observed and read. Pure.
+pub fn steps(
+    server: &MCPServer,
+    installation: &Installation,
+    observed: &Observed,
+    secrets: &Secrets,
+    lower: impl FnOnce(&Workload) -> Result<Lowered, Unsupported>,
+) -> Result<Vec<Step>, Error> {
+    if !is_workable(server) {
+        let ends = server.metadata.deletion_timestamp.is_some() || is_stopped(server);
+        return Ok(if ends { plan(&Lowered::default(), observed) } else { Vec::new() });
     }
-    if !accept::unimplemented_in_server(&server.spec).is_empty() {
-        return Ok(if is_stopped(server) { plan(&Lowered::default(), &observed) } else { Vec::new() });
-    }
-    let secrets = read_secrets(server, ports).await?;
-    let workload = ServerWorkload::of(server, &ports.installation, &secrets.fingerprints)?;
-    let lowered = ports.runtime.lower(&Workload::Server(Box::new(workload)))?;
-    Ok(due(server, plan(&lowered, &observed), &secrets.missing))
+    let workload = ServerWorkload::of(server, installation, &secrets.fingerprints)?;
+    let lowered = lower(&Workload::Server(Box::new(workload)))?;
+    Ok(due(server, plan(&lowered, observed), &secrets.missing))
+}
+
+/// Whether there is anything to lower: the server stays, and all that its spec asks for is built.
+pub fn is_workable(server: &MCPServer) -> bool {
+    server.metadata.deletion_timestamp.is_none() && accept::unimplemented_in_server(&server.spec).is_empty()
 }
 
 /// Without its secrets a new server cannot start, and a running one is better left alone than restarted without.
@@ -136,27 +151,43 @@ fn newly_resolved(observed: &Observed, workload: &ServerWorkload) -> Option<mcp_
     }
 }
 
-struct SecretsRead {
+/// What a pass needs to know of a server's secrets: never their values.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Secrets {
     fingerprints: BTreeMap<SecretKeyRef, String>,
+    /// `NAME/KEY`, ordered.
     missing: Vec<String>,
 }
 
-/// Reads the secrets that a server's environment or headers refer to.
-async fn read_secrets(server: &MCPServer, ports: &Ports) -> Result<SecretsRead, Error> {
-    let namespace = server.namespace().unwrap_or_default();
-    let env = server.spec.env.iter().flatten().filter_map(|var| var.secret_ref.as_ref());
-    let mut read = SecretsRead { fingerprints: BTreeMap::new(), missing: Vec::new() };
-    for key in env.chain(gateway::header_secrets(server)) {
-        match ports.store.secret(&namespace, key).await? {
+impl Secrets {
+    /// Takes note of what was found under a key.
+    pub fn note(&mut self, key: &SecretKeyRef, value: Option<&SecretString>, installation: &Installation) {
+        match value {
             Some(value) => {
-                let fingerprint = ports.installation.fingerprint(value.expose_secret());
-                read.fingerprints.insert(key.clone(), fingerprint);
+                self.fingerprints.insert(key.clone(), installation.fingerprint(value.expose_secret()));
             }
-            None => read.missing.push(format!("{}/{}", key.name, key.key)),
+            None => {
+                self.missing.push(format!("{}/{}", key.name, key.key));
+                self.missing.sort();
+                self.missing.dedup();
+            }
         }
     }
-    read.missing.sort();
-    read.missing.dedup();
+}
+
+/// The secrets that a server's environment or headers refer to.
+pub fn secrets_of(server: &MCPServer) -> impl Iterator<Item = &SecretKeyRef> {
+    let env = server.spec.env.iter().flatten().filter_map(|var| var.secret_ref.as_ref());
+    env.chain(gateway::header_secrets(server))
+}
+
+async fn read_secrets(server: &MCPServer, ports: &Ports) -> Result<Secrets, Error> {
+    let namespace = server.namespace().unwrap_or_default();
+    let mut read = Secrets::default();
+    for key in secrets_of(server) {
+        let value = ports.store.secret(&namespace, key).await?;
+        read.note(key, value.as_ref(), &ports.installation);
+    }
     Ok(read)
 }
 

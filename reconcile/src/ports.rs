@@ -229,7 +229,7 @@ pub trait GatewaySink: fmt::Debug + Send + Sync {
     async fn observe(&self, hub: &OwnerKey) -> Result<Option<HubState>, SinkError>;
 
     /// Least time between two passes over one hub. Every server that becomes ready changes the configuration of its hubs:
-    /// where each configuration is a write, what changes within this time is written once. A first change never waits.
+    /// where each configuration is a write, what changes within this time is written once. The first change after it does not wait.
     fn pace(&self) -> Duration {
         Duration::ZERO
     }

@@ -4,6 +4,7 @@
 
 mod scenario;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use mcp_hub_dataplane_api::gateway::UpstreamStatus;
@@ -69,7 +70,8 @@ async fn within_a_sinks_pace_all_changes_are_one_and_a_first_change_does_not_wai
     let offered = || s.sink.config("default").map_or(0, |config| config.upstreams.len());
     during(&s, async {
         until("the hub is served", || applied() == 1).await;
-        tokio::time::sleep(pace).await;
+        // The applied configuration is itself news, which bring another pass.
+        tokio::time::sleep(3 * pace).await;
         let begun = tokio::time::Instant::now();
         s.store.apply_server(command("first", &[]));
         until("the first server is offered", || offered() == 1).await;

@@ -23,19 +23,29 @@ pub(crate) fn bridges() -> Result<PathBuf, Error> {
     let folder = shell::target().join("bridges");
     std::fs::create_dir_all(&folder).map_err(file("create", &folder))?;
     for target in MUSL_TARGETS {
-        let build = ["build", "--locked", "--package", "mcp-hub-bridge", "--profile", "bridge", "--target", target];
-        shell::run(&mut shell::cargo(&build))?;
-        let built = shell::target().join(target).join("bridge/mcp-bridge");
-        check(&built, target)?;
         let kept = folder.join(target);
-        std::fs::copy(&built, &kept).map_err(file("write", &kept))?;
+        std::fs::copy(bridge(target)?, &kept).map_err(file("write", &kept))?;
     }
     Ok(folder)
 }
 
+/// Builds one target's static bridge.
+pub(crate) fn bridge(target: &str) -> Result<PathBuf, Error> {
+    let build = ["build", "--locked", "--package", "mcp-hub-bridge", "--profile", "bridge", "--target", target];
+    shell::run(&mut shell::cargo(&build))?;
+    let built = shell::target().join(target).join("bridge/mcp-bridge");
+    check(&built, target)?;
+    Ok(built)
+}
+
 /// Builds the bridges and gives the one that runs on this machine.
 pub(crate) fn own_bridge() -> Result<PathBuf, Error> {
-    Ok(bridges()?.join(format!("{}-unknown-linux-musl", std::env::consts::ARCH)))
+    Ok(bridges()?.join(own_target()))
+}
+
+/// The static target of this machine.
+pub(crate) fn own_target() -> String {
+    format!("{}-unknown-linux-musl", std::env::consts::ARCH)
 }
 
 /// Builds `mcpctl` with these bridges inside; gives its path in `target/dist`.
@@ -55,9 +65,9 @@ pub(crate) fn folder(profile: &str) -> PathBuf {
     shell::target().join(if profile == "dev" { "debug" } else { profile })
 }
 
-/// The bridge must run in an image made from scratch, so it names no loader (program header `PT_INTERP`), and it is of its
+/// It must run in an image made from scratch, so it names no loader (program header `PT_INTERP`), and it is of its
 /// target's machine.
-fn check(path: &Path, target: &str) -> Result<(), Error> {
+pub(crate) fn check(path: &Path, target: &str) -> Result<(), Error> {
     let image = std::fs::read(path).map_err(file("read", path))?;
     let wrong = |message: String| Err(Error::Output { command: path.display().to_string(), message });
     if image.windows(LOADER.len()).any(|window| window == LOADER) {

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::errors_page;
 use crate::shell::{self, Error};
+use crate::{chart, errors_page};
 
 /// Writes each generated file, or with `check` fails on the first stale one.
 pub(crate) fn run(check: bool) -> Result<(), Error> {
@@ -29,10 +29,12 @@ pub(crate) fn run(check: bool) -> Result<(), Error> {
 
 fn files() -> Result<Vec<(PathBuf, String)>, Error> {
     let root = shell::root();
-    let mut files: Vec<(PathBuf, String)> = mcp_hub_crds::schema::generated()
-        .into_iter()
-        .map(|(name, content)| (root.join("crds/yaml").join(name), content))
-        .collect();
+    let mut files = Vec::new();
+    for (name, content) in mcp_hub_crds::schema::generated() {
+        // A chart holds all that it installs.
+        files.push((root.join("charts/mcp-hub/files/crds").join(&name), content.clone()));
+        files.push((root.join("crds/yaml").join(name), content));
+    }
     let reference = shell::output(&mut shell::cargo(&[
         "run",
         "--quiet",
@@ -44,5 +46,6 @@ fn files() -> Result<Vec<(PathBuf, String)>, Error> {
     ]))?;
     files.push((root.join("docs/src/reference/cli.md"), reference));
     files.push((root.join("docs/src/errors.md"), errors_page::page()));
+    files.extend(chart::plain()?);
     Ok(files)
 }

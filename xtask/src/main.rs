@@ -1,6 +1,8 @@
 //! Commands of this repository, run as `cargo xtask COMMAND`.
 
 mod bench;
+mod certificates;
+mod chart;
 mod clients;
 #[cfg(target_os = "linux")]
 mod cluster;
@@ -8,6 +10,9 @@ mod dist;
 mod errors_page;
 mod fuzz;
 mod generate;
+mod images;
+#[cfg(target_os = "linux")]
+mod kubernetes;
 mod mcpctl;
 mod needs;
 mod quickstart;
@@ -15,6 +20,8 @@ mod shell;
 mod test;
 
 use std::io::Write;
+#[cfg(target_os = "linux")]
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -42,6 +49,10 @@ enum Command {
         /// Run these levels only (all if none is given)
         #[arg(long, value_name = "NAME")]
         level: Vec<String>,
+        /// Run the stories of level `kubernetes`, and nothing else, on this cluster, whose nodes have the images already
+        #[cfg(target_os = "linux")]
+        #[arg(long, value_name = "PATH", conflicts_with_all = ["setup", "level"])]
+        kubeconfig: Option<PathBuf>,
     },
     /// Measure what the documentation promises, in a release build
     Bench {
@@ -56,7 +67,9 @@ enum Command {
     },
     /// Build one mcpctl that carries the bridges of every target, in target/dist/release
     Dist,
-    /// Write generated files: CRD YAML, the CLI reference and the table of error codes
+    /// Build the product's images as OCI archives, from scratch
+    Images(images::Plan),
+    /// Write generated files: CRD YAML, the CLI reference, the table of error codes, objects of the chart for kustomize
     Generate {
         /// Write nothing; fail if a file is stale
         #[arg(long)]
@@ -84,7 +97,9 @@ enum Bench {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Quickstart { once } => quickstart::run(once),
-        Command::Test { setup, level } => test::run(setup, &level),
+        #[cfg(target_os = "linux")]
+        Command::Test { kubeconfig: Some(kubeconfig), .. } => kubernetes::run_on(&kubeconfig),
+        Command::Test { setup, level, .. } => test::run(setup, &level),
         Command::Bench { name: Bench::Local } => bench::local::run(),
         Command::Bench { name: Bench::Gateway(plan) } => bench::gateway::run(&plan),
         #[cfg(target_os = "linux")]
@@ -93,6 +108,7 @@ fn main() -> ExitCode {
         #[cfg(target_os = "linux")]
         Command::Cluster { verb } => cluster::run(verb),
         Command::Dist => dist::run(),
+        Command::Images(plan) => images::run(&plan),
         Command::Generate { check } => generate::run(check),
     };
     match result {

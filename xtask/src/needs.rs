@@ -11,6 +11,10 @@ pub(crate) enum Need {
     Node,
     Python,
     MuslTargets,
+    /// Compiles the C of a static program's cryptography.
+    MuslCc,
+    /// A registry of one's own, and what pushes to it.
+    Registry,
     /// A Secret Service, on Linux; other systems have their keyring built in.
     Keyring,
     /// Builds libFuzzer, which comes as source.
@@ -30,6 +34,8 @@ impl Need {
                 rustc.args(["--print", "target-libdir", "--target", target]).current_dir(shell::root());
                 shell::output(&mut rustc).is_ok_and(|folder| std::path::Path::new(folder.trim()).is_dir())
             }),
+            Self::MuslCc => which::which(format!("{}-linux-musl-gcc", std::env::consts::ARCH)).is_ok(),
+            Self::Registry => ["docker-registry", "skopeo"].iter().all(|p| which::which(p).is_ok()),
             Self::Cxx => which::which("c++").is_ok(),
             #[cfg(target_os = "linux")]
             Self::Cluster(need) => need.is_there(),
@@ -46,6 +52,8 @@ impl Need {
             Self::Node => apt(&["nodejs", "npm"]),
             Self::Python => apt(&["python3", "python3-venv"]),
             Self::Keyring => apt(&["dbus", "gnome-keyring"]),
+            Self::MuslCc => apt(&["musl-tools"]),
+            Self::Registry => apt(&["docker-registry", "skopeo"]),
             Self::Cxx => apt(&["g++"]),
             #[cfg(target_os = "linux")]
             Self::Cluster(need) => need.install(),
@@ -65,6 +73,8 @@ impl Need {
             #[cfg(target_os = "linux")]
             Self::Cluster(need) => need.hint(),
             Self::Keyring => "a keyring: `apt-get install dbus gnome-keyring`",
+            Self::MuslCc => "a C compiler for musl: `apt-get install musl-tools`",
+            Self::Registry => "a registry: `apt-get install docker-registry skopeo`",
             Self::Cxx => "a C++ compiler: `apt-get install g++`, or `xcode-select --install`",
             Self::MuslTargets => {
                 "the musl targets: `rustup target add x86_64-unknown-linux-musl aarch64-unknown-linux-musl`"

@@ -25,6 +25,8 @@ pub(crate) enum Error {
     #[cfg(target_os = "linux")]
     #[error("{}", chain(.0))]
     Cluster(#[from] mcp_hub_test_cluster::Error),
+    #[error("no image `{name}` (there are: {images})")]
+    NoImage { name: String, images: String },
     #[error("{}", .0.join("\nerror: "))]
     Several(Vec<String>),
 }

@@ -4,14 +4,15 @@
 //! CI, is a failure, so that a level cannot be lost without a visible change.
 
 use std::collections::BTreeSet;
+use std::process::Command;
 use std::time::Instant;
 
-#[cfg(target_os = "linux")]
-use crate::cluster;
 use crate::mcpctl::Mcpctl;
 use crate::needs::Need;
 use crate::shell::{self, Error};
-use crate::{bench, clients, dist, fuzz, generate, quickstart};
+use crate::{bench, clients, dist, fuzz, generate, images, quickstart};
+#[cfg(target_os = "linux")]
+use crate::{cluster, kubernetes};
 
 struct Level {
     name: &'static str,
@@ -24,12 +25,14 @@ const LEVELS: &[Level] = &[
     Level { name: "rust", needs: &[Need::Python], run: rust },
     Level { name: "fuzz", needs: &[Need::Cxx], run: fuzz::run },
     Level { name: "static-bridge", needs: &[Need::MuslTargets], run: static_bridge },
+    Level { name: "images", needs: &[Need::MuslTargets, Need::MuslCc, Need::Registry], run: images },
     Level { name: "soak", needs: &[], run: bench::soak::short },
     Level { name: "quickstart", needs: &[Need::Node, Need::Python], run: || quickstart::run(true) },
     Level { name: "e2e", needs: &[Need::Node, Need::Python, Need::Keyring], run: e2e },
     #[cfg(target_os = "linux")]
     Level { name: "cluster", needs: &cluster::NEEDS, run: cluster_tests },
     #[cfg(target_os = "linux")]
+    Level { name: "kubernetes", needs: &kubernetes::NEEDS, run: kubernetes::run },
     Level { name: "operator-writes", needs: &cluster::NEEDS, run: bench::operator::check },
 ];
 
@@ -97,8 +100,12 @@ fn compare_with_list(ran: &BTreeSet<&str>, failures: &mut Vec<String>) -> Result
 fn rust() -> Result<(), Error> {
     // Tests start the binaries of other packages, which `cargo test` alone would not build.
     shell::run(&mut shell::cargo(&["build", "--locked", "--workspace", "--bins"]))?;
-    let elsewhere = ["--exclude", "mcp-hub-e2e", "--exclude", "mcp-hub-test-cluster"];
-    shell::run(shell::cargo(&["test", "--locked", "--workspace"]).args(elsewhere))
+    let mut test = shell::cargo(&["test", "--locked", "--workspace"]);
+    // Those of the levels below.
+    for package in ["mcp-hub-e2e", "mcp-hub-test-cluster", "mcp-hub-chart-tests", "mcp-hub-kubernetes-tests"] {
+        test.args(["--exclude", package]);
+    }
+    shell::run(&mut test)
 }
 
 /// The bridges of every target, and an `mcpctl` that works by itself because it carries them.
@@ -130,6 +137,20 @@ fn static_bridge() -> Result<(), Error> {
         true => Ok(()),
         false => Err(Error::Output { command: "mcpctl call units/convert".to_owned(), message: answer }),
     }
+}
+
+/// Images of every program, read by the tool that everybody pushes with, and what a real registry says of an image.
+fn images() -> Result<(), Error> {
+    for archive in images::for_tests()? {
+        let archive = format!("oci-archive:{}", archive.display());
+        let config = shell::output(Command::new("skopeo").args(["inspect", "--config", &archive]))?;
+        // Numeric, as a pod that is not to run as root needs it.
+        if !config.contains(r#""User": "65532:65532""#) {
+            return Err(Error::Output { command: format!("skopeo inspect --config {archive}"), message: config });
+        }
+    }
+    let test = ["test", "--locked", "--package", "mcp-hub-supply", "--test", "distribution", "--", "--ignored"];
+    shell::run(&mut shell::cargo(&test))
 }
 
 fn ignore_absent(error: std::io::Error) -> std::io::Result<()> {

@@ -45,6 +45,10 @@ pub(crate) struct HttpClient {
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Servers close idle connections too; most wait at least this long.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// After which a host that says nothing is asked whether it is there, and how often without an answer: a stream from one
+/// that is not would never end.
+const SILENCE: Duration = Duration::from_secs(30);
+const PROBES: u32 = 3;
 /// Bytes read ahead on a connection: hyper's 400 KB would stay with each one that has once had a large answer.
 const BUFFER_MAX: usize = 64 << 10;
 /// Connections kept to one server.
@@ -55,6 +59,9 @@ pub(crate) fn http_client() -> Result<HttpClient, GatewayError> {
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    tcp.set_keepalive(Some(SILENCE));
+    tcp.set_keepalive_interval(Some(SILENCE));
+    tcp.set_keepalive_retries(Some(PROBES));
     let tls = match HttpsConnectorBuilder::new().with_provider_and_native_roots(default_provider()) {
         Ok(tls) => tls,
         Err(error) => {
@@ -110,6 +117,15 @@ struct Kept {
     used: Instant,
 }
 
+#[cfg(target_os = "linux")]
+fn keep_alive(stream: &TcpStream) -> rustix::io::Result<()> {
+    use rustix::net::sockopt;
+    sockopt::set_tcp_keepidle(stream, SILENCE)?;
+    sockopt::set_tcp_keepintvl(stream, SILENCE)?;
+    sockopt::set_tcp_keepcnt(stream, PROBES)?;
+    sockopt::set_socket_keepalive(stream, true)
+}
+
 impl Pool {
     /// A connection that takes a request now.
     fn take(&self) -> Option<SendRequest<Full<Bytes>>> {
@@ -141,6 +157,8 @@ impl Pool {
         };
         // Small requests must not wait for more; a socket that refuses is used all the same.
         stream.set_nodelay(true).ok();
+        #[cfg(target_os = "linux")]
+        keep_alive(&stream).ok();
         let made = http1::Builder::new().max_buf_size(BUFFER_MAX).handshake(TokioIo::new(stream)).await;
         let (sender, connection) = made.map_err(|error| Failure::Unreachable(chain(&error)))?;
         // Ends with the server, or when the sender is dropped and the last answer read.

@@ -471,6 +471,26 @@ impl Upstream {
         self.sessions.open(if self.is_shared() { Owner::Shared } else { owner })
     }
 
+    /// The sessions of single clients.
+    pub(crate) fn open_sessions(&self) -> Vec<(Owner, Arc<LegacySession>)> {
+        self.sessions.of_clients()
+    }
+
+    /// Goes on with a session that another replica opened, unless the owner has one here.
+    pub(crate) async fn adopt(&self, owner: Owner, session: LegacySession) {
+        if self.is_shared() {
+            return;
+        }
+        let (slot, evicted) = self.sessions.slot(owner);
+        if let Some(evicted) = evicted {
+            self.end(&evicted).await;
+        }
+        let _opening = slot.opening.lock().await;
+        if slot.current.load().is_none() {
+            slot.current.store(Some(Arc::new(session)));
+        }
+    }
+
     pub(crate) fn take_session(&self, owner: Owner) -> Option<Arc<LegacySession>> {
         self.sessions.take(owner)
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use http::{HeaderMap, HeaderValue};
 use mcp_hub_mcp::headers;
+use serde::{Deserialize, Serialize};
 
 use super::http_sse::Link;
 
@@ -18,7 +19,7 @@ const SESSIONS_MAX: usize = 1024;
 const IDLE_MAX: Duration = Duration::from_secs(1800);
 
 /// Whose session with a server it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) enum Owner {
     /// Everybody's.
     Shared,
@@ -26,6 +27,17 @@ pub(crate) enum Owner {
     Session([u8; 24]),
     /// All requests without a session that carry one token.
     Principal([u8; 32]),
+}
+
+impl Owner {
+    /// By which replicas agree on who holds what is the owner's; `None` for everybody.
+    pub(crate) fn key(&self) -> Option<&[u8]> {
+        match self {
+            Self::Shared => None,
+            Self::Session(nonce) => Some(nonce),
+            Self::Principal(hash) => Some(hash),
+        }
+    }
 }
 
 /// An open session with a legacy server.
@@ -47,7 +59,7 @@ pub(crate) struct LegacySession {
 const NO_LEVEL: usize = usize::MAX;
 
 impl LegacySession {
-    pub(super) fn new(id: Option<HeaderValue>, version: HeaderValue, link: Option<Link>) -> Self {
+    pub(crate) fn new(id: Option<HeaderValue>, version: HeaderValue, link: Option<Link>) -> Self {
         Self { id, version, link, heard: AtomicBool::new(false), level: AtomicUsize::new(NO_LEVEL) }
     }
 
@@ -101,6 +113,13 @@ impl Sessions {
     pub(crate) fn open(&self, owner: Owner) -> Option<Arc<LegacySession>> {
         let slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         slots.get(&owner)?.0.current.load_full()
+    }
+
+    /// Those of single clients.
+    pub(crate) fn of_clients(&self) -> Vec<(Owner, Arc<LegacySession>)> {
+        let slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = slots.iter().filter(|(owner, _)| **owner != Owner::Shared);
+        own.filter_map(|(owner, (slot, _))| Some((*owner, slot.current.load_full()?))).collect()
     }
 
     /// Forgets sessions that nobody ends and nobody has used since then.

@@ -132,11 +132,13 @@ impl HttpSse {
         }
     }
 
-    /// Says this on every stream, as it is.
-    pub async fn say(&self, part: &[u8]) {
+    /// Says this so often on every stream that is open now, as it is.
+    pub async fn say(&self, part: &'static [u8], times: usize) {
         let open: Vec<Session> = self.get(|state| state.open.values().cloned().collect());
         for session in open {
-            session.parts.send(Ok(Bytes::copy_from_slice(part))).await.ok();
+            for _ in 0..times {
+                session.parts.send(Ok(Bytes::from_static(part))).await.ok();
+            }
         }
     }
 

@@ -25,30 +25,49 @@ pub(crate) fn gateway_name(hub: &OwnerKey) -> String {
     format!("mcp-hub-{}", hub.name)
 }
 
+/// Name of the Secret with the token and the address of a hub, for people and their clients.
+pub fn token_secret(hub: &str) -> String {
+    format!("mcp-hub-{hub}-token")
+}
+
+/// Keys of that Secret.
+pub const TOKEN_KEY: &str = "token";
+pub const URL_KEY: &str = "url";
+/// Name of a gateway's main container, and of the port in it at which clients are served.
+pub const GATEWAY: &str = "gateway";
+pub const CLIENTS_PORT: &str = "mcp";
+
 /// Name of the Secret that its pods mount.
 pub(crate) fn config_secret(hub: &OwnerKey) -> String {
     format!("mcp-hub-{}-config", hub.name)
+}
+
+/// Name of the headless Service of the replicas' control listeners.
+fn peers_name(hub: &OwnerKey) -> String {
+    format!("{}-peers", gateway_name(hub))
 }
 
 pub(super) fn lower(gateway: &GatewayWorkload, settings: &ClusterSettings) -> Lowered {
     let GatewayWorkload { owner, replicas, port } = gateway;
     let (pods, name) = (labels::pods_of(owner), gateway_name(owner));
     let mut pod_labels = labels::of(owner);
-    pod_labels.insert(labels::ROLE.to_owned(), "gateway".to_owned());
+    pod_labels.insert(labels::ROLE.to_owned(), labels::GATEWAY_ROLE.to_owned());
     let user = pod::NOBODY;
     let container = json!({
-        "name": "gateway",
+        "name": GATEWAY,
         "image": settings.gateway_image,
         "args": [
             format!("--config={CONFIG_DIR}/{CONFIG_KEY}"),
             format!("--sealing-key={CONFIG_DIR}/{SEALING_KEY}"),
             format!("--listen=0.0.0.0:{port}"),
             format!("--control=0.0.0.0:{CONTROL_PORT}"),
+            "--advertise=$(POD_IP)".to_owned(),
+            format!("--peers={}.{}.svc:{CONTROL_PORT}", peers_name(owner), owner.namespace),
             format!("--drain-delay={DRAIN_DELAY}"),
             format!("--drain-limit={DRAIN_LIMIT}"),
         ],
         "ports": [
-            {"name": "mcp", "containerPort": port, "protocol": "TCP"},
+            {"name": CLIENTS_PORT, "containerPort": port, "protocol": "TCP"},
             {"name": "control", "containerPort": CONTROL_PORT, "protocol": "TCP"},
         ],
         "securityContext": pod::confined(true),
@@ -81,11 +100,18 @@ pub(super) fn lower(gateway: &GatewayWorkload, settings: &ClusterSettings) -> Lo
         "selector": pods,
         "ports": [{"name": "mcp", "port": port, "targetPort": port, "protocol": "TCP"}],
     });
+    // Where replicas find each other. One that is about to end is found no more.
+    let peers = json!({
+        "clusterIP": "None",
+        "selector": pods,
+        "ports": [{"name": "control", "port": CONTROL_PORT, "targetPort": CONTROL_PORT, "protocol": "TCP"}],
+    });
     let policy = network::of_gateway(&pods, *port, CONTROL_PORT, settings);
     let mut objects = vec![
         child(ChildKind::NetworkPolicy, owner, name.clone(), &policy),
         child(ChildKind::Deployment, owner, name.clone(), &deployment),
         child(ChildKind::Service, owner, name.clone(), &service),
+        child(ChildKind::Service, owner, peers_name(owner), &peers),
     ];
     // With one replica a budget would only stop nodes from being drained.
     if *replicas > 1 {

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use crate::children::ChildKind;
 use crate::labels;
 
+pub use gateway::{CLIENTS_PORT, GATEWAY, TOKEN_KEY, URL_KEY, token_secret};
 pub(crate) use gateway::{CONFIG_KEY, CONTROL_PORT, SEALING_KEY, config_secret, gateway_name};
 pub(crate) use server::server_name;
 

@@ -20,7 +20,7 @@ pub(super) fn of_server(
     permissions: Option<&NetworkPermissions>,
     settings: &ClusterSettings,
 ) -> Result<Value, Unsupported> {
-    let gateways = json!({"matchLabels": {labels::MANAGED_BY: labels::MANAGER, labels::ROLE: "gateway"}});
+    let gateways = json!({"matchLabels": {labels::MANAGED_BY: labels::MANAGER, labels::ROLE: labels::GATEWAY_ROLE}});
     let mut callers = vec![json!({"podSelector": gateways})];
     if !exposed_to.is_empty() {
         let namespaces = json!({"matchExpressions": [{"key": NAMESPACE_NAME, "operator": "In", "values": exposed_to}]});
@@ -67,7 +67,7 @@ pub(super) fn of_gateway(pods: &impl serde::Serialize, port: u16, control: u16, 
 fn operator(settings: &ClusterSettings) -> Value {
     json!({
         "namespaceSelector": {"matchLabels": {NAMESPACE_NAME: settings.namespace}},
-        "podSelector": {"matchLabels": {labels::ROLE: "operator"}},
+        "podSelector": {"matchLabels": {labels::ROLE: labels::OPERATOR_ROLE}},
     })
 }
 

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::kind::Kind;
 
-/// Fills in what is missing. `fresh` is an address and a name for those who get one on creation.
+/// Fills in what is missing.
 pub(crate) fn apply(kind: &Kind, object: &mut Value) {
     match (kind.group.as_str(), kind.name.as_str()) {
         ("", "Namespace") => namespace(object),
@@ -35,6 +35,11 @@ pub(crate) fn apply(kind: &Kind, object: &mut Value) {
             }
             pod_template(&mut spec["template"]);
             set(object, "status", json!({}));
+            for condition in object["status"].get_mut("conditions").into_iter().flat_map(items) {
+                // Times that are not known are shown all the same.
+                set(condition, "lastUpdateTime", Value::Null);
+                set(condition, "lastTransitionTime", Value::Null);
+            }
         }
         ("apps", "ReplicaSet") => {
             set(&mut object["spec"], "replicas", 1);
@@ -42,7 +47,7 @@ pub(crate) fn apply(kind: &Kind, object: &mut Value) {
             set(object, "status", json!({"replicas": 0}));
         }
         ("networking.k8s.io", "NetworkPolicy") => network_policy(object),
-        ("networking.k8s.io", "Ingress") => set(object, "status", json!({"loadBalancer": {}})),
+        ("networking.k8s.io", "Ingress") => load_balancer(object),
         ("policy", "PodDisruptionBudget") => {
             for count in ["currentHealthy", "desiredHealthy", "disruptionsAllowed", "expectedPods"] {
                 ensure_object(&mut object["status"]);
@@ -87,6 +92,8 @@ fn service(object: &mut Value) {
     set(spec, "type", "ClusterIP");
     if spec["sessionAffinity"] == "ClientIP" {
         set(spec, "sessionAffinityConfig", json!({"clientIP": {"timeoutSeconds": 10_800}}));
+    } else if let Some(members) = spec.as_object_mut() {
+        members.remove("sessionAffinityConfig");
     }
     for port in items(&mut spec["ports"]) {
         set(port, "protocol", "TCP");
@@ -103,11 +110,12 @@ fn service(object: &mut Value) {
     if spec["type"] == "LoadBalancer" {
         set(spec, "allocateLoadBalancerNodePorts", true);
     }
-    if spec["type"] != "ExternalName" {
-        set(spec, "ipFamilies", json!(["IPv4"]));
-        set(spec, "ipFamilyPolicy", "SingleStack");
-    }
-    set(object, "status", json!({"loadBalancer": {}}));
+    load_balancer(object);
+}
+
+fn load_balancer(object: &mut Value) {
+    ensure_object(&mut object["status"]);
+    set(&mut object["status"], "loadBalancer", json!({}));
 }
 
 fn network_policy(object: &mut Value) {

@@ -110,7 +110,7 @@ impl Kind {
 
     /// Whether a full update of what does not exist makes it.
     pub(crate) fn create_on_update(&self) -> bool {
-        matches!(self.name.as_str(), "Lease" | "Event")
+        !self.custom && matches!(self.name.as_str(), "Lease" | "Event" | "Service")
     }
 
     /// Whether a delete answers with the object even when it is gone at once.
@@ -148,9 +148,7 @@ static KNOWN: LazyLock<Vec<Arc<Kind>>> = LazyLock::new(|| {
         Kind::builtin::<Service>("services", Generation::Never, true),
         Kind::builtin::<ServiceAccount>("serviceaccounts", Generation::Never, false),
     ];
-    let mut definitions = mcp_hub_crds::schema::definitions();
-    definitions.push(crate::http_route::definition());
-    builtin.into_iter().chain(definitions.iter().flat_map(Kind::of_definition)).map(Arc::new).collect()
+    builtin.into_iter().chain(crate::definitions().iter().flat_map(Kind::of_definition)).map(Arc::new).collect()
 });
 
 /// The kinds of one server.

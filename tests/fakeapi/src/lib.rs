@@ -20,6 +20,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod builtin_fields;
 mod defaults;
 mod delete;
 mod discovery;
@@ -54,3 +55,12 @@ pub use request::Verb;
 pub use server::FakeService;
 pub use state::Cut;
 pub use workloads::PodState;
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+
+/// The definitions of all kinds that are not built in, such as a real server would need to have the same kinds.
+pub fn definitions() -> Vec<CustomResourceDefinition> {
+    let mut definitions = mcp_hub_crds::schema::definitions();
+    definitions.push(http_route::definition());
+    definitions
+}

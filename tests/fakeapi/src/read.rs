@@ -110,27 +110,35 @@ impl State {
             }
         })?;
         let after = page.map(|page| (page.namespace, page.name));
-        let mut selected: Vec<(Key, Arc<Value>)> = objects
+        let mut left = objects
             .into_iter()
-            .filter(|(key, _)| after.as_ref().is_none_or(|after| (&key.namespace, &key.name) > (&after.0, &after.1)))
-            .filter(|(_, object)| selector.matches(object))
-            .collect();
+            .filter(|(key, _)| after.as_ref().is_none_or(|after| (&key.namespace, &key.name) > (&after.0, &after.1)));
+        let mut selected: Vec<Arc<Value>> = Vec::new();
         let mut metadata = json!({"resourceVersion": revision.to_string()});
-        if limit > 0 && selected.len() > limit {
-            let left = selected.len() - limit;
-            selected.truncate(limit);
-            if let Some((last, _)) = selected.last() {
-                let page = Page { revision, namespace: last.namespace.clone(), name: last.name.clone() };
-                let token = serde_json::to_vec(&page).unwrap_or_default();
-                metadata["continue"] = Value::from(URL_SAFE_NO_PAD.encode(token));
+        if kind.custom && request.representation == Representation::Full {
+            metadata["continue"] = Value::from("");
+        }
+        while let Some((key, object)) = left.next() {
+            if !selector.matches(&object) {
+                continue;
             }
-            if selector.is_empty() {
-                metadata["remainingItemCount"] = Value::from(left);
+            selected.push(object);
+            if limit > 0 && selected.len() == limit {
+                // Whether any of the others will be selected is not looked at.
+                let count = left.by_ref().count();
+                if count > 0 {
+                    let page = Page { revision, namespace: key.namespace, name: key.name };
+                    let token = serde_json::to_vec(&page).unwrap_or_default();
+                    metadata["continue"] = Value::from(URL_SAFE_NO_PAD.encode(token));
+                    if selector.is_empty() {
+                        metadata["remainingItemCount"] = Value::from(count);
+                    }
+                }
             }
         }
         let items: Vec<Value> = selected
             .into_iter()
-            .map(|(_, object)| {
+            .map(|object| {
                 let mut object = represented((*object).clone(), request.representation);
                 // In lists the built-in kinds do not repeat what they are.
                 if let (Representation::Full, false, Some(members)) =

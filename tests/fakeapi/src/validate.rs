@@ -37,21 +37,36 @@ pub(crate) fn causes(kind: &Kind, old: Option<&Value>, new: &Value) -> Vec<Cause
             if let Some(old) = old {
                 immutable(old, new, "spec.selector", &mut found);
             }
+            replica_counts(&new["status"], &mut found);
         }
         ("policy", "PodDisruptionBudget") => {
             let spec = &new["spec"];
             if !spec["minAvailable"].is_null() && !spec["maxUnavailable"].is_null() {
-                found.push(Cause::invalid("spec", "minAvailable and maxUnavailable cannot be both set"));
+                // What is wrong with the metadata is told later.
+                found = vec![Cause::invalid("spec", "minAvailable and maxUnavailable cannot be both set")];
             }
         }
         ("networking.k8s.io", "Ingress") => ingress(&new["spec"], &mut found),
         _ => {}
     }
+    if kind.custom && kind.ours.is_none() {
+        let missing = kind.schema.missing(new);
+        found.extend(missing.into_iter().map(|field| Cause::required(&field, "Required value")));
+    }
     if let Some(ours) = kind.ours {
         let mut written = new.clone();
         // Of metadata those rules know what a person writes; the server's own part was just checked.
         written["metadata"] = json!({"name": new["metadata"]["name"]});
-        found.extend(violations(ours, &written).into_iter().map(|violation| {
+        let broken = violations(ours, &written);
+        let blocks = broken.iter().any(|violation| {
+            let blocking = ["enum", "required", "maxLength", "maxItems", "type"];
+            matches!(&violation.rule, Rule::Schema(keyword) if blocking.contains(&keyword.as_str()))
+        });
+        if blocks {
+            let message = "Invalid value: null: some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
+            found.push(Cause::invalid("<nil>", message));
+        }
+        found.extend(broken.into_iter().map(|violation| {
             Cause {
                 reason: match &violation.rule {
                     Rule::Schema(keyword) if keyword == "required" => "FieldValueRequired",
@@ -64,7 +79,11 @@ pub(crate) fn causes(kind: &Kind, old: Option<&Value>, new: &Value) -> Vec<Cause
                 }
                 .to_owned(),
                 message: violation.message.clone(),
-                field: violation.path.to_string(),
+                field: match &violation.rule {
+                    // The server does not say where.
+                    Rule::Schema(keyword) if keyword == "oneOf" => "<nil>".to_owned(),
+                    _ => violation.path.to_string(),
+                },
             }
         }));
     }
@@ -224,6 +243,19 @@ fn service(old: Option<&Value>, new: &Value, found: &mut Vec<Cause>) {
     if ports.is_empty() && !headless && spec["type"] != "ExternalName" {
         found.push(Cause::required("spec.ports", "Required value"));
     }
+    // This is a cluster of one family; two are for headless services that select nothing.
+    let two = spec["ipFamilies"].as_array().is_some_and(|families| families.len() > 1);
+    if two && !(headless && spec["selector"].is_null()) {
+        for field in ["spec.ipFamilies[1]", "spec.ipFamilyPolicy"] {
+            found.push(Cause::invalid(field, "Invalid value: not configured on this cluster"));
+        }
+    }
+    let had_two =
+        old.is_some_and(|old| old["spec"]["ipFamilies"].as_array().is_some_and(|families| families.len() > 1));
+    if had_two && !two && spec["type"] != "ExternalName" {
+        let message = "Invalid value: may not be left out when the number of families changes";
+        found.push(Cause::invalid("spec.ipFamilyPolicy", message));
+    }
     let mut names = BTreeSet::new();
     for (index, port) in ports.iter().enumerate() {
         let at = format!("spec.ports[{index}]");
@@ -313,6 +345,22 @@ fn workload(object: &Value, found: &mut Vec<Cause>) {
         });
     }
     pod_spec(&spec["template"]["spec"], "spec.template.spec", found);
+}
+
+/// A status never counts more of a part than of the whole.
+fn replica_counts(status: &Value, found: &mut Vec<Cause>) {
+    let count = |field: &str| status[field].as_i64().unwrap_or(0);
+    for (part, whole) in [
+        ("updatedReplicas", "replicas"),
+        ("readyReplicas", "replicas"),
+        ("availableReplicas", "replicas"),
+        ("availableReplicas", "readyReplicas"),
+    ] {
+        if count(part) > count(whole) {
+            let message = format!("Invalid value: {}: cannot be greater than status.{whole}", count(part));
+            found.push(Cause::invalid(&format!("status.{part}"), message));
+        }
+    }
 }
 
 fn pod_spec(spec: &Value, at: &str, found: &mut Vec<Cause>) {
