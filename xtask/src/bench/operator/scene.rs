@@ -134,7 +134,7 @@ impl Scene {
     }
 
     /// Waits until the operator has made so many passes over servers since it was started.
-    pub(super) fn passes_over(&self, servers: usize) -> Result<(), Error> {
+    pub(super) fn passes_over(&mut self, servers: usize) -> Result<(), Error> {
         self.until("a pass over every server", |scene| {
             let metrics = scene.metrics();
             let lines = metrics.lines().filter(|line| line.starts_with("mcp_hub_passes_total{controller=\"server\""));
@@ -221,9 +221,13 @@ impl Scene {
         asked.ok().and_then(|mut answer| answer.body_mut().read_to_string().ok()).unwrap_or_default()
     }
 
-    fn until(&self, what: &str, reached: impl Fn(&Self) -> bool) -> Result<(), Error> {
+    fn until(&mut self, what: &str, reached: impl Fn(&Self) -> bool) -> Result<(), Error> {
         let deadline = Instant::now() + PATIENCE;
         while !reached(self) {
+            if let Some(Ok(Some(status))) = self.operator.as_mut().map(|operator| operator.0.try_wait()) {
+                let log = self.folder.join("operator.log");
+                return Err(unexpected(format!("the operator ended ({status}); see {}", log.display())));
+            }
             if Instant::now() > deadline {
                 return Err(unexpected(format!("waited {} s, but not: {what}", PATIENCE.as_secs())));
             }
