@@ -30,7 +30,7 @@ use crate::images::{Images, ResolveImage};
 use crate::labels;
 use crate::lower::{self, ClusterSettings};
 use crate::pods::PodFacts;
-use crate::scope::Scope;
+use crate::scope::{PAGE, Scope};
 use crate::secrets;
 
 /// Events that a slow listener may lag behind before it is told to look at everything.
@@ -75,7 +75,7 @@ impl KubeRuntime {
         let events = broadcast::Sender::new(EVENTS);
         let bridges = Arc::new(Bridges::new(askers.bridges, installation.clone(), events.clone()));
         let selector = labels::selector(installation.id());
-        let config = watcher::Config::default().labels(&selector);
+        let config = watcher::Config::default().labels(&selector).page_size(PAGE);
         let mut watches = JoinSet::new();
         let mut children = BTreeMap::new();
         let lists = scope.namespaces().len();
@@ -309,7 +309,7 @@ impl Runtime for KubeRuntime {
             prepare: self.images.observe(owner),
             failure: pods.iter().find_map(|pod| pod.failure.clone()).or_else(refused),
             missing_secrets: Vec::new(),
-            objects: children.into_iter().map(|child| child.observed).collect(),
+            objects: children.iter().map(Child::observed).collect(),
         })
     }
 
