@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
+use http::{HeaderValue, header};
 use kube::client::ClientBuilder;
 use kube::client::retry::RetryPolicy;
 use kube::{Client, Config};
@@ -76,6 +77,7 @@ const REQUESTS: usize = 64;
 /// A lease that was not renewed for so long is another operator's to take.
 const LEASE_SECONDS: u64 = 15;
 const RENEW_BEFORE_SECONDS: u64 = 5;
+const USER_AGENT: &str = concat!("mcp-hub-operator/", env!("CARGO_PKG_VERSION"));
 const LEASE: &str = "mcp-hub-operator";
 /// A lease that cannot be given back by then runs out by itself.
 const LET_GO: Duration = Duration::from_secs(5);
@@ -215,6 +217,8 @@ async fn client() -> Result<Client, Failure> {
     let mut config = Config::infer().await.map_err(Failure::Config)?;
     // Fifteen retries with waits of minutes would hide an outage from the passes, which retry by themselves.
     config.default_retry = false;
+    // By which audit logs and the API server's metrics tell who asked.
+    config.headers.push((header::USER_AGENT, HeaderValue::from_static(USER_AGENT)));
     let builder = ClientBuilder::try_from(config).map_err(Failure::Client)?;
     // Retries need a service that can be shared.
     let builder = builder.with_layer(&BufferLayer::new(REQUESTS));
