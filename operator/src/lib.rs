@@ -6,6 +6,7 @@ mod bridges;
 mod cache;
 mod children;
 mod console;
+pub mod election;
 mod fields;
 mod gateways;
 pub mod health;

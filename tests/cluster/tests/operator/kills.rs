@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::api::Api;
 use serde_json::json;
 
-use crate::audit::tally;
+use crate::audit::{Write, tally};
 use crate::children::assert_same;
 use crate::place::{Place, SYSTEM, all_ready, eventually, server};
 use crate::unrest::{Census, Random, Wishes};
@@ -29,10 +29,19 @@ async fn keys(place: &Place) -> Vec<Option<Secret>> {
     vec![installation]
 }
 
+/// What an operator asks for is never refused but where others were faster.
+fn assert_welcome(writes: &[Write]) {
+    let refused: Vec<&Write> = writes.iter().filter(|write| write.code >= 400 && ![404, 409].contains(&write.code)).collect();
+    assert!(refused.is_empty(), "{refused:#?}");
+}
+
 /// The end state is that of a fresh install of the same specs, and a settled cluster causes no write, not even by a restart.
-async fn assert_as_new(place: &Place, wishes: &Wishes<'_>) {
+async fn assert_as_new(place: &Place, wishes: &mut Wishes<'_>) {
     let mut operator = place.operator("op");
     operator.until_it_leads().await;
+    place.settled(all_ready).await;
+    wishes.assert_granted().await;
+    wishes.resume().await;
     place.settled(all_ready).await;
     wishes.assert_granted().await;
     let (children, verdicts) = (place.children().await, place.verdicts().await);
@@ -98,10 +107,11 @@ async fn killed_two_hundred_times_it_loses_nothing_and_makes_no_pod_too_many() {
     census.assert_never_too_many();
     let writes = audit.writes();
     println!("{} writes: {}", writes.len(), tally(&writes));
+    assert_welcome(&writes);
     let most = wishes.changes * WRITES_A_CHANGE + KILLS * WRITES_A_KILL;
     assert!(writes.len() <= most, "{} writes, and {most} would do: {}", writes.len(), tally(&writes));
     operator.kill();
-    assert_as_new(&place, &wishes).await;
+    assert_as_new(&place, &mut wishes).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -125,12 +135,13 @@ async fn two_operators_at_once_do_the_work_of_one() {
     census.assert_never_too_many();
     let writes = audit.writes();
     println!("{} changes, {} writes: {}", wishes.changes, writes.len(), tally(&writes));
+    assert_welcome(&writes);
     let most = 2 * wishes.changes * WRITES_A_CHANGE;
     assert!(writes.len() <= most, "{} writes, and {most} would do: {}", writes.len(), tally(&writes));
     let [first, second] = twins;
     first.kill();
     second.kill();
-    assert_as_new(&place, &wishes).await;
+    assert_as_new(&place, &mut wishes).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -109,6 +109,15 @@ impl<'a> Wishes<'a> {
         }
     }
 
+    /// Lets everything run that was stopped: status remembers of a stopped server how it was when it ran.
+    pub(crate) async fn resume(&mut self) {
+        let stopped = |spec: &Value| spec["paused"] == true || spec["replicas"] == 0;
+        let names: Vec<&'static str> = self.servers.iter().filter(|(_, spec)| stopped(spec)).map(|(name, _)| *name).collect();
+        for name in names {
+            self.want(name, server(json!({"env": [{"name": "ROUND", "value": "resumed"}]}))).await;
+        }
+    }
+
     /// Nothing that was wanted is lost, and what is not wanted is gone.
     pub(crate) async fn assert_granted(&self) {
         let servers = self.place.list::<MCPServer>().await;
