@@ -5,6 +5,7 @@
 mod bridges;
 mod cache;
 mod children;
+pub mod client;
 mod console;
 pub mod election;
 mod fields;

@@ -11,7 +11,6 @@ use std::time::Duration;
 use clap::Parser;
 use http::{HeaderValue, header};
 use kube::client::ClientBuilder;
-use kube::client::retry::RetryPolicy;
 use kube::{Client, Config};
 use mcp_hub_operator::election::Election;
 use mcp_hub_operator::health::{self, Health};
@@ -21,7 +20,7 @@ use mcp_hub_operator::registry::KubeImages;
 use mcp_hub_operator::runtime::{Askers, KubeRuntime};
 use mcp_hub_operator::sink::KubeSink;
 use mcp_hub_operator::store::KubeStore;
-use mcp_hub_operator::{ClusterSettings, PodHttp, Scope};
+use mcp_hub_operator::{ClusterSettings, PodHttp, Scope, client};
 use mcp_hub_reconcile::controller;
 use mcp_hub_reconcile::installation::Installation;
 use mcp_hub_reconcile::passes::Passes;
@@ -29,9 +28,6 @@ use mcp_hub_reconcile::ports::Ports;
 use mcp_hub_supply::{Platform, Registries, RegistryError};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tower::buffer::BufferLayer;
-use tower::limit::ConcurrencyLimitLayer;
-use tower::retry::RetryLayer;
 
 #[derive(Debug, Parser)]
 #[command(version, about = "Runs MCP servers and hubs on Kubernetes")]
@@ -73,8 +69,6 @@ struct Probe {
     url: http::Uri,
 }
 
-/// Requests to the API server that wait for their answer to begin.
-const REQUESTS: usize = 64;
 const USER_AGENT: &str = concat!("mcp-hub-operator/", env!("CARGO_PKG_VERSION"));
 /// Between two tries to read what an operator needs before it can begin.
 const TRY_AGAIN: Duration = Duration::from_secs(2);
@@ -213,15 +207,5 @@ async fn client() -> Result<Client, Failure> {
     config.default_retry = false;
     // By which audit logs and the API server's metrics tell who asked.
     config.headers.push((header::USER_AGENT, HeaderValue::from_static(USER_AGENT)));
-    let builder = ClientBuilder::try_from(config).map_err(Failure::Client)?;
-    // Retries need a service that can be shared.
-    let builder = builder.with_layer(&BufferLayer::new(REQUESTS));
-    Ok(match RetryPolicy::new(Duration::from_millis(100), Duration::from_secs(2), 3, true) {
-        Ok(policy) => {
-            let retries = RetryLayer::new(policy);
-            builder.with_layer(&retries).with_layer(&ConcurrencyLimitLayer::new(REQUESTS)).build()
-        }
-        // The bounds above are in order, so there is always a policy.
-        Err(_) => builder.with_layer(&ConcurrencyLimitLayer::new(REQUESTS)).build(),
-    })
+    Ok(client::patient(ClientBuilder::try_from(config).map_err(Failure::Client)?))
 }

@@ -14,7 +14,7 @@ use mcp_hub_crds::{MCPHub, MCPServer};
 use mcp_hub_dataplane_api::status::{BridgeStatus, Phase};
 use mcp_hub_reconcile::error::{Retry, RuntimeError};
 use mcp_hub_reconcile::installation::Installation;
-use mcp_hub_reconcile::lower::{Lowered, Object, ObjectId, Unsupported};
+use mcp_hub_reconcile::lower::{Lowered, Object, ObjectId, Stage, Unsupported};
 use mcp_hub_reconcile::observed::Observed;
 use mcp_hub_reconcile::owner::{OwnerKey, OwnerKind};
 use mcp_hub_reconcile::ports::{Console, Enforces, Progress, Runtime, RuntimeEvent, RuntimeInfo, Step, hints};
@@ -184,8 +184,8 @@ impl KubeRuntime {
         let kind = kind_of(&object.id)?;
         let api = self.api(kind, &owner.namespace);
         let failed = |source| api_error("apply", owner, &object.id, source);
-        let predecessor = match self.child(kind, &owner.namespace, &object.id.name) {
-            Some(known) if known.owner == *owner => {
+        let predecessor = match self.child(kind, &owner.namespace, &object.id.name).filter(|known| known.owner == *owner) {
+            Some(known) => {
                 let strangers = known.intruders.iter().filter(|intruder| !intruder.is_in(&object.body));
                 let removals: Vec<Value> =
                     strangers.map(|intruder| json!({"op": "remove", "path": intruder.pointer()})).collect();
@@ -194,8 +194,7 @@ impl KubeRuntime {
                 }
                 None
             }
-            Some(known) => Some(known.owner),
-            // Not among ours: it may be someone else's.
+            // Not among the owner's: it may be someone else's, or a namesake's that was deleted and is not collected yet.
             None => match api.get_metadata_opt(&object.id.name).await.map_err(failed)? {
                 None => None,
                 Some(found) => {
@@ -346,7 +345,12 @@ impl Runtime for KubeRuntime {
     async fn execute(&self, owner: &OwnerKey, step: &Step) -> Result<Progress, RuntimeError> {
         match step {
             Step::Prepare(object) => return Ok(self.images.prepare(owner, object).await),
-            Step::Apply(object) | Step::Replace(object) => self.apply(owner, object, None).await?,
+            Step::Apply(object) | Step::Replace(object) => {
+                self.apply(owner, object, None).await?;
+                if object.stage == Stage::Workload {
+                    self.images.forget(owner);
+                }
+            }
             Step::Remove(id) => {
                 self.images.forget(owner);
                 self.remove(owner, id).await?;
