@@ -271,8 +271,10 @@ impl Daemon {
 
     pub(crate) fn endpoint(&self, name: &Name) -> Result<HubEndpoint, Error> {
         let hubs = self.objects().hubs;
-        let hub =
-            hubs.iter().find(|hub| name.is_of(&hub.metadata)).ok_or_else(|| absent("hub", &name.name, &hubs, ""))?;
+        let hub = hubs
+            .iter()
+            .find(|hub| name.is_of(&hub.metadata))
+            .ok_or_else(|| absent("hub", &name.name, &hubs, "apply a manifest of one"))?;
         let url = hub.status.as_ref().and_then(|status| status.endpoint.clone()).ok_or_else(|| no_endpoint(hub))?;
         let open = hub.spec.auth.as_ref().and_then(|auth| auth.mode) == Some(mcp_hub_crds::hub::AuthMode::None);
         let token = self.ports.installation.hub_token(&hub.uid().unwrap_or_default(), 0);

@@ -9,6 +9,7 @@ use mcp_hub_reconcile::workload::{RESTARTED_AT_ANNOTATION, is_stopped};
 
 use crate::error::{Error, Exit};
 use crate::output::painted;
+use crate::target::Scope;
 
 /// A server as people see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,6 +147,15 @@ pub(crate) fn hub_line(hub: &MCPHub) -> String {
         (_, Some(ready)) => format!("{}  not ready: {}", hub.name_any(), ready.message),
         (_, None) => format!("{}  starting", hub.name_any()),
     }
+}
+
+/// [`hub_line`] of each, with its namespace where hubs of several may be among them.
+pub(crate) fn hub_lines(hubs: &[MCPHub], scope: &Scope) -> Vec<String> {
+    let line = |hub: &MCPHub| match (scope, hub.namespace()) {
+        (Scope::All, Some(namespace)) => format!("{namespace}/{}", hub_line(hub)),
+        _ => hub_line(hub),
+    };
+    hubs.iter().map(line).collect()
 }
 
 /// Why nobody reaches the hub.

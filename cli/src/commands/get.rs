@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::args::{Format, Get, Kind};
 use crate::error::{Error, absent};
 use crate::output;
-use crate::summary::{Row, hub_line, row};
+use crate::summary::{Row, hub_lines, row};
 use crate::target::Target;
 
 pub(crate) async fn run(target: &dyn Target, args: &Get) -> Result<(), Error> {
@@ -41,17 +41,19 @@ async fn servers(target: &dyn Target, args: &Get) -> Result<(), Error> {
 }
 
 async fn hubs(target: &dyn Target, args: &Get) -> Result<(), Error> {
-    let all = target.hubs(&args.namespaces.scope()).await?;
-    let chosen: Vec<_> =
-        all.iter().filter(|hub| args.name.as_ref().is_none_or(|name| hub.name_any() == *name)).collect();
-    if let (Some(name), true) = (&args.name, chosen.is_empty()) {
-        return Err(absent("hub", name, &all, target.beginning()));
+    let scope = args.namespaces.scope();
+    let mut chosen = target.hubs(&scope).await?;
+    if let Some(name) = &args.name {
+        if !chosen.iter().any(|hub| hub.name_any() == *name) {
+            return Err(absent("hub", name, &chosen, target.beginning()));
+        }
+        chosen.retain(|hub| hub.name_any() == *name);
     }
     if args.output.output == Format::Table {
-        let lines: String = chosen.iter().map(|hub| hub_line(hub) + "\n").collect();
+        let lines: String = hub_lines(&chosen, &scope).into_iter().map(|line| line + "\n").collect();
         return output::data(&lines);
     }
-    documents(args, &chosen)
+    documents(args, &chosen.iter().collect::<Vec<_>>())
 }
 
 /// One object if a name was given, else a list as `kubectl` gives it.

@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::args::{Format, Status};
 use crate::error::{Error, absent};
 use crate::output;
-use crate::summary::{Row, hub_line, row};
+use crate::summary::{Row, hub_lines, row};
 use crate::target::{Scope, Target};
 
 pub(crate) async fn run(target: &dyn Target, args: &Status) -> Result<(), Error> {
@@ -29,7 +29,16 @@ pub(crate) async fn run(target: &dyn Target, args: &Status) -> Result<(), Error>
     }
     output::data(&table(&rows, &scope, target.beginning()))?;
     if args.names.is_empty() {
-        let hubs: String = target.hubs(&scope).await?.iter().map(|hub| format!("hub {}\n", hub_line(hub))).collect();
+        let hubs = hub_lines(&target.hubs(&scope).await?, &scope);
+        let hubs: String = hubs
+            .iter()
+            .map(|line| {
+                format!(
+                    "hub {line}
+"
+                )
+            })
+            .collect();
         output::data(&format!("\n{hubs}"))?;
         for problem in target.problems().await? {
             output::say(&problem);

@@ -135,6 +135,10 @@ impl Target for Local {
     }
 
     async fn act(&self, action: Action, servers: &[Name]) -> Result<(), Error> {
+        // The daemon takes an empty list for all.
+        if servers.is_empty() {
+            return Ok(());
+        }
         let request = ActionRequest { action, servers: servers.to_vec() };
         self.admin.post::<Vec<String>>(path::ACTIONS, &request).await.map(drop)
     }

@@ -19,12 +19,14 @@ const OWN_CLUSTER: &str = "of this pod";
 pub(super) async fn connect(context: Option<&str>) -> Result<Cluster, ClusterError> {
     let (name, mut config) = match Kubeconfig::read() {
         Ok(kubeconfig) => from_kubeconfig(kubeconfig, context).await?,
-        Err(error) if context.is_none() && is_absent(&error) => {
-            let config = Config::incluster().map_err(|_| ClusterError::NoKubeconfig { problem: error.to_string() })?;
-            (OWN_CLUSTER.to_owned(), config)
-        }
-        Err(error) if is_absent(&error) => return Err(ClusterError::NoKubeconfig { problem: error.to_string() }),
-        Err(error) => return Err(ClusterError::Kubeconfig { problem: error.to_string() }),
+        Err(error) => match (absent(&error), context) {
+            (None, _) => return Err(ClusterError::Kubeconfig { problem: error.to_string() }),
+            (Some(problem), Some(_)) => return Err(ClusterError::NoKubeconfig { problem }),
+            (Some(problem), None) => {
+                let config = Config::incluster().map_err(|_| ClusterError::NoKubeconfig { problem })?;
+                (OWN_CLUSTER.to_owned(), config)
+            }
+        },
     };
     config.connect_timeout = Some(CONNECT);
     // It waits up to minutes, and a person would rather be told.
@@ -50,11 +52,14 @@ async fn from_kubeconfig(kubeconfig: Kubeconfig, context: Option<&str>) -> Resul
     Ok((name, config))
 }
 
-fn is_absent(error: &KubeconfigError) -> bool {
+/// Why there is no kubeconfig at all; `None` for an error of one that is there.
+fn absent(error: &KubeconfigError) -> Option<String> {
     match error {
-        KubeconfigError::FindPath => true,
-        KubeconfigError::ReadConfig(error, _) => error.kind() == ErrorKind::NotFound,
-        _ => false,
+        KubeconfigError::FindPath => Some("this user has no home folder".to_owned()),
+        KubeconfigError::ReadConfig(error, path) if error.kind() == ErrorKind::NotFound => {
+            Some(format!("{} is not there", path.display()))
+        }
+        _ => None,
     }
 }
 

@@ -107,7 +107,7 @@ pub(super) struct Request<'a> {
     pub(super) verb: &'static str,
     /// As roles name it, such as `pods/log`; with the namespace that it lies in, if it lies in one.
     pub(super) resource: String,
-    /// The object, where one was asked for.
+    /// The object that is to become as given, where it is about one.
     pub(super) object: Option<String>,
 }
 
@@ -137,11 +137,13 @@ impl Request<'_> {
                 }
                 None => ClusterError::NotInstalled { cluster, resource },
             },
-            400 | 422 => ClusterError::Invalid { cluster, object: object.unwrap_or(resource), message },
-            409 if !conflicts(status).is_empty() => {
-                ClusterError::Conflict { object: object.unwrap_or(resource), conflicts: conflicts(status) }
-            }
-            _ => ClusterError::Failed { cluster, verb, resource, message },
+            _ => match object {
+                Some(object) if matches!(status.code, 400 | 422) => ClusterError::Invalid { cluster, object, message },
+                Some(object) if status.code == 409 && !conflicts(status).is_empty() => {
+                    ClusterError::Conflict { object, conflicts: conflicts(status) }
+                }
+                Some(_) | None => ClusterError::Failed { cluster, verb, resource, message },
+            },
         }
     }
 }

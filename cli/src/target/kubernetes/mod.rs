@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::StreamExt;
 use futures::stream::BoxStream;
-use futures::{StreamExt, TryFutureExt};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, ValidationDirective};
@@ -111,11 +111,13 @@ impl Cluster {
         match tokio::time::timeout(PATIENCE, answer).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(request.failed(error)),
-            Err(_) => Err(ClusterError::Unreachable {
-                cluster: self.name.clone(),
-                problem: format!("no answer within {} s", PATIENCE.as_secs()),
-            }),
+            Err(_) => Err(self.silent()),
         }
+    }
+
+    fn silent(&self) -> ClusterError {
+        let problem = format!("no answer within {} s", PATIENCE.as_secs());
+        ClusterError::Unreachable { cluster: self.name.clone(), problem }
     }
 
     /// Objects of a scope, ordered by namespace and name, without who set which field.
@@ -320,8 +322,9 @@ impl Target for Cluster {
             });
         }
         let console = PodConsole::new(self.client.clone());
-        let lines = console.follow(&server.namespace, &uid, query).map_err(|error| self.console_failed(server, error));
-        Ok(lines.await?.map(Ok).boxed())
+        let begun = tokio::time::timeout(PATIENCE, console.follow(&server.namespace, &uid, query)).await;
+        let lines = begun.map_err(|_| self.silent())?.map_err(|error| self.console_failed(server, error))?;
+        Ok(lines.map(Ok).boxed())
     }
 
     async fn endpoint(&self, hub: &Name) -> Result<HubEndpoint, Error> {
