@@ -7,9 +7,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
+use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, Preconditions};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
+use mcp_hub_crds::{MCPHub, MCPServer};
 use mcp_hub_dataplane_api::status::{BridgeStatus, Phase};
 use mcp_hub_reconcile::error::{Retry, RuntimeError};
 use mcp_hub_reconcile::installation::Installation;
@@ -183,7 +184,7 @@ impl KubeRuntime {
         let kind = kind_of(&object.id)?;
         let api = self.api(kind, &owner.namespace);
         let failed = |source| api_error("apply", owner, &object.id, source);
-        match self.child(kind, &owner.namespace, &object.id.name).filter(|known| known.owner == *owner) {
+        let predecessor = match self.child(kind, &owner.namespace, &object.id.name).filter(|known| known.owner == *owner) {
             Some(known) => {
                 let strangers = known.intruders.iter().filter(|intruder| !intruder.is_in(&object.body));
                 let removals: Vec<Value> =
@@ -191,17 +192,32 @@ impl KubeRuntime {
                 if !removals.is_empty() {
                     self.take_out(&api, &object.id, removals).await.map_err(failed)?;
                 }
+                None
             }
             // Not among the owner's: it may be someone else's, or a namesake's that was deleted and is not collected yet.
-            None => {
-                if let Some(found) = api.get_metadata_opt(&object.id.name).await.map_err(failed)? {
+            None => match api.get_metadata_opt(&object.id.name).await.map_err(failed)? {
+                None => None,
+                Some(found) => {
                     let references = found.metadata.owner_references.iter().flatten();
                     let ours = references.into_iter().any(|reference| reference.uid == owner.uid);
-                    if !ours && labels::owner(&found.metadata).as_ref() != Some(owner) {
-                        return Err(taken(owner, &object.id));
+                    match labels::owner(&found.metadata) {
+                        _ if ours => None,
+                        Some(other) if other == *owner => None,
+                        Some(other) => Some(other),
+                        None => return Err(taken(owner, &object.id)),
                     }
                 }
+            },
+        };
+        if let Some(predecessor) = predecessor {
+            if !predecessor.is_namesake_of(owner) {
+                return Err(taken(owner, &object.id));
             }
+            if !self.is_there(owner).await.map_err(failed)? {
+                return Err(outdated(owner));
+            }
+            // About to be collected; a Deployment's selector could not be made ours.
+            self.remove(&predecessor, &object.id).await?;
         }
         let mut body = object.body.clone();
         body["apiVersion"] = Value::from(kind.resource().api_version);
@@ -219,6 +235,19 @@ impl KubeRuntime {
         let applied = api.patch(&object.id.name, &params.force(), &Patch::Apply(&body)).await.map_err(failed)?;
         self.see(kind, &applied);
         Ok(())
+    }
+
+    /// Whether an owner exists at this moment, and not only in a cache that is behind.
+    async fn is_there(&self, owner: &OwnerKey) -> Result<bool, kube::Error> {
+        let kind = match owner.kind {
+            OwnerKind::MCPServer => ApiResource::erase::<MCPServer>(&()),
+            OwnerKind::MCPHub => ApiResource::erase::<MCPHub>(&()),
+        };
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &owner.namespace, &kind);
+        // By a list, because roles allow that for the watch already.
+        let named = ListParams::default().fields(&format!("metadata.name={}", owner.name));
+        let found = api.list_metadata(&named).await?.items;
+        Ok(found.iter().any(|object| object.metadata.uid.as_ref() == Some(&owner.uid)))
     }
 
     /// Takes out what others put into an object, if it is still the object that was seen.
@@ -317,11 +346,10 @@ impl Runtime for KubeRuntime {
         match step {
             Step::Prepare(object) => return Ok(self.images.prepare(owner, object).await),
             Step::Apply(object) | Step::Replace(object) => {
+                self.apply(owner, object, None).await?;
                 if object.stage == Stage::Workload {
-                    // Its image is in its status from now on.
                     self.images.forget(owner);
                 }
-                self.apply(owner, object, None).await?;
             }
             Step::Remove(id) => {
                 self.images.forget(owner);
@@ -356,6 +384,16 @@ fn taken(owner: &OwnerKey, id: &ObjectId) -> RuntimeError {
         message: format!("{id} in namespace {} exists and is not {owner}'s", owner.namespace),
         hint: Some("remove or rename it, or give the server another name".to_owned()),
         // Its end tells nobody here.
+        retry: Retry::Backoff,
+        source: None,
+    }
+}
+
+fn outdated(owner: &OwnerKey) -> RuntimeError {
+    RuntimeError {
+        reason: "Outdated",
+        message: format!("{owner} was deleted, and made anew, in the meantime"),
+        hint: None,
         retry: Retry::Backoff,
         source: None,
     }

@@ -60,7 +60,6 @@ impl ClusterError {
             Self::Conflict { .. } => Exit::Held,
             Self::Failed { .. } => Exit::Failed,
             Self::NoPlan(PlannerError::NoOperator) => Exit::NoAnswer,
-            Self::NoPlan(PlannerError::Identity(error)) if is_forbidden(error) => Exit::Forbidden,
             Self::NoPlan(_) => Exit::Failed,
         }
     }
@@ -90,24 +89,14 @@ impl ClusterError {
                 "install MCP Hub, or look after its operator: `kubectl get pods -A -l mcphub.io/role=operator`"
                     .to_owned()
             }
-            Self::NoPlan(PlannerError::Identity(_)) => {
-                "tokens in pods come from that Secret's key, so that a plan without it would be a guess; it takes a role \
-                 that may get the Secret"
-                    .to_owned()
-            }
-            Self::NoPlan(PlannerError::Unsaid { .. } | PlannerError::NoInstallation { .. })
+            Self::NoPlan(
+                PlannerError::Unsaid { .. } | PlannerError::NoInstallation { .. } | PlannerError::Identity(_),
+            )
             | Self::Absent { .. }
             | Self::Invalid { .. }
             | Self::Failed { .. } => return None,
         })
     }
-}
-
-fn is_forbidden(error: &dyn std::error::Error) -> bool {
-    error
-        .source()
-        .and_then(|source| source.downcast_ref::<kube::Error>())
-        .is_some_and(|error| matches!(error, kube::Error::Api(status) if status.code == 403))
 }
 
 /// What was asked of a cluster, for its failure.

@@ -6,13 +6,15 @@ use std::path::Path;
 use kube::ResourceExt;
 use kube::api::{ListParams, PatchParams};
 use mcp_hub_crds::{MCPServer, Resource, manifest};
-use mcp_hub_operator::planner::{Children, Planner};
+use mcp_hub_operator::identity::{self, IdentityError};
+use mcp_hub_operator::planner::{Children, Planner, PlannerError};
 use mcp_hub_reconcile::plan::render;
 
 use super::{Cluster, ClusterError, FIELD_MANAGER};
 use crate::admin::Planned;
 use crate::daemon;
 use crate::error::Error;
+use crate::output;
 use crate::target::{Scope, Target};
 
 pub(super) async fn plan(cluster: &Cluster, file: Option<&Path>, scope: &Scope) -> Result<Vec<Planned>, Error> {
@@ -25,7 +27,18 @@ pub(super) async fn plan(cluster: &Cluster, file: Option<&Path>, scope: &Scope) 
         return Ok(planned);
     }
     let operator = cluster.operator().await?;
-    let planner = Planner::new(&cluster.client, operator.clone()).await.map_err(ClusterError::NoPlan)?;
+    if let Some(version) = operator.version.as_ref().filter(|version| *version != env!("CARGO_PKG_VERSION")) {
+        let own = env!("CARGO_PKG_VERSION");
+        output::say(&format!("warning: the operator is of version {version} and may plan otherwise than mcpctl {own}"));
+    }
+    let planner = match Planner::new(&cluster.client, operator.clone()).await {
+        // Tokens in pods come from its key: a plan without it would be a guess.
+        Err(PlannerError::Identity(IdentityError::Api { source, .. })) => {
+            let secret = format!("secrets/{}", identity::SECRET);
+            return Err(cluster.request("get", &secret, Some(operator.namespace())).failed(*source).into());
+        }
+        planner => planner.map_err(ClusterError::NoPlan)?,
+    };
     let mut children: BTreeMap<String, Children> = BTreeMap::new();
     for server in &servers {
         let namespace = server.namespace().unwrap_or_default();
