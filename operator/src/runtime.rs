@@ -303,7 +303,7 @@ impl KubeRuntime {
             Phase::Backoff { .. } | Phase::CrashLoop { .. } | Phase::Exited => 0,
         };
         let living = pods.iter().filter(|pod| !pod.ending);
-        let answers = living.filter_map(|pod| Some((pod.ready, pod.port?, self.bridges.status(&pod.uid)?)));
+        let answers = living.filter_map(|pod| Some((pod.ready, pod.port?, self.bridges.status(owner, &pod.uid)?)));
         let (_, port, mut best) = answers.max_by_key(|(ready, _, status)| (*ready, rank(status)))?;
         let service = lower::server_name(owner);
         best.endpoint = format!("http://{service}.{}.svc:{port}/mcp", owner.namespace);
