@@ -18,7 +18,7 @@ pub(super) async fn list(cluster: &Cluster, scope: &Scope) -> Result<Vec<Recorde
         let events: Vec<Event> = cluster.list(scope, &params).await?;
         found.extend(events.into_iter().map(|event| recorded(kind, event)));
     }
-    found.sort_by(|(a, _), (b, _)| a.cmp(b));
+    found.sort_by_key(|(at, _)| *at);
     Ok(found.into_iter().map(|(_, event)| event).collect())
 }
 
