@@ -13,6 +13,7 @@ mod cursors;
 mod ears;
 mod exchange;
 mod failures;
+mod fields;
 mod flights;
 mod guard;
 mod interests;
