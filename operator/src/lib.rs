@@ -5,7 +5,9 @@
 mod bridges;
 mod cache;
 mod children;
+pub mod client;
 mod console;
+pub mod election;
 mod fields;
 mod gateways;
 pub mod health;

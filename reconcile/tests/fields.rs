@@ -1,5 +1,6 @@
 //! No field of `MCPHub` is silent: each one, set alone, changes the configuration or the status, or is refused by name.
-//! The table is complete, because it is compared with the schema. (For `MCPServer` see `local-runtime/tests/fields.rs`.)
+//! The table is complete, because it is compared with the schema. (For `MCPServer` see `contract::fields`, which each
+//! runtime's tests go through.)
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 

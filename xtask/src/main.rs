@@ -83,6 +83,9 @@ enum Bench {
     Local,
     /// Gateway and bridge beside a server asked directly, a bare pass-through, and another gateway
     Gateway(bench::gateway::Plan),
+    /// What the operator writes, how soon it acts and how large it is, on a real control plane
+    #[cfg(target_os = "linux")]
+    Operator(bench::operator::Plan),
     /// Whether gateway and bridge keep their size under a load that goes on
     Soak {
         /// How long
@@ -99,6 +102,8 @@ fn main() -> ExitCode {
         Command::Test { setup, level, .. } => test::run(setup, &level),
         Command::Bench { name: Bench::Local } => bench::local::run(),
         Command::Bench { name: Bench::Gateway(plan) } => bench::gateway::run(&plan),
+        #[cfg(target_os = "linux")]
+        Command::Bench { name: Bench::Operator(plan) } => bench::operator::run(&plan),
         Command::Bench { name: Bench::Soak { minutes } } => bench::soak::run(minutes),
         #[cfg(target_os = "linux")]
         Command::Cluster { verb } => cluster::run(verb),

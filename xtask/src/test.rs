@@ -33,6 +33,7 @@ const LEVELS: &[Level] = &[
     Level { name: "cluster", needs: &cluster::NEEDS, run: cluster_tests },
     #[cfg(target_os = "linux")]
     Level { name: "kubernetes", needs: &kubernetes::NEEDS, run: kubernetes::run },
+    Level { name: "operator-writes", needs: &cluster::NEEDS, run: bench::operator::check },
 ];
 
 pub(crate) fn run(setup: bool, only: &[String]) -> Result<(), Error> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use mcp_hub_crds::hub::MCPHub;
 use mcp_hub_crds::server::MCPServer;
-use mcp_hub_crds::source::{Resolved, SecretKeyRef};
+use mcp_hub_crds::source::{Resolved, ResolvedImage, SecretKeyRef, Source};
 use mcp_hub_crds::status::MCPServerStatus;
 use mcp_hub_dataplane_api::secret::SecretString;
 use serde_json::{Value, json};
@@ -41,7 +41,12 @@ pub fn of_server(runtime: &dyn Runtime, server: &MCPServer) -> Effect {
                 command: Some(vec!["/bin/server".to_owned()]),
                 env: None,
                 reads: Some(vec!["/bin/server".to_owned()]),
-                image: None,
+                image: matches!(unresolved.source, Source::Image(_)).then(|| ResolvedImage {
+                    index: format!("sha256:{}", "0".repeat(64)),
+                    entrypoint: Some(vec!["/bin/server".to_owned()]),
+                    cmd: None,
+                    user: None,
+                }),
             };
             let resolved = ServerWorkload { resolved: Some(found), ..unresolved.clone() };
             for workload in [unresolved, resolved] {

@@ -4,6 +4,7 @@
 //! the fake that all tests of passes stand on.
 
 pub mod effect;
+pub mod fields;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +31,17 @@ pub trait Harness: Send + Sync {
 
     /// The same server with a spec that asks for another object, resolved alike.
     fn changed(&self, workload: &ServerWorkload) -> ServerWorkload;
+
+    /// A server of the same name and spec that comes after this one was deleted: told apart by its uid only.
+    fn namesake(&self, workload: &ServerWorkload) -> ServerWorkload {
+        let uid = format!("{}-namesake", workload.owner.uid);
+        ServerWorkload { owner: OwnerKey { uid, ..workload.owner.clone() }, ..workload.clone() }
+    }
+
+    /// Whether names of objects are made from the server's name alone, so that a namesake waits for the other's to go.
+    fn namesakes_exclude_each_other(&self) -> bool {
+        false
+    }
 
     /// Servers that the runtime cannot run as asked, with the path of the field.
     fn unsupported(&self) -> Vec<(&'static str, ServerWorkload)>;
@@ -215,17 +227,30 @@ pub async fn foreign_objects_are_never_touched(harness: &dyn Harness) -> Result<
 /// Objects of one owner are never touched by a step of another.
 pub async fn steps_of_one_owner_leave_others_alone(harness: &dyn Harness) -> Result<(), String> {
     let runtime = harness.runtime().await;
-    let mut pair = Vec::new();
-    // The second has the first one's name: it is the namesake of a deleted server, told apart by its uid only.
-    for uid in ["old", "new"] {
-        let mut workload = resolve_as(harness, &*runtime, "pair", Some(uid)).await?;
-        workload.owner.uid = uid.to_owned();
-        converge(&*runtime, &workload.owner, &lower(&*runtime, &workload)?).await?;
-        harness.settled(&workload.owner).await;
-        pair.push(workload);
+    let old = resolve(harness, &*runtime, "pair").await?;
+    let lowered = lower(&*runtime, &old)?;
+    converge(&*runtime, &old.owner, &lowered).await?;
+    harness.settled(&old.owner).await;
+    let new = harness.namesake(&old);
+    if harness.namesakes_exclude_each_other() {
+        let before = observe(&*runtime, &old.owner).await?.objects;
+        let steps = plan(&lower(&*runtime, &new)?, &observe(&*runtime, &new.owner).await?);
+        for step in steps {
+            check(runtime.execute(&new.owner, &step).await.is_err(), || {
+                format!("{} went over the other's object", render(std::slice::from_ref(&step)).trim_end())
+            })?;
+        }
+        let after = observe(&*runtime, &old.owner).await?.objects;
+        check(before == after, || format!("steps of one owner made of the other's objects {before:?} {after:?}"))?;
+        clean_up(harness, &*runtime, &old.owner).await?;
     }
-    let [old, new] = &pair[..] else { return Err("there are two".to_owned()) };
+    converge(&*runtime, &new.owner, &lower(&*runtime, &new)?).await?;
+    harness.settled(&new.owner).await;
     let before = (harness.remains(&new.owner).await, observe(&*runtime, &new.owner).await?.objects);
+    check(!before.0.is_empty(), || "nothing of the second ran".to_owned())?;
+    // Also those that are planned on what was seen long ago.
+    let removals: Vec<Step> = lowered.objects.iter().map(|object| Step::Remove(object.id.clone())).collect();
+    execute(&*runtime, &old.owner, &removals).await?;
     clean_up(harness, &*runtime, &old.owner).await?;
     let after = (harness.remains(&new.owner).await, observe(&*runtime, &new.owner).await?.objects);
     check(before == after, || format!("removing one owner's objects made of the other's {before:?} {after:?}"))?;
@@ -305,7 +330,7 @@ pub async fn a_dropped_execute_is_finished_by_the_next_plan(harness: &dyn Harnes
 /// A dropped step is dropped at each of its first waits.
 const POLLS: usize = 6;
 
-/// `events` hints that an owner's state may have changed.
+/// `events` hints that an owner's state may have changed: what came of steps, too, if not the steps themselves.
 pub async fn changes_are_told(harness: &dyn Harness) -> Result<(), String> {
     let runtime = harness.runtime().await;
     let workload = resolve(harness, &*runtime, "told").await?;
@@ -321,8 +346,10 @@ pub async fn changes_are_told(harness: &dyn Harness) -> Result<(), String> {
         }
     };
     converge(&*runtime, &owner, &lower(&*runtime, &workload)?).await?;
+    harness.settled(&owner).await;
     heard(&mut events, "a new object").await?;
     execute_removal(&*runtime, &owner).await?;
+    harness.remains(&owner).await;
     heard(&mut events, "a removed object").await
 }
 
@@ -364,21 +391,9 @@ async fn clean_up(harness: &dyn Harness, runtime: &dyn Runtime, owner: &OwnerKey
     check(left.is_empty(), || format!("clean-up left {left:?}"))
 }
 
-async fn resolve(harness: &dyn Harness, runtime: &dyn Runtime, name: &str) -> Result<ServerWorkload, String> {
-    resolve_as(harness, runtime, name, None).await
-}
-
 /// The workload of this name with what its preparation found.
-async fn resolve_as(
-    harness: &dyn Harness,
-    runtime: &dyn Runtime,
-    name: &str,
-    uid: Option<&str>,
-) -> Result<ServerWorkload, String> {
+async fn resolve(harness: &dyn Harness, runtime: &dyn Runtime, name: &str) -> Result<ServerWorkload, String> {
     let mut workload = harness.workload(name);
-    if let Some(uid) = uid {
-        uid.clone_into(&mut workload.owner.uid);
-    }
     if workload.resolved.is_some() {
         return Ok(workload);
     }
