@@ -213,7 +213,8 @@ mod tests {
 
     #[test]
     fn a_lease_is_taken_from_nobody_who_may_still_lead() {
-        let held = |holder: Option<&str>| LeaseSpec { holder_identity: holder.map(str::to_owned), ..LeaseSpec::default() };
+        let held =
+            |holder: Option<&str>| LeaseSpec { holder_identity: holder.map(str::to_owned), ..LeaseSpec::default() };
         for (holder, unchanged_for, wanted) in [
             (None, Duration::ZERO, Claim::Take),
             (Some(""), Duration::ZERO, Claim::Take),

@@ -184,31 +184,32 @@ impl KubeRuntime {
         let kind = kind_of(&object.id)?;
         let api = self.api(kind, &owner.namespace);
         let failed = |source| api_error("apply", owner, &object.id, source);
-        let predecessor = match self.child(kind, &owner.namespace, &object.id.name).filter(|known| known.owner == *owner) {
-            Some(known) => {
-                let strangers = known.intruders.iter().filter(|intruder| !intruder.is_in(&object.body));
-                let removals: Vec<Value> =
-                    strangers.map(|intruder| json!({"op": "remove", "path": intruder.pointer()})).collect();
-                if !removals.is_empty() {
-                    self.take_out(&api, &object.id, removals).await.map_err(failed)?;
-                }
-                None
-            }
-            // Not among the owner's: it may be someone else's, or a namesake's that was deleted and is not collected yet.
-            None => match api.get_metadata_opt(&object.id.name).await.map_err(failed)? {
-                None => None,
-                Some(found) => {
-                    let references = found.metadata.owner_references.iter().flatten();
-                    let ours = references.into_iter().any(|reference| reference.uid == owner.uid);
-                    match labels::owner(&found.metadata) {
-                        _ if ours => None,
-                        Some(other) if other == *owner => None,
-                        Some(other) => Some(other),
-                        None => return Err(taken(owner, &object.id)),
+        let predecessor =
+            match self.child(kind, &owner.namespace, &object.id.name).filter(|known| known.owner == *owner) {
+                Some(known) => {
+                    let strangers = known.intruders.iter().filter(|intruder| !intruder.is_in(&object.body));
+                    let removals: Vec<Value> =
+                        strangers.map(|intruder| json!({"op": "remove", "path": intruder.pointer()})).collect();
+                    if !removals.is_empty() {
+                        self.take_out(&api, &object.id, removals).await.map_err(failed)?;
                     }
+                    None
                 }
-            },
-        };
+                // Not among the owner's: it may be someone else's, or a namesake's that was deleted and is not collected yet.
+                None => match api.get_metadata_opt(&object.id.name).await.map_err(failed)? {
+                    None => None,
+                    Some(found) => {
+                        let references = found.metadata.owner_references.iter().flatten();
+                        let ours = references.into_iter().any(|reference| reference.uid == owner.uid);
+                        match labels::owner(&found.metadata) {
+                            _ if ours => None,
+                            Some(other) if other == *owner => None,
+                            Some(other) => Some(other),
+                            None => return Err(taken(owner, &object.id)),
+                        }
+                    }
+                },
+            };
         if let Some(predecessor) = predecessor {
             if !predecessor.is_namesake_of(owner) {
                 return Err(taken(owner, &object.id));

@@ -31,7 +31,8 @@ async fn keys(place: &Place) -> Vec<Option<Secret>> {
 
 /// What an operator asks for is never refused but where others were faster.
 fn assert_welcome(writes: &[Write]) {
-    let refused: Vec<&Write> = writes.iter().filter(|write| write.code >= 400 && ![404, 409].contains(&write.code)).collect();
+    let refused: Vec<&Write> =
+        writes.iter().filter(|write| write.code >= 400 && ![404, 409].contains(&write.code)).collect();
     assert!(refused.is_empty(), "{refused:#?}");
 }
 

@@ -107,10 +107,8 @@ impl Place {
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
     {
-        let params = PatchParams {
-            field_validation: Some(ValidationDirective::Strict),
-            ..PatchParams::apply("test").force()
-        };
+        let params =
+            PatchParams { field_validation: Some(ValidationDirective::Strict), ..PatchParams::apply("test").force() };
         let object = json!({
             "apiVersion": "mcphub.io/v1alpha1", "kind": kind,
             "metadata": {"name": name, "labels": {"test": "yes"}}, "spec": spec,
@@ -164,7 +162,8 @@ impl Place {
         for deployment in self.list::<Deployment>().await {
             let spec = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
             let status = deployment.status.clone().unwrap_or_default();
-            let counts = [status.replicas, status.updated_replicas, status.ready_replicas].map(Option::unwrap_or_default);
+            let counts =
+                [status.replicas, status.updated_replicas, status.ready_replicas].map(Option::unwrap_or_default);
             if status.observed_generation != deployment.metadata.generation || counts != [spec; 3] {
                 return Err(format!("Deployment {} of {spec} has {status:?}", deployment.name_any()));
             }

@@ -83,7 +83,10 @@ impl<'a> Wishes<'a> {
                 match random.below(4) {
                     0 => spec["args"] = json!(["--round", round]),
                     1 => spec["resources"] = json!({"limits": {"memory": format!("{round}Mi")}}),
-                    2 => spec["permissions"] = json!({"network": {"egress": [format!("10.0.0.1:{}", 1000 + self.changes)]}}),
+                    2 => {
+                        spec["permissions"] =
+                            json!({"network": {"egress": [format!("10.0.0.1:{}", 1000 + self.changes)]}})
+                    }
                     _ => {}
                 }
                 self.want(name, spec).await;
@@ -112,7 +115,8 @@ impl<'a> Wishes<'a> {
     /// Lets everything run that was stopped: status remembers of a stopped server how it was when it ran.
     pub(crate) async fn resume(&mut self) {
         let stopped = |spec: &Value| spec["paused"] == true || spec["replicas"] == 0;
-        let names: Vec<&'static str> = self.servers.iter().filter(|(_, spec)| stopped(spec)).map(|(name, _)| *name).collect();
+        let names: Vec<&'static str> =
+            self.servers.iter().filter(|(_, spec)| stopped(spec)).map(|(name, _)| *name).collect();
         for name in names {
             self.want(name, server(json!({"env": [{"name": "ROUND", "value": "resumed"}]}))).await;
         }
