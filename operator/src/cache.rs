@@ -134,13 +134,13 @@ impl<V: Shown> Cache<V> {
     /// Where all objects are.
     pub(crate) fn places(&self) -> Vec<Place> {
         let state = self.state();
-        let place = |((namespace, name), entry): (&Key, &Box<Entry<V>>)| Place {
+        let place = |((namespace, name), entry): (&Key, &Entry<V>)| Place {
             namespace: namespace.clone(),
             name: name.clone(),
             uid: entry.uid.clone(),
             version: entry.version,
         };
-        state.objects.iter().map(place).collect()
+        state.objects.iter().map(|(key, entry)| place((key, &**entry))).collect()
     }
 
     /// Takes the news that an object is no more at its place, for kinds that are not watched.
