@@ -112,10 +112,8 @@ impl World {
     }
 
     pub fn operator_on(&self, name: &str, line: Line) -> Operator {
-        let client = client::patient(ClientBuilder::new(
-            line.wire(self.api.service(&format!("{OPERATOR}{name}"))),
-            "default",
-        ));
+        let client =
+            client::patient(ClientBuilder::new(line.wire(self.api.service(&format!("{OPERATOR}{name}"))), "default"));
         let settings = ClusterSettings {
             namespace: "mcp-hub-system".to_owned(),
             bridge_image: "registry.example.com/mcp-bridge:1".to_owned(),

@@ -51,7 +51,11 @@ async fn two_operators_at_once_do_what_one_does() {
         world.settle(QUIET).await;
         assert_same(&end_state(&world), &first, &of);
         truth(&world, &of);
-        assert!(world.writes().len() <= 3 * first_writes, "{of}: {} writes, alone {first_writes}", world.writes().len());
+        assert!(
+            world.writes().len() <= 3 * first_writes,
+            "{of}: {} writes, alone {first_writes}",
+            world.writes().len()
+        );
         change(&world);
         world.settle(QUIET).await;
         assert_same(&end_state(&world), &second, &of);

@@ -44,9 +44,8 @@ async fn servers_wait_for_their_secrets_and_start_when_they_come() {
 
     world.secret("github", "token", GITHUB);
     world.secret("docs", "token", DOCS);
-    let ready = |api: &FakeApi| {
-        ["github", "docs"].iter().all(|name| is_ready(&api.get("MCPServer", NAMESPACE, name).unwrap()))
-    };
+    let ready =
+        |api: &FakeApi| ["github", "docs"].iter().all(|name| is_ready(&api.get("MCPServer", NAMESPACE, name).unwrap()));
     world.api.wait_until(Duration::from_secs(30), ready).await.unwrap();
     world.settle(QUIET).await;
     truth(&world, "with secrets");
@@ -123,7 +122,10 @@ async fn the_values_of_secrets_are_in_secrets_and_nowhere_else() {
     world.settle(QUIET).await;
 
     let mut secrets = world.secrets();
-    for (kind, object) in ["MCPServer", "MCPHub"].into_iter().flat_map(|kind| world.api.list(kind).into_iter().map(move |object| (kind, object))) {
+    for (kind, object) in ["MCPServer", "MCPHub"]
+        .into_iter()
+        .flat_map(|kind| world.api.list(kind).into_iter().map(move |object| (kind, object)))
+    {
         let uid = object["metadata"]["uid"].as_str().unwrap();
         let installation = installation();
         match kind {
