@@ -1,22 +1,55 @@
 //! The command line. A doc comment here is help, completion and `docs/src/reference/cli.md` at once.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mcp_hub_crds::Duration;
+
+use crate::target::Scope;
 
 #[derive(Debug, Parser)]
 #[command(
     name = "mcpctl",
     version,
-    about = "MCP servers behind one endpoint, on this machine",
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 no daemon runs, 5 timed out, 6 invalid input, \
-                  7 the tool answered with an error, 8 held by another program.",
+    about = "MCP servers behind one endpoint, on this machine or a cluster",
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 no daemon runs or no cluster with MCP Hub \
+                  answers, 5 timed out, 6 invalid input, 7 the tool answered with an error, 8 held by another program or \
+                  field manager, 9 forbidden by the cluster.",
     disable_help_subcommand = true
 )]
 pub(crate) struct Cli {
+    /// Where the command acts: `local`, the daemon of this machine, or `kubernetes[/CONTEXT]`, the cluster of a kubeconfig's context
+    #[arg(long, global = true, env = "MCP_HUB_TARGET", value_name = "TARGET", default_value = "local")]
+    pub(crate) target: Place,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// Where a command acts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Place {
+    Local,
+    /// The cluster of a context, of the current one if none is named.
+    Kubernetes {
+        context: Option<String>,
+    },
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // Names of contexts hold slashes, too.
+        match text.split_once('/') {
+            None if text == "local" => Ok(Self::Local),
+            None if text == "kubernetes" => Ok(Self::Kubernetes { context: None }),
+            Some(("kubernetes", context)) if !context.is_empty() => {
+                Ok(Self::Kubernetes { context: Some(context.to_owned()) })
+            }
+            _ => Err("a target is `local` or `kubernetes[/CONTEXT]`".to_owned()),
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -35,11 +68,11 @@ pub(crate) enum Command {
     Add(Add),
     /// Undo `add`
     Remove(Remove),
-    /// Take manifests over into your own configuration
+    /// Take manifests over: into your own configuration, or into a cluster
     Apply(Apply),
     /// Show objects
     Get(Get),
-    /// Delete an object that `add` or `apply` made
+    /// Delete an object: here, one that `add` or `apply` made
     Delete(Delete),
     /// Show what runs, and what to do where something does not
     Status(Status),
@@ -58,7 +91,7 @@ pub(crate) enum Command {
     /// Keep secrets in the encrypted file
     #[command(subcommand)]
     Secret(Secret),
-    /// Show versions of this program and of the daemon
+    /// Show versions of this program and of what it acts on
     Version(OutputOnly),
     /// Print a completion script
     Completions {
@@ -154,9 +187,29 @@ fn timeout(text: &str) -> Result<Duration, String> {
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Namespace {
-    /// Namespace of the objects
-    #[arg(short, long, default_value = mcp_hub_crds::resource::DEFAULT_NAMESPACE, value_name = "NAMESPACE")]
-    pub(crate) namespace: String,
+    /// Namespace of the objects (default: here `default`, on a cluster the context's)
+    #[arg(short, long, value_name = "NAMESPACE", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub(crate) namespace: Option<String>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Namespaces {
+    /// Only objects of this namespace (default: here all, on a cluster the context's)
+    #[arg(short, long, value_name = "NAMESPACE", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    namespace: Option<String>,
+    /// Objects of all namespaces
+    #[arg(short = 'A', long, conflicts_with = "namespace")]
+    all_namespaces: bool,
+}
+
+impl Namespaces {
+    pub(crate) fn scope(&self) -> Scope {
+        match &self.namespace {
+            _ if self.all_namespaces => Scope::All,
+            Some(namespace) => Scope::of(namespace),
+            None => Scope::Usual,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -197,6 +250,11 @@ pub(crate) struct Apply {
     #[arg(short, long = "file", value_name = "PATH", required = true)]
     pub(crate) file: PathBuf,
     #[command(flatten)]
+    pub(crate) namespace: Namespace,
+    /// Take over fields that others set (clusters)
+    #[arg(long)]
+    pub(crate) force_conflicts: bool,
+    #[command(flatten)]
     pub(crate) wait: Wait,
 }
 
@@ -219,6 +277,8 @@ pub(crate) struct Get {
     pub(crate) kind: Kind,
     /// Only the object of this name
     pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) namespaces: Namespaces,
     #[command(flatten)]
     pub(crate) output: OutputOnly,
 }
@@ -254,14 +314,18 @@ pub(crate) struct Status {
     #[arg(value_name = "NAME")]
     pub(crate) names: Vec<String>,
     #[command(flatten)]
+    pub(crate) namespaces: Namespaces,
+    #[command(flatten)]
     pub(crate) output: OutputOnly,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Plan {
-    /// Plan for these manifests instead of what the daemon holds
+    /// Plan for these manifests instead of what is there
     #[arg(short, long = "file", value_name = "PATH")]
     pub(crate) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) namespaces: Namespaces,
     #[command(flatten)]
     pub(crate) output: OutputOnly,
 }
@@ -401,6 +465,20 @@ mod tests {
         for wrong in ["mcpctl add a", "mcpctl add", "mcpctl add a https://x -- y", "mcpctl add a -e A=b https://x"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_target_is_this_machine_or_a_cluster_and_may_stand_anywhere() {
+        let target = |line: &str| Cli::try_parse_from(line.split_whitespace()).map(|cli| cli.target);
+        let cluster = |context: Option<&str>| Place::Kubernetes { context: context.map(str::to_owned) };
+        assert_eq!(target("mcpctl --target local status").unwrap(), Place::Local);
+        assert_eq!(target("mcpctl status --target kubernetes").unwrap(), cluster(None));
+        let arn = "arn:aws:eks:eu:1:cluster/a";
+        assert_eq!(target(&format!("mcpctl --target kubernetes/{arn} get servers")).unwrap(), cluster(Some(arn)));
+        for wrong in ["docker", "kubernetes/", "local/x", ""] {
+            assert!("x".parse::<Place>().is_err() && wrong.parse::<Place>().is_err(), "{wrong}");
+        }
+        assert!(target("mcpctl get servers -A -n x").is_err());
     }
 
     #[test]

@@ -28,9 +28,10 @@ use crate::admin::{
     Action, ActionRequest, HubEndpoint, Name, Objects, OriginAnswer, OriginState, Planned, Shutdown, Synced, server,
 };
 use crate::bridge_program;
-use crate::error::{Error, Exit};
+use crate::error::{Error, Exit, absent};
 use crate::places::Places;
 use crate::secret_backends;
+use crate::summary::no_endpoint;
 
 /// Ending a server takes its grace period and a little; all are ended at a time.
 const END_LIMIT: Duration = Duration::from_secs(60);
@@ -270,25 +271,11 @@ impl Daemon {
 
     pub(crate) fn endpoint(&self, name: &Name) -> Result<HubEndpoint, Error> {
         let hubs = self.objects().hubs;
-        let hub = hubs.iter().find(|hub| name.is_of(&hub.metadata)).ok_or_else(|| Error::NotFound {
-            what: "hub",
-            name: name.name.clone(),
-            hint: Some(format!("there are: {}", hubs.iter().map(ResourceExt::name_any).collect::<Vec<_>>().join(", "))),
-        })?;
-        let status = hub.status.as_ref();
-        let url = status.and_then(|status| status.endpoint.clone()).ok_or_else(|| {
-            let conditions = status.and_then(|status| status.conditions.clone()).unwrap_or_default();
-            let ready = conditions.into_iter().find(|condition| condition.type_ == "Ready");
-            Error::Refused {
-                exit: Exit::Failed,
-                message: format!(
-                    "hub `{}` has no endpoint: {}",
-                    name.name,
-                    ready.map_or_else(|| "it has not started yet".to_owned(), |ready| ready.message)
-                ),
-                hint: None,
-            }
-        })?;
+        let hub = hubs
+            .iter()
+            .find(|hub| name.is_of(&hub.metadata))
+            .ok_or_else(|| absent("hub", &name.name, &hubs, "apply a manifest of one"))?;
+        let url = hub.status.as_ref().and_then(|status| status.endpoint.clone()).ok_or_else(|| no_endpoint(hub))?;
         let open = hub.spec.auth.as_ref().and_then(|auth| auth.mode) == Some(mcp_hub_crds::hub::AuthMode::None);
         let token = self.ports.installation.hub_token(&hub.uid().unwrap_or_default(), 0);
         Ok(HubEndpoint { url, token: (!open).then_some(token) })
@@ -357,13 +344,8 @@ fn placed(mut server: MCPServer, file: &Path, held: &[MCPServer]) -> MCPServer {
     server
 }
 
-pub(crate) fn no_server(name: &str, servers: &[MCPServer]) -> Error {
-    let names: Vec<String> = servers.iter().map(ResourceExt::name_any).collect();
-    let hint = match names.is_empty() {
-        true => "there are none yet; `mcpctl add` adds one".to_owned(),
-        false => format!("there are: {}", names.join(", ")),
-    };
-    Error::NotFound { what: "server", name: name.to_owned(), hint: Some(hint) }
+fn no_server(name: &str, servers: &[MCPServer]) -> Error {
+    absent("server", name, servers, "`mcpctl add` adds one")
 }
 
 fn shown(synced: &mcp_hub_local_runtime::store::Synced) -> Synced {

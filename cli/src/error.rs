@@ -3,16 +3,24 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Exit codes, as `mcpctl --help` lists them. 2 is clap's.
+use kube::ResourceExt;
+
+use crate::target::kubernetes::ClusterError;
+
+/// Exit codes, as `mcpctl --help` lists them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
     Failed = 1,
+    /// Clap's own, too.
+    Usage = 2,
     NotFound = 3,
-    NoDaemon = 4,
+    /// No daemon, no API server, or none that knows MCP Hub.
+    NoAnswer = 4,
     TimedOut = 5,
     Invalid = 6,
     ToolError = 7,
     Held = 8,
+    Forbidden = 9,
 }
 
 impl From<Exit> for ExitCode {
@@ -24,7 +32,16 @@ impl From<Exit> for ExitCode {
 impl Exit {
     /// The code as the admin API transports it.
     pub(crate) fn from_code(code: u8) -> Self {
-        let known = [Self::NotFound, Self::NoDaemon, Self::TimedOut, Self::Invalid, Self::ToolError, Self::Held];
+        let known = [
+            Self::Usage,
+            Self::NotFound,
+            Self::NoAnswer,
+            Self::TimedOut,
+            Self::Invalid,
+            Self::ToolError,
+            Self::Held,
+            Self::Forbidden,
+        ];
         known.into_iter().find(|exit| *exit as u8 == code).unwrap_or(Self::Failed)
     }
 }
@@ -33,6 +50,11 @@ impl Exit {
 pub(crate) enum Error {
     #[error("no daemon is running")]
     NoDaemon,
+    /// The target has no such thing.
+    #[error("{what}")]
+    Elsewhere { what: String, hint: Option<String> },
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     #[error("the daemon did not answer {request}: {problem}")]
     Silent { request: String, problem: String },
     /// The daemon's own words.
@@ -68,7 +90,9 @@ pub(crate) enum Error {
 impl Error {
     pub(crate) fn exit(&self) -> Exit {
         match self {
-            Self::NoDaemon => Exit::NoDaemon,
+            Self::NoDaemon => Exit::NoAnswer,
+            Self::Elsewhere { .. } => Exit::Usage,
+            Self::Cluster(error) => error.exit(),
             Self::Refused { exit, .. } => *exit,
             Self::NotFound { .. } => Exit::NotFound,
             Self::Invalid { .. } => Exit::Invalid,
@@ -90,7 +114,11 @@ impl Error {
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
             Self::NoDaemon => Some("start it with `mcpctl up` or `mcpctl up -d`".to_owned()),
-            Self::Refused { hint, .. } | Self::NotFound { hint, .. } | Self::Invalid { hint, .. } => hint.clone(),
+            Self::Refused { hint, .. }
+            | Self::NotFound { hint, .. }
+            | Self::Invalid { hint, .. }
+            | Self::Elsewhere { hint, .. } => hint.clone(),
+            Self::Cluster(error) => error.hint(),
             Self::NotReady(_) | Self::TimedOut(_) => {
                 Some("`mcpctl status` says why, `mcpctl logs NAME` shows what a server wrote".to_owned())
             }
@@ -110,4 +138,14 @@ impl Error {
         let path = path.into();
         move |source| Self::File { action, path, source }
     }
+}
+
+/// Nothing bears this name; what does is named. `beginning`: how people get the first of all.
+pub(crate) fn absent<K: ResourceExt>(what: &'static str, name: &str, there: &[K], beginning: &str) -> Error {
+    let names: Vec<String> = there.iter().map(ResourceExt::name_any).collect();
+    let hint = match names.is_empty() {
+        true => format!("there are none; {beginning}"),
+        false => format!("there are: {}", names.join(", ")),
+    };
+    Error::NotFound { what, name: name.to_owned(), hint: Some(hint) }
 }

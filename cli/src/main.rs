@@ -11,6 +11,7 @@ mod output;
 mod places;
 mod secret_backends;
 mod summary;
+mod target;
 
 use std::process::ExitCode;
 
@@ -18,17 +19,17 @@ use clap::{CommandFactory, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::admin::Action;
-use crate::admin::client::Admin;
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, Place};
 use crate::commands::{
     add, apply, call, down, endpoint, get, lifecycle, logs, plan, reference, secret, status, stdio, tools, up, version,
 };
 use crate::error::Error;
 use crate::places::Places;
+use crate::target::local::Local;
 
 fn main() -> ExitCode {
-    let command = Cli::parse().command;
-    match run(&command) {
+    let cli = Cli::parse();
+    match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             output::error(&error);
@@ -37,8 +38,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: &Command) -> Result<(), Error> {
-    match command {
+fn run(cli: &Cli) -> Result<(), Error> {
+    match &cli.command {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "mcpctl", &mut script);
@@ -47,8 +48,12 @@ fn run(command: &Command) -> Result<(), Error> {
         Command::GenerateReference => return output::data(&reference::markdown()),
         _ => {}
     }
-    let places = Places::find()?;
-    let serves = matches!(command, Command::Up(_) | Command::Daemon(_));
+    let serves = match &cli.command {
+        // A child of this program, which inherits its environment and with it perhaps another target.
+        Command::Daemon(_) => true,
+        Command::Up(_) => cli.target == Place::Local,
+        _ => false,
+    };
     // A daemon serves calls on every core; a command is over before a second thread would have been started.
     let mut builder = if serves {
         tokio::runtime::Builder::new_multi_thread()
@@ -56,34 +61,53 @@ fn run(command: &Command) -> Result<(), Error> {
         tokio::runtime::Builder::new_current_thread()
     };
     let runtime = builder.enable_all().build().map_err(Error::file("start", "the asynchronous runtime"))?;
-    let _logs = if serves { Some(log_to_file(&places)?) } else { None };
-    runtime.block_on(dispatch(command, &places))
+    let _logs = if serves { Some(log_to_file(&Places::find()?)?) } else { None };
+    runtime.block_on(dispatch(cli))
 }
 
-async fn dispatch(command: &Command, places: &Places) -> Result<(), Error> {
-    let admin = Admin::new(&places.admin_socket());
-    match command {
-        Command::Up(args) => up::run(places, &admin, args).await,
-        Command::Down(args) => down::run(places, &admin, args).await,
-        Command::Start(args) => lifecycle::run(&admin, Action::Start, args).await,
-        Command::Stop(args) => lifecycle::run(&admin, Action::Stop, args).await,
-        Command::Restart(args) => lifecycle::run(&admin, Action::Restart, args).await,
-        Command::Add(args) => add::add(places, &admin, args).await,
-        Command::Remove(args) => add::remove(places, &admin, args).await,
-        Command::Apply(args) => apply::apply(places, &admin, args).await,
-        Command::Get(args) => get::run(&admin, args).await,
-        Command::Delete(args) => apply::delete(places, &admin, args).await,
-        Command::Status(args) => status::run(&admin, args).await,
-        Command::Plan(args) => plan::run(&admin, args).await,
-        Command::Logs(args) => logs::run(&admin, args).await,
-        Command::Tools(args) => tools::run(&admin, args).await,
-        Command::Call(args) => call::run(&admin, args).await,
-        Command::Endpoint(args) => endpoint::run(&admin, args).await,
-        Command::Stdio(args) => stdio::run(places, &admin, args).await,
-        Command::Secret(args) => secret::run(places, &admin, args).await,
-        Command::Version(args) => version::run(&admin, args).await,
-        Command::Daemon(args) => serve(places, args.port.port).await,
+async fn dispatch(cli: &Cli) -> Result<(), Error> {
+    let here = |command| match cli.target {
+        Place::Local => Places::find().map(Local::new),
+        Place::Kubernetes { .. } => Err(not_there(command)),
+    };
+    let there = || target::open(&cli.target);
+    match &cli.command {
+        Command::Up(args) => up::run(&here("up")?, args).await,
+        Command::Down(args) => down::run(&here("down")?, args).await,
+        Command::Start(args) => lifecycle::run(&*there().await?, Action::Start, args).await,
+        Command::Stop(args) => lifecycle::run(&*there().await?, Action::Stop, args).await,
+        Command::Restart(args) => lifecycle::run(&*there().await?, Action::Restart, args).await,
+        Command::Add(args) => add::add(&here("add")?, args).await,
+        Command::Remove(args) => add::remove(&here("remove")?, args).await,
+        Command::Apply(args) => apply::apply(&*there().await?, args).await,
+        Command::Get(args) => get::run(&*there().await?, args).await,
+        Command::Delete(args) => apply::delete(&*there().await?, args).await,
+        Command::Status(args) => status::run(&*there().await?, args).await,
+        Command::Plan(args) => plan::run(&*there().await?, args).await,
+        Command::Logs(args) => logs::run(&*there().await?, args).await,
+        Command::Tools(args) => tools::run(&*there().await?, args).await,
+        Command::Call(args) => call::run(&*there().await?, args).await,
+        Command::Endpoint(args) => endpoint::run(&*there().await?, args).await,
+        Command::Stdio(args) => stdio::run(&*there().await?, args).await,
+        Command::Secret(args) => secret::run(&here("secret")?, args).await,
+        Command::Version(args) => version::run(&*there().await?, args).await,
+        Command::Daemon(args) => serve(&Places::find()?, args.port.port).await,
         Command::Completions { .. } | Command::GenerateReference => Ok(()),
+    }
+}
+
+/// What only a machine has.
+fn not_there(command: &str) -> Error {
+    let instead = match command {
+        "up" => "there the operator runs servers; `mcpctl apply -f PATH` brings them",
+        "down" | "remove" => "there `mcpctl delete servers NAME` ends a server",
+        "add" => "there `mcpctl apply -f PATH` brings a server",
+        "secret" => "there secrets are Secrets: `kubectl create secret generic NAME --from-file=KEY=/dev/stdin`",
+        _ => "leave --target out",
+    };
+    Error::Elsewhere {
+        what: format!("`{command}` acts on this machine only, and the target is a cluster"),
+        hint: Some(format!("{instead}; --target local stays here")),
     }
 }
 

@@ -1,5 +1,6 @@
 //! A small MCP client over a hub's endpoint, in the stateless era: one POST a request (2026-07-28, "Streamable HTTP").
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,10 +11,10 @@ use hyper_util::rt::TokioIo;
 use mcp_hub_dataplane_api::MODERN_VERSIONS;
 use mcp_hub_mcp::{headers, methods, sse};
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
 
-use crate::admin::HubEndpoint;
+use crate::admin::{HubEndpoint, Name};
 use crate::error::Error;
+use crate::target::{Door, Target};
 
 /// Largest event that is read.
 const EVENT_MAX: usize = 64 << 20;
@@ -27,11 +28,16 @@ pub(crate) struct McpClient {
     path: String,
     url: String,
     token: Option<String>,
+    door: Arc<dyn Door>,
 }
 
 impl McpClient {
-    /// A client of the hub, or of one server of it.
-    pub(crate) fn new(endpoint: &HubEndpoint, server: Option<&str>) -> Result<Self, Error> {
+    /// A client of a target's hub, or of one server of it.
+    pub(crate) async fn of(target: &dyn Target, hub: &Name, server: Option<&str>) -> Result<Self, Error> {
+        Self::new(&target.endpoint(hub).await?, target.door(hub).await?, server)
+    }
+
+    fn new(endpoint: &HubEndpoint, door: Arc<dyn Door>, server: Option<&str>) -> Result<Self, Error> {
         let url = match server {
             None => endpoint.url.clone(),
             Some(server) => {
@@ -48,6 +54,7 @@ impl McpClient {
             path: format!("/{path}"),
             token: endpoint.token.as_ref().map(|token| token.expose_secret().to_owned()),
             url,
+            door,
         })
     }
 
@@ -142,7 +149,7 @@ impl McpClient {
         extra: &[(&str, String)],
         body: String,
     ) -> Result<Response<Incoming>, Error> {
-        let stream = TcpStream::connect(&self.authority).await.map_err(|error| self.lost(&error))?;
+        let stream = self.door.open(&self.authority).await?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.lost(&error))?;
         // Ends with the answer's body.

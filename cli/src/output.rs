@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::args::Format;
 use crate::error::Error;
+use crate::target::Scope;
 
 /// Data to stdout. A reader that went away (`| head`) is no failure.
 pub(crate) fn data(text: &str) -> Result<(), Error> {
@@ -56,6 +57,19 @@ pub(crate) fn table(headings: &[&str], rows: Vec<Vec<String>>) -> String {
     }
     // The last column's padding is of no use to anybody.
     table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
+}
+
+/// A table whose first column is the namespace where objects of several may stand in it.
+pub(crate) fn scoped_table<'a>(
+    scope: &Scope,
+    headings: &[&str],
+    rows: impl Iterator<Item = (&'a str, Vec<String>)>,
+) -> String {
+    if *scope != Scope::All {
+        return table(headings, rows.map(|(_, row)| row).collect());
+    }
+    let rows = rows.map(|(namespace, row)| std::iter::once(namespace.to_owned()).chain(row).collect());
+    table(&[&["NAMESPACE"], headings].concat(), rows.collect())
 }
 
 /// A value in a machine's form.

@@ -7,11 +7,14 @@ use mcp_hub_crds::status::{Phase, condition};
 use mcp_hub_crds::{MCPHub, MCPServer};
 use mcp_hub_reconcile::workload::{RESTARTED_AT_ANNOTATION, is_stopped};
 
+use crate::error::{Error, Exit};
 use crate::output::painted;
+use crate::target::Scope;
 
 /// A server as people see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Row {
+    pub(crate) namespace: String,
     pub(crate) name: String,
     pub(crate) phase: Phase,
     pub(crate) ready: bool,
@@ -50,6 +53,7 @@ pub(crate) fn row(server: &MCPServer) -> Row {
         (None, Some(_), true, None) | (None, None, ..) => String::new(),
     };
     Row {
+        namespace: server.namespace().unwrap_or_default(),
         name: server.name_any(),
         phase: status.and_then(|status| status.phase).unwrap_or(Phase::Pending),
         ready: is_ready,
@@ -114,7 +118,7 @@ impl Row {
     /// For programs.
     pub(crate) fn document(&self) -> serde_json::Value {
         serde_json::json!({
-            "name": self.name, "phase": self.phase, "ready": self.ready, "reason": self.reason, "note": self.note,
+            "namespace": self.namespace, "name": self.name, "phase": self.phase, "ready": self.ready, "reason": self.reason, "note": self.note,
             "tools": self.tools, "startMillis": self.start_millis, "restarts": self.restarts,
         })
     }
@@ -143,6 +147,24 @@ pub(crate) fn hub_line(hub: &MCPHub) -> String {
         (_, Some(ready)) => format!("{}  not ready: {}", hub.name_any(), ready.message),
         (_, None) => format!("{}  starting", hub.name_any()),
     }
+}
+
+/// [`hub_line`] of each, with its namespace where hubs of several may be among them.
+pub(crate) fn hub_lines(hubs: &[MCPHub], scope: &Scope) -> Vec<String> {
+    let line = |hub: &MCPHub| match (scope, hub.namespace()) {
+        (Scope::All, Some(namespace)) => format!("{namespace}/{}", hub_line(hub)),
+        _ => hub_line(hub),
+    };
+    hubs.iter().map(line).collect()
+}
+
+/// Why nobody reaches the hub.
+pub(crate) fn no_endpoint(hub: &MCPHub) -> Error {
+    let conditions = hub.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    let ready = conditions.iter().find(|condition| condition.type_ == condition::READY);
+    let why = ready.map_or("it has not started yet", |ready| &ready.message);
+    let message = format!("hub `{}` has no endpoint: {why}", hub.name_any());
+    Error::Refused { exit: Exit::Failed, message, hint: None }
 }
 
 #[cfg(test)]

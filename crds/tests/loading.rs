@@ -32,6 +32,15 @@ fn many_documents_stand_in_one_file_and_empty_ones_are_skipped() {
 }
 
 #[test]
+fn the_examples_are_read() {
+    for (folder, documents) in [("quickstart", 5), ("kubernetes", 3), ("kubernetes/more", 2)] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(folder);
+        let found = load(&path).unwrap_or_else(|errors| panic!("{errors}"));
+        assert_eq!(found.len(), documents, "{folder}");
+    }
+}
+
+#[test]
 fn json_is_read_too_with_comments_and_tabs() {
     let text = "{\n\t// one\n\t\"apiVersion\": \"mcphub.io/v1alpha1\", \"kind\": \"MCPHub\", /* two\n*/ \"metadata\": {\"name\": \"h\"},\n\t\"spec\": {},\n}";
     let documents = parse(text, Path::new("hub.json")).unwrap();

@@ -3,7 +3,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -21,7 +21,7 @@ use subtle::ConstantTimeEq;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::body::{Body, JSON, full, streamed};
 use crate::forwarded::Caller;
@@ -50,9 +50,12 @@ pub(crate) async fn run(listener: TcpListener, gateway: Gateway, limit: Duration
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
     let pushes = Arc::new(Semaphore::new(PUSHES));
+    // All of it within one limit, but for the handing over.
+    let deadline = OnceLock::new();
     let until = async {
         gateway.0.ending.begun().await;
-        timeout(limit, settled(&gateway.0)).await.ok();
+        let deadline = *deadline.get_or_init(|| Instant::now() + limit);
+        timeout_at(deadline, settled(&gateway.0)).await.ok();
         // Before the others find that it is gone.
         timeout(HANDOVER, gateway.0.hand_over()).await.ok();
     };
@@ -61,7 +64,8 @@ pub(crate) async fn run(listener: TcpListener, gateway: Gateway, limit: Duration
     })
     .await;
     drop(listener);
-    timeout(limit, graceful.shutdown()).await.ok();
+    let deadline = *deadline.get_or_init(Instant::now);
+    timeout_at(deadline, graceful.shutdown()).await.ok();
     connections.shutdown().await;
     Ok(())
 }

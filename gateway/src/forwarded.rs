@@ -3,16 +3,17 @@
 
 use std::sync::{Arc, OnceLock};
 
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 
 use crate::Inner;
 use crate::body::{Body, full};
 use crate::client::{self, Sender};
-use crate::peers::{ADOPT, FORWARD, FORWARDED, HELLO, NONCE, NOT_TAKEN};
+use crate::peers::{ADOPT, FORWARD, FORWARDED, HELLO, IF_HELD, NONCE, NOT_TAKEN};
 use crate::serve;
 use crate::session::LastSession;
+use crate::upstream::Owner;
 
 /// Largest part of what a replica that ends hands over, in bytes.
 const HANDED_MAX: usize = 8 << 20;
@@ -54,6 +55,11 @@ pub(crate) async fn answer(mut request: Request<Incoming>, inner: &Arc<Inner>, c
             false => not_taken(),
         };
     }
+    if let Some(key) = request.headers_mut().remove(IF_HELD)
+        && !owner(&key).is_some_and(|owner| inner.holds(owner))
+    {
+        return not_taken();
+    }
     let served = inner.served();
     // A replica with another configuration may know servers that this one does not.
     let scope = path.strip_prefix(FORWARD).and_then(|path| serve::scope(path, &served));
@@ -65,4 +71,11 @@ pub(crate) async fn answer(mut request: Request<Incoming>, inner: &Arc<Inner>, c
     let sender =
         Sender { principal, last_session: caller.session.clone(), ending: inner.ending.clone(), is_forwarded: true };
     client::answer(request, inner.clone(), served, scope, sender).await
+}
+
+/// The owner with this key: those of sessions are shorter than those of tokens.
+fn owner(key: &HeaderValue) -> Option<Owner> {
+    let key = hex::decode(key).ok()?;
+    let session = key.as_slice().try_into().map(Owner::Session);
+    session.or_else(|_| key.as_slice().try_into().map(Owner::Principal)).ok()
 }

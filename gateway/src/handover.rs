@@ -61,6 +61,18 @@ impl Inner {
         }
     }
 
+    /// Whether there is something here of this owner's. A log level is no sign of it: others keep it too.
+    pub(crate) fn holds(&self, owner: Owner) -> bool {
+        let has_session = || {
+            let served = self.served();
+            served
+                .upstreams
+                .values()
+                .any(|watched| !watched.upstream.is_shared() && watched.upstream.open_session(owner).is_some())
+        };
+        matches!(owner, Owner::Session(nonce) if self.interests.has_topics(nonce)) || has_session()
+    }
+
     fn held(&self) -> HashMap<Owner, Handed> {
         let mut held: HashMap<Owner, Handed> = HashMap::new();
         for watched in self.served().upstreams.values() {

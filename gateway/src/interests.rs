@@ -97,6 +97,12 @@ impl Interests {
         sessions.get(&session).is_some_and(|interest| interest.topics.contains_key(&key))
     }
 
+    /// Whether the session has subscriptions here.
+    pub(crate) fn has_topics(&self, session: Nonce) -> bool {
+        let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.get(&session).is_some_and(|interest| !interest.topics.is_empty())
+    }
+
     /// What every session asked for.
     pub(crate) fn all(&self) -> Vec<Wanted> {
         let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);

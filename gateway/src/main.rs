@@ -5,7 +5,7 @@
 mod mounted;
 
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -32,9 +32,9 @@ struct Args {
     /// Address for the operator: pushed configurations, status, probes, metrics
     #[arg(long)]
     control: Option<SocketAddr>,
-    /// IP:PORT of this replica's control listener as other replicas reach it; without, there are none
+    /// IP address at which other replicas reach the control listener; without, there are none
     #[arg(long, requires = "control")]
-    advertise: Option<SocketAddr>,
+    advertise: Option<IpAddr>,
     /// HOST:PORT that stands for the control listeners of all replicas that are ready, such as a headless service's
     #[arg(long, requires = "advertise")]
     peers: Vec<String>,
@@ -85,9 +85,12 @@ async fn run(args: Args) -> Result<(), Failure> {
     let key = std::fs::read_to_string(&path).map_err(|source| Failure::Read { path: path.clone(), source })?;
     let key = hex::decode(key.trim()).ok().and_then(|bytes| bytes.try_into().ok()).ok_or(Failure::Key(path))?;
     let (mut mounted, config) = Mounted::open(&args.config)?;
-    let gateway = match args.advertise {
-        Some(advertise) => Gateway::replica(key, config, Replicas { advertise, peers: args.peers })?,
-        None => Gateway::new(key, config)?,
+    let gateway = match (args.advertise, args.control) {
+        (Some(address), Some(control)) => {
+            let advertise = SocketAddr::new(address, control.port());
+            Gateway::replica(key, config, Replicas { advertise, peers: args.peers })?
+        }
+        _ => Gateway::new(key, config)?,
     };
     let listener = listen(args.listen).await?;
     let control = match args.control {

@@ -2,8 +2,9 @@
 //!
 //! Most of what a client does can be served by any replica, for what clients keep is sealed with one key. Bound to one are
 //! calls that wait for their client, and the sessions with servers that have one for each client. Such a thing lives where
-//! its token says; when that replica is gone, all others agree on the next by hashing (rendezvous: the highest hash of
-//! thing and address), so that two of them never hold it at once for longer than it takes to see who is there.
+//! its token says. When that replica is gone, it stays with whoever took it over, and for what nobody has all agree on one by
+//! hashing (rendezvous: the highest hash of thing and address), so that two of them do not hold it at once for longer than
+//! it takes to see who is there.
 //!
 //! A connection between replicas begins with a greeting in which the other proves that it has the hub's key, and says which
 //! run of which replica it is: an address that was given to another pod in the meantime gets nothing of a client's.
@@ -29,6 +30,7 @@ use tokio::time::timeout;
 
 use crate::guard::Principal;
 use crate::seal::Seal;
+use crate::upstream::Owner;
 
 /// Path of the greeting; forwarded requests have this and their own path.
 pub(crate) const FORWARD: &str = "/forward";
@@ -39,6 +41,8 @@ pub(crate) const NONCE: HeaderName = HeaderName::from_static("x-mcp-hub-nonce");
 pub(crate) const FORWARDED: HeaderName = HeaderName::from_static("x-mcp-hub-forwarded");
 /// What a replica that ends had for clients.
 pub(crate) const ADOPT: &str = "/forward/adopt";
+/// By which a request is for a replica that has something of this owner's; its key in hexadecimal digits.
+pub(crate) const IF_HELD: HeaderName = HeaderName::from_static("x-mcp-hub-if-held");
 /// The answer of a replica that has not looked at a request.
 pub(crate) const NOT_TAKEN: StatusCode = StatusCode::MISDIRECTED_REQUEST;
 
@@ -48,6 +52,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long one that could not be reached is not tried again.
 const AVOID: Duration = Duration::from_secs(5);
+/// Replicas asked whether they have something.
+const STOPS_MAX: usize = 16;
 /// How long what the name of all replicas stands for is believed.
 const NAMES_HOLD: Duration = Duration::from_secs(2);
 /// Connections kept to one replica.
@@ -92,8 +98,8 @@ pub(crate) struct NoHome;
 /// Something that one replica holds.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bound<'a> {
-    /// Which it is.
-    pub(crate) key: &'a [u8],
+    /// Whose it is.
+    pub(crate) owner: Owner,
     /// Where it was begun.
     pub(crate) home: Option<&'a Home>,
 }
@@ -105,7 +111,15 @@ pub(crate) struct Peers {
     seal: Seal,
     kept: Mutex<HashMap<SocketAddr, Vec<Link>>>,
     gone: Mutex<HashMap<SocketAddr, Instant>>,
-    found: tokio::sync::Mutex<(Option<Instant>, Vec<SocketAddr>)>,
+    found: tokio::sync::Mutex<Found>,
+}
+
+/// What the names stood for when they were looked up.
+#[derive(Debug, Default)]
+struct Found {
+    addresses: Vec<SocketAddr>,
+    /// Looked up again after that.
+    until: Option<Instant>,
 }
 
 /// A connection to another replica.
@@ -118,10 +132,27 @@ pub(crate) struct Link {
     greeting: Arc<str>,
 }
 
-impl Link {
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.address
-    }
+/// One replica that a request is tried at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// That very run.
+    Home(Home),
+    /// It serves the request if it has something of the owner's already.
+    IfHeld(SocketAddr),
+    /// Whoever is there.
+    Any(SocketAddr),
+}
+
+/// Who is tried for what nobody's home holds any more: those who have something of the owner's, and else the first of all.
+/// What one has taken over stays there when others come.
+fn successors(ranked: Vec<SocketAddr>, own: SocketAddr, leaves: bool) -> Vec<Stop> {
+    let others: Vec<SocketAddr> = ranked.iter().copied().filter(|address| *address != own).take(STOPS_MAX).collect();
+    let before_us = match leaves {
+        true => others.len(),
+        false => ranked.iter().position(|address| *address == own).unwrap_or(others.len()),
+    };
+    let first = others.iter().take(before_us).map(|address| Stop::Any(*address));
+    others.iter().map(|address| Stop::IfHeld(*address)).chain(first).collect()
 }
 
 /// What became of a request to another replica.
@@ -152,35 +183,19 @@ impl Peers {
         &self.home
     }
 
-    /// The way to the replica that holds this; `None` if that is this one. Those that `refused` the request are passed
-    /// over, and one that `leaves` takes nothing that another could.
-    pub(crate) async fn place(&self, bound: Bound<'_>, refused: &[SocketAddr], leaves: bool) -> Option<Link> {
-        if let Some(home) = bound.home {
-            if home.instance == self.home.instance {
-                return None;
-            }
-            if !refused.contains(&home.address)
-                && let Some(link) = self.reach(home).await
-            {
-                return Some(link);
-            }
+    /// Where a request is tried that is about something of this owner's which has no home any more, one stop after the other.
+    /// `holds`: whether this replica has something of the owner's; one that `leaves` takes nothing new that another could.
+    pub(crate) async fn successors(&self, owner: Owner, holds: bool, leaves: bool) -> Vec<Stop> {
+        let Some(key) = owner.key().filter(|_| !holds) else { return Vec::new() };
+        successors(ranked(key, self.everybody().await), self.home.address, leaves)
+    }
+
+    /// A connection for this stop; `None` if nobody is there.
+    pub(crate) async fn link_for(&self, stop: &Stop) -> Option<Link> {
+        match stop {
+            Stop::Home(home) => self.reach(home).await,
+            Stop::IfHeld(address) | Stop::Any(address) => self.link(*address).await,
         }
-        let mut candidates = self.everybody().await;
-        if leaves && candidates.len() > 1 {
-            candidates.retain(|address| *address != self.home.address);
-        }
-        for address in ranked(bound.key, candidates) {
-            if address == self.home.address {
-                return None;
-            }
-            if refused.contains(&address) {
-                continue;
-            }
-            if let Some(link) = self.link(address).await {
-                return Some(link);
-            }
-        }
-        None
     }
 
     /// Who holds what this key stands for once this replica is gone.
@@ -241,18 +256,19 @@ impl Peers {
     /// This replica and what the names stand for.
     async fn everybody(&self) -> Vec<SocketAddr> {
         let mut found = self.found.lock().await;
-        if found.0.is_none_or(|at| at.elapsed() > NAMES_HOLD) {
+        if found.until.is_none_or(|until| until < Instant::now()) {
             let lookups = self.names.iter().map(|name| timeout(HELLO_TIMEOUT, tokio::net::lookup_host(name)));
             let answers = futures::future::join_all(lookups).await;
             let addresses: Vec<SocketAddr> =
                 answers.into_iter().flatten().flatten().flatten().take(KNOWN_MAX).collect();
-            // A name server that does not answer takes nobody away.
+            // A name server that does not answer takes nobody away, and is not waited for all the time.
+            let hold = if addresses.is_empty() { NAMES_HOLD * 10 } else { NAMES_HOLD };
             if !addresses.is_empty() {
-                found.1 = addresses;
+                found.addresses = addresses;
             }
-            found.0 = Some(Instant::now());
+            found.until = Some(Instant::now() + hold);
         }
-        let mut addresses = found.1.clone();
+        let mut addresses = found.addresses.clone();
         drop(found);
         addresses.push(self.home.address);
         addresses.sort();
@@ -456,6 +472,18 @@ mod tests {
             assert!(after == first || first == address(2), "what others hold stays");
         }
         assert!(all.iter().all(|address| held[address] > 50), "{held:?}");
+    }
+
+    #[test]
+    fn what_one_replica_took_over_is_looked_for_before_the_first_of_all_takes_it() {
+        let [a, b, c] = [1, 2, 3].map(|n| SocketAddr::from(([10, 0, 0, n], 9000)));
+        let stops = |own, leaves| successors(vec![a, b, c], own, leaves);
+        let held = |address| Stop::IfHeld(address);
+        assert_eq!(stops(a, false), [held(b), held(c)], "then here, as the first of all");
+        assert_eq!(stops(b, false), [held(a), held(c), Stop::Any(a)]);
+        assert_eq!(stops(c, false), [held(a), held(b), Stop::Any(a), Stop::Any(b)]);
+        assert_eq!(stops(a, true), [held(b), held(c), Stop::Any(b), Stop::Any(c)], "not where it ends soon");
+        assert_eq!(successors(vec![a], a, true), [], "where else");
     }
 
     #[test]

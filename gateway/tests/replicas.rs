@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use http::{Method, StatusCode};
 use mcp_hub_dataplane_api::Era;
 use mcp_hub_dataplane_api::gateway::{GatewayConfig, Upstream};
@@ -246,6 +248,40 @@ async fn the_others_agree_on_who_takes_over_from_a_replica_that_is_gone() {
     // It was opened again as the client that it is for.
     let told = fake.seen("initialize").pop().unwrap();
     assert_eq!(told["params"]["capabilities"]["sampling"], json!({}));
+}
+
+#[tokio::test]
+async fn what_one_replica_took_over_stays_there_when_others_come() {
+    let fake = Fake::start(Era::Legacy, "one").await;
+    let mut replicas = Replica::several(3, &of(fake.per_client("one")), &[]).await;
+    replicas[2].kill();
+    let mut clients = Vec::new();
+    for _ in 0..60 {
+        clients.push(legacy(&replicas[0], "/mcp").await);
+    }
+    let unused = clients.split_off(4);
+    replicas[0].kill();
+    for client in &clients {
+        replicas[1].instead(client).call("one_echo", json!({})).await;
+    }
+    let taken_over = sessions(&fake);
+    replicas[2].restart().await;
+    // Until the newcomer is seen: one that could not be reached is not tried for a while.
+    for client in unused {
+        replicas[1].instead(&client).call("one_echo", json!({})).await;
+        if replicas[1].forwarded().await > 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    assert!(replicas[1].forwarded().await > 0, "what nobody has goes to either");
+    for (client, session) in clients.iter().zip(&taken_over) {
+        for replica in [&replicas[2], &replicas[1]] {
+            let answer = replica.instead(client).call("one_echo", json!({})).await;
+            assert!(answer["result"].is_object(), "{answer}");
+            assert_eq!(sessions(&fake).last(), Some(session));
+        }
+    }
 }
 
 #[tokio::test]

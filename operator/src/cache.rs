@@ -29,8 +29,10 @@ struct Inner<V> {
 
 #[derive(Debug)]
 struct State<V> {
-    objects: HashMap<Key, Entry<V>>,
-    by_owner: HashMap<String, BTreeSet<Key>>,
+    // In boxes, because a table of thousands is up to half empty.
+    objects: HashMap<Key, Box<Entry<V>>>,
+    /// Ordered. Most owners have one object of a kind.
+    by_owner: HashMap<String, Vec<Key>>,
     /// Uids of objects that we deleted and whose deletion the watch has not told of: older news of them is no news.
     deleted: BTreeSet<String>,
     /// Uids of the last objects that the watch said are gone, and up to which version: the answer to an earlier write may
@@ -128,8 +130,12 @@ impl<V: Shown> Cache<V> {
         let mut concerned = state.take(&key);
         if let Some(value) = value {
             let owner = value.owner().clone();
-            state.by_owner.entry(owner.uid.clone()).or_default().insert(key.clone());
-            state.objects.insert(key, Entry { version, uid, value });
+            let keys = state.by_owner.entry(owner.uid.clone()).or_default();
+            if let Err(place) = keys.binary_search(&key) {
+                keys.reserve_exact(1);
+                keys.insert(place, key.clone());
+            }
+            state.objects.insert(key, Box::new(Entry { version, uid, value }));
             if !concerned.contains(&owner) {
                 concerned.push(owner);
             }
@@ -140,7 +146,7 @@ impl<V: Shown> Cache<V> {
     /// Where all objects are.
     pub(crate) fn places(&self) -> Vec<Place> {
         let state = self.state();
-        let place = |((namespace, name), entry): (&Key, &Entry<V>)| Place {
+        let place = |((namespace, name), entry): (&Key, &Box<Entry<V>>)| Place {
             namespace: namespace.clone(),
             name: name.clone(),
             uid: entry.uid.clone(),
@@ -250,7 +256,7 @@ impl<V: Shown> State<V> {
         let Some(entry) = self.objects.remove(key) else { return Vec::new() };
         let owner = entry.value.owner().clone();
         if let Some(keys) = self.by_owner.get_mut(&owner.uid) {
-            keys.remove(key);
+            keys.retain(|known| known != key);
             if keys.is_empty() {
                 self.by_owner.remove(&owner.uid);
             }

@@ -39,14 +39,14 @@ impl PodConsole {
         Self { client }
     }
 
-    fn pods(&self, owner: &OwnerKey) -> Api<Pod> {
-        Api::namespaced(self.client.clone(), &owner.namespace)
+    fn pods(&self, namespace: &str) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), namespace)
     }
 
-    async fn names(&self, owner: &OwnerKey) -> Result<Vec<String>, RuntimeError> {
-        let selector = format!("{}={}", labels::OWNER_UID, owner.uid);
-        let pods = self.pods(owner).list_metadata(&ListParams::default().labels(&selector)).await;
-        let pods = pods.map_err(|source| failed(format!("could not list the pods of {owner}"), source))?;
+    async fn names(&self, namespace: &str, uid: &str) -> Result<Vec<String>, RuntimeError> {
+        let selector = format!("{}={uid}", labels::OWNER_UID);
+        let pods = self.pods(namespace).list_metadata(&ListParams::default().labels(&selector)).await;
+        let pods = pods.map_err(|source| failed(format!("could not list pods in namespace {namespace}"), source))?;
         Ok(pods
             .items
             .iter()
@@ -54,16 +54,16 @@ impl PodConsole {
             .map(ResourceExt::name_any)
             .collect())
     }
-}
 
-fn failed(message: String, source: kube::Error) -> RuntimeError {
-    RuntimeError { reason: "ApiFailed", message, hint: None, retry: Retry::Backoff, source: Some(Box::new(source)) }
-}
-
-#[async_trait]
-impl Console for PodConsole {
-    async fn logs(&self, owner: &OwnerKey, query: LogQuery) -> Result<BoxStream<'static, LogLine>, RuntimeError> {
-        let names = self.names(owner).await?;
+    /// The logs of the pods of the server with this uid, for those who know no installation: as
+    /// [`logs`](Console::logs).
+    pub async fn follow(
+        &self,
+        namespace: &str,
+        uid: &str,
+        query: LogQuery,
+    ) -> Result<BoxStream<'static, LogLine>, RuntimeError> {
+        let names = self.names(namespace, uid).await?;
         let several = names.len() > 1;
         let mut all = Vec::new();
         for name in names {
@@ -73,7 +73,7 @@ impl Console for PodConsole {
                 tail_lines: i64::try_from(query.tail).ok(),
                 ..LogParams::default()
             };
-            let lines = self.pods(owner).log_stream(&name, &params).await;
+            let lines = self.pods(namespace).log_stream(&name, &params).await;
             let lines =
                 lines.map_err(|source| failed(format!("could not read the log of pod {name}"), source))?.lines();
             let shown = move |mut line: String| {
@@ -92,9 +92,20 @@ impl Console for PodConsole {
         }
         Ok(stream::select_all(all).boxed())
     }
+}
+
+fn failed(message: String, source: kube::Error) -> RuntimeError {
+    RuntimeError { reason: "ApiFailed", message, hint: None, retry: Retry::Backoff, source: Some(Box::new(source)) }
+}
+
+#[async_trait]
+impl Console for PodConsole {
+    async fn logs(&self, owner: &OwnerKey, query: LogQuery) -> Result<BoxStream<'static, LogLine>, RuntimeError> {
+        self.follow(&owner.namespace, &owner.uid, query).await
+    }
 
     async fn exec(&self, owner: &OwnerKey, argv: &[String]) -> Result<ExecOutput, RuntimeError> {
-        let Some(name) = self.names(owner).await?.into_iter().next() else {
+        let Some(name) = self.names(&owner.namespace, &owner.uid).await?.into_iter().next() else {
             return Err(RuntimeError {
                 reason: "NoPod",
                 message: format!("{owner} has no pod to run a command in"),
@@ -105,7 +116,7 @@ impl Console for PodConsole {
         };
         let params = AttachParams::default().container(SERVER).stdout(true).stderr(true);
         let failed = |source| failed(format!("could not run a command in pod {name}"), source);
-        let mut running = self.pods(owner).exec(&name, argv.iter(), &params).await.map_err(failed)?;
+        let mut running = self.pods(&owner.namespace).exec(&name, argv.iter(), &params).await.map_err(failed)?;
         let (out, err) = (running.stdout(), running.stderr());
         let status = running.take_status();
         let (stdout, stderr) = tokio::join!(read_all(out), read_all(err));

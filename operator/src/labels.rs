@@ -20,6 +20,8 @@ pub const GATEWAY_ROLE: &str = "gateway";
 pub const OPERATOR_ROLE: &str = "operator";
 /// Annotation with the digest of the body that an object was made from.
 pub const DIGEST: &str = "mcphub.io/digest";
+/// Version of MCP Hub that an operator's pod is of.
+pub const VERSION: &str = "app.kubernetes.io/version";
 /// Name of the object for people, as Kubernetes recommends.
 const APP_NAME: &str = "app.kubernetes.io/name";
 

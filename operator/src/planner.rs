@@ -42,6 +42,8 @@ pub struct RunningOperator {
     /// `NAMESPACE/NAME` of the pod that told it.
     pub pod: String,
     pub image: String,
+    /// Of the release, where its label says so.
+    pub version: Option<String>,
     settings: ClusterSettings,
     /// Namespaces that it looks after; none means all.
     watches: Vec<String>,
@@ -80,6 +82,7 @@ impl RunningOperator {
         let enforced = setting(container, POLICIES_ENFORCED).is_some_and(|value| value != "false");
         Ok(Self {
             image: container.image.clone().unwrap_or_default(),
+            version: pod.labels().get(labels::VERSION).cloned(),
             settings: ClusterSettings {
                 // By a fieldRef, as a rule, which is the pod's own.
                 namespace: setting(container, NAMESPACE).unwrap_or(own_namespace),
@@ -160,7 +163,8 @@ impl Planner {
             let objects = api.list(&ListParams::default().labels(&selector)).await;
             let objects = objects.map_err(|error| (kind.plural(), error))?;
             for child in objects.items.iter().filter_map(|object| Child::of(kind, object)) {
-                found.entry(child.owner.uid).or_default().push(child.observed);
+                let observed = child.observed();
+                found.entry(child.owner.uid).or_default().push(observed);
             }
         }
         Ok(Children(found))
@@ -189,7 +193,6 @@ pub struct Children(HashMap<String, Vec<ObservedObject>>);
 
 #[cfg(test)]
 mod tests {
-
     use serde_json::json;
 
     use super::*;

@@ -13,6 +13,10 @@ use crate::{certificates, dist};
 
 /// Whom programs run as: nobody's number, as the restricted pod security standard wants one.
 const USER: &str = "65532:65532";
+/// Registry and path of images that were not pushed anywhere, as the chart has it.
+pub(crate) const PREFIX: &str = "localhost/mcp-hub";
+/// Tag of tests' images: no version's, and not `latest`, for which a node would ask a registry.
+pub(crate) const TEST_TAG: &str = "test";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Plan {
@@ -20,7 +24,7 @@ pub(crate) struct Plan {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Registry and path before the image's own name
-    #[arg(long, value_name = "PREFIX", default_value = "localhost/mcp-hub")]
+    #[arg(long, value_name = "PREFIX", default_value = PREFIX)]
     prefix: String,
     /// Tag of every image
     #[arg(long, value_name = "TAG", default_value = env!("CARGO_PKG_VERSION"))]
@@ -47,11 +51,11 @@ struct Recipe {
     is_for_tests: bool,
 }
 
-const BRIDGE: &str = "mcp-hub-bridge";
+const BRIDGE: &str = "bridge";
 
-const RECIPES: [Recipe; 3] = [
+const RECIPES: [Recipe; 4] = [
     Recipe {
-        name: "mcp-hub-gateway",
+        name: "gateway",
         package: "mcp-hub-gateway",
         program: "mcp-hub-gateway",
         certificates: true,
@@ -60,7 +64,7 @@ const RECIPES: [Recipe; 3] = [
         is_for_tests: false,
     },
     Recipe {
-        name: "mcp-hub-operator",
+        name: "operator",
         package: "mcp-hub-operator",
         program: "mcp-hub-operator",
         certificates: true,
@@ -69,7 +73,16 @@ const RECIPES: [Recipe; 3] = [
         is_for_tests: false,
     },
     Recipe {
-        name: "mcp-hub-fixture",
+        name: "units",
+        package: "units-server",
+        program: "units-server",
+        certificates: false,
+        bridges: false,
+        title: "MCP Hub example: a server that converts units",
+        is_for_tests: false,
+    },
+    Recipe {
+        name: "fixture",
         package: "mcp-hub-fixture-server",
         program: "fixture-server",
         certificates: false,
@@ -94,8 +107,7 @@ pub(crate) fn run(plan: &Plan) -> Result<(), Error> {
 
 /// Builds all images that tests use; gives their archives.
 pub(crate) fn for_tests() -> Result<Vec<PathBuf>, Error> {
-    let prefix = "localhost/mcp-hub".to_owned();
-    let tag = env!("CARGO_PKG_VERSION").to_owned();
+    let (prefix, tag) = (PREFIX.to_owned(), TEST_TAG.to_owned());
     build(&Plan { out: None, prefix, tag, release: false, names: Vec::new() })
 }
 
@@ -122,11 +134,9 @@ fn build(plan: &Plan) -> Result<Vec<PathBuf>, Error> {
     Ok(archives)
 }
 
-/// The images of this checkout, which may be one from before the operator.
 fn recipes(plan: &Plan) -> impl Iterator<Item = &'static Recipe> {
-    let (release, has_operator) = (plan.release, shell::root().join("operator").is_dir());
-    let wanted = move |recipe: &&Recipe| !(release && recipe.is_for_tests) && (has_operator || !recipe.bridges);
-    RECIPES.iter().filter(wanted)
+    let release = plan.release;
+    RECIPES.iter().filter(move |recipe| !(release && recipe.is_for_tests))
 }
 
 impl Recipe {

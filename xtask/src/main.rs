@@ -11,6 +11,8 @@ mod errors_page;
 mod fuzz;
 mod generate;
 mod images;
+#[cfg(target_os = "linux")]
+mod kubernetes;
 mod mcpctl;
 mod needs;
 mod quickstart;
@@ -18,6 +20,8 @@ mod shell;
 mod test;
 
 use std::io::Write;
+#[cfg(target_os = "linux")]
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -45,6 +49,10 @@ enum Command {
         /// Run these levels only (all if none is given)
         #[arg(long, value_name = "NAME")]
         level: Vec<String>,
+        /// Run the stories of level `kubernetes`, and nothing else, on this cluster, whose nodes have the images already
+        #[cfg(target_os = "linux")]
+        #[arg(long, value_name = "PATH", conflicts_with_all = ["setup", "level"])]
+        kubeconfig: Option<PathBuf>,
     },
     /// Measure what the documentation promises, in a release build
     Bench {
@@ -75,6 +83,9 @@ enum Bench {
     Local,
     /// Gateway and bridge beside a server asked directly, a bare pass-through, and another gateway
     Gateway(bench::gateway::Plan),
+    /// What the operator writes, how soon it acts and how large it is, on a real control plane
+    #[cfg(target_os = "linux")]
+    Operator(bench::operator::Plan),
     /// Whether gateway and bridge keep their size under a load that goes on
     Soak {
         /// How long
@@ -86,9 +97,13 @@ enum Bench {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Quickstart { once } => quickstart::run(once),
-        Command::Test { setup, level } => test::run(setup, &level),
+        #[cfg(target_os = "linux")]
+        Command::Test { kubeconfig: Some(kubeconfig), .. } => kubernetes::run_on(&kubeconfig),
+        Command::Test { setup, level, .. } => test::run(setup, &level),
         Command::Bench { name: Bench::Local } => bench::local::run(),
         Command::Bench { name: Bench::Gateway(plan) } => bench::gateway::run(&plan),
+        #[cfg(target_os = "linux")]
+        Command::Bench { name: Bench::Operator(plan) } => bench::operator::run(&plan),
         Command::Bench { name: Bench::Soak { minutes } } => bench::soak::run(minutes),
         #[cfg(target_os = "linux")]
         Command::Cluster { verb } => cluster::run(verb),

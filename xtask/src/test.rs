@@ -7,12 +7,12 @@ use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Instant;
 
-#[cfg(target_os = "linux")]
-use crate::cluster;
 use crate::mcpctl::Mcpctl;
 use crate::needs::Need;
 use crate::shell::{self, Error};
 use crate::{bench, clients, dist, fuzz, generate, images, quickstart};
+#[cfg(target_os = "linux")]
+use crate::{cluster, kubernetes};
 
 struct Level {
     name: &'static str,
@@ -31,6 +31,9 @@ const LEVELS: &[Level] = &[
     Level { name: "e2e", needs: &[Need::Node, Need::Python, Need::Keyring], run: e2e },
     #[cfg(target_os = "linux")]
     Level { name: "cluster", needs: &cluster::NEEDS, run: cluster_tests },
+    #[cfg(target_os = "linux")]
+    Level { name: "kubernetes", needs: &kubernetes::NEEDS, run: kubernetes::run },
+    Level { name: "operator-writes", needs: &cluster::NEEDS, run: bench::operator::check },
 ];
 
 pub(crate) fn run(setup: bool, only: &[String]) -> Result<(), Error> {
@@ -97,8 +100,12 @@ fn compare_with_list(ran: &BTreeSet<&str>, failures: &mut Vec<String>) -> Result
 fn rust() -> Result<(), Error> {
     // Tests start the binaries of other packages, which `cargo test` alone would not build.
     shell::run(&mut shell::cargo(&["build", "--locked", "--workspace", "--bins"]))?;
-    let elsewhere = ["--exclude", "mcp-hub-e2e", "--exclude", "mcp-hub-test-cluster"];
-    shell::run(shell::cargo(&["test", "--locked", "--workspace"]).args(elsewhere))
+    let mut test = shell::cargo(&["test", "--locked", "--workspace"]);
+    // Those of the levels below.
+    for package in ["mcp-hub-e2e", "mcp-hub-test-cluster", "mcp-hub-chart-tests", "mcp-hub-kubernetes-tests"] {
+        test.args(["--exclude", package]);
+    }
+    shell::run(&mut test)
 }
 
 /// The bridges of every target, and an `mcpctl` that works by itself because it carries them.

@@ -20,7 +20,7 @@ pub(crate) struct Objects {
 impl Objects {
     /// Metadata of the object with this key.
     pub(crate) fn metadata(&self, key: &ResourceKey) -> Option<&ObjectMeta> {
-        let name = Name { namespace: key.namespace.clone(), name: key.name.clone() };
+        let name = Name::of(key);
         match key.kind {
             ResourceKind::MCPServer => self.servers.iter().map(|server| &server.metadata).find(|of| name.is_of(of)),
             ResourceKind::MCPHub => self.hubs.iter().map(|hub| &hub.metadata).find(|of| name.is_of(of)),
@@ -63,6 +63,17 @@ pub(crate) struct Name {
 }
 
 impl Name {
+    pub(crate) fn of(key: &ResourceKey) -> Self {
+        Self { namespace: key.namespace.clone(), name: key.name.clone() }
+    }
+
+    pub(crate) fn of_metadata(metadata: &ObjectMeta) -> Self {
+        Self {
+            namespace: metadata.namespace.clone().unwrap_or_default(),
+            name: metadata.name.clone().unwrap_or_default(),
+        }
+    }
+
     /// Whether the object is named so.
     pub(crate) fn is_of(&self, metadata: &ObjectMeta) -> bool {
         metadata.name.as_ref() == Some(&self.name) && metadata.namespace.as_ref() == Some(&self.namespace)

@@ -73,7 +73,9 @@ impl IntoResponse for Error {
             Exit::NotFound => StatusCode::NOT_FOUND,
             Exit::Invalid => StatusCode::UNPROCESSABLE_ENTITY,
             Exit::Held => StatusCode::CONFLICT,
-            Exit::Failed | Exit::NoDaemon | Exit::TimedOut | Exit::ToolError => StatusCode::INTERNAL_SERVER_ERROR,
+            Exit::Failed | Exit::Usage | Exit::NoAnswer | Exit::TimedOut | Exit::ToolError | Exit::Forbidden => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
         };
         let refusal = Refusal { code: self.exit() as u8, message: self.to_string(), hint: self.hint() };
         (status, Json(refusal)).into_response()

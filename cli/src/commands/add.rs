@@ -6,22 +6,23 @@ use std::path::{Path, PathBuf};
 
 use mcp_hub_crds::command_line::source_of_command;
 use mcp_hub_crds::manifest;
-use mcp_hub_crds::{MCPServer, Resource, ResourceKind, ServerName};
+use mcp_hub_crds::{Resource, ResourceKey, ResourceKind, ServerName};
 use serde_json::{Map, Value, json};
 
-use crate::admin::client::Admin;
-use crate::admin::{OriginAnswer, OriginPath, Synced, path};
+use crate::admin::{Name, OriginAnswer, OriginPath, Synced, path};
 use crate::args::{Add, Remove};
 use crate::commands::wait::{self, Of};
 use crate::daemon;
 use crate::error::{Error, Exit};
 use crate::output;
 use crate::places::Places;
+use crate::target::local::Local;
 
-pub(crate) async fn add(places: &Places, admin: &Admin, args: &Add) -> Result<(), Error> {
+pub(crate) async fn add(local: &Local, args: &Add) -> Result<(), Error> {
     let name: ServerName =
         args.name.parse().map_err(|error: mcp_hub_crds::names::InvalidServerName| invalid(&error, None))?;
-    let file = file_of(places, ResourceKind::MCPServer, name.as_str());
+    let key = server_key(name.as_str());
+    let file = file_of(&local.places, &key);
     if file.exists() && !args.force {
         return Err(Error::Invalid {
             message: format!("server `{name}` is there already, in {}", file.display()),
@@ -46,10 +47,17 @@ pub(crate) async fn add(places: &Places, admin: &Admin, args: &Add) -> Result<()
         manifest::parse(&document.to_string(), Path::new("mcpctl add")).map_err(|errors| daemon::invalid(&errors))?;
     for document in &documents {
         document.warnings.iter().for_each(|warning| output::say(&format!("warning: {warning}")));
-        store(places, &document.resource, &file)?;
+        store(&local.places, &document.resource, &file)?;
     }
     output::say(&format!("{name} added in {}", file.display()));
-    reload(places, admin, args.wait, vec![name.as_str().to_owned()]).await
+    reload(local).await?;
+    wait::settle(local, args.wait, &Of::Named(vec![Name::of(&key)])).await
+}
+
+/// Servers that `add` makes are in the namespace of those that name none.
+fn server_key(name: &str) -> ResourceKey {
+    let namespace = mcp_hub_crds::resource::DEFAULT_NAMESPACE.to_owned();
+    ResourceKey { kind: ResourceKind::MCPServer, namespace, name: name.to_owned() }
 }
 
 fn command_spec(args: &Add) -> Result<Value, Error> {
@@ -127,10 +135,16 @@ fn invalid(error: &impl ToString, hint: Option<String>) -> Error {
 }
 
 /// The file of an object in the user's own configuration.
-pub(crate) fn file_of(places: &Places, kind: ResourceKind, name: &str) -> PathBuf {
-    places.servers().join(match kind {
+pub(crate) fn file_of(places: &Places, key: &ResourceKey) -> PathBuf {
+    let ResourceKey { kind, namespace, name } = key;
+    let name = match kind {
         ResourceKind::MCPServer => format!("{name}.yaml"),
         ResourceKind::MCPHub => format!("hub-{name}.yaml"),
+    };
+    // Namespaces hold no dots, and a namesake of another namespace is another object.
+    places.servers().join(match namespace.as_str() {
+        mcp_hub_crds::resource::DEFAULT_NAMESPACE => name,
+        other => format!("{other}.{name}"),
     })
 }
 
@@ -147,16 +161,10 @@ pub(crate) fn store(places: &Places, resource: &Resource, file: &Path) -> Result
     write().map_err(Error::file("write", file))
 }
 
-/// Has a running daemon read the user's configuration now, and waits if asked to.
-pub(crate) async fn reload(
-    places: &Places,
-    admin: &Admin,
-    wait: crate::args::Wait,
-    names: Vec<String>,
-) -> Result<(), Error> {
-    match admin.post::<Synced>(path::ORIGINS, &OriginPath { path: places.servers() }).await {
-        Ok(_) => wait::settle(admin, wait, &Of::Named(names)).await,
-        Err(Error::NoDaemon) if wait.wait => Err(Error::NoDaemon),
+/// Has a running daemon read the user's configuration now.
+pub(crate) async fn reload(local: &Local) -> Result<(), Error> {
+    match local.admin.post::<Synced>(path::ORIGINS, &OriginPath { path: local.places.servers() }).await {
+        Ok(_) => Ok(()),
         Err(Error::NoDaemon) => {
             output::hint("`mcpctl up` starts it");
             Ok(())
@@ -165,20 +173,16 @@ pub(crate) async fn reload(
     }
 }
 
-pub(crate) async fn remove(places: &Places, admin: &Admin, args: &Remove) -> Result<(), Error> {
-    discard(places, admin, ResourceKind::MCPServer, mcp_hub_crds::resource::DEFAULT_NAMESPACE, &args.name).await
+pub(crate) async fn remove(local: &Local, args: &Remove) -> Result<(), Error> {
+    discard(local, &server_key(&args.name)).await
 }
 
 /// Deletes the file of an object that `add` or `apply` made; what comes from another file is that file's business.
-pub(crate) async fn discard(
-    places: &Places,
-    admin: &Admin,
-    kind: ResourceKind,
-    namespace: &str,
-    name: &str,
-) -> Result<(), Error> {
-    let what = if kind == ResourceKind::MCPServer { "server" } else { "hub" };
-    let file = file_of(places, kind, name);
+pub(crate) async fn discard(local: &Local, key: &ResourceKey) -> Result<(), Error> {
+    let Local { places, admin } = local;
+    let ResourceKey { kind, namespace, name } = key;
+    let what = if *kind == ResourceKind::MCPServer { "server" } else { "hub" };
+    let file = file_of(places, key);
     let query = format!("{}?kind={kind}&namespace={namespace}&name={name}", path::ORIGIN_OF);
     let origin = match admin.get::<OriginAnswer>(&query).await {
         Ok(answer) => Some(answer.path),
@@ -212,7 +216,7 @@ pub(crate) async fn discard(
                     message: format!("{what} `{name}` is in no file of its own in {}", places.servers().display()),
                     hint: Some("edit the file that names it".to_owned()),
                 },
-                None => Error::NotFound { what, name: name.to_owned(), hint: None },
+                None => Error::NotFound { what, name: name.clone(), hint: None },
             });
         }
         Err(error) => return Err(Error::file("delete", &file)(error)),
@@ -223,16 +227,6 @@ pub(crate) async fn discard(
     }
     output::say(&format!("{name} removed"));
     Ok(())
-}
-
-/// The servers of some documents, by name.
-pub(crate) fn server_names<'a>(resources: impl Iterator<Item = &'a Resource>) -> Vec<String> {
-    resources
-        .filter_map(|resource| match resource {
-            Resource::Server(MCPServer { metadata, .. }) => metadata.name.clone(),
-            Resource::Hub(_) => None,
-        })
-        .collect()
 }
 
 #[cfg(test)]

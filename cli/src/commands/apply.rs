@@ -1,61 +1,59 @@
-//! `mcpctl apply` and `delete`: manifests in the user's own configuration.
+//! `mcpctl apply` and `delete`: manifests in the user's own configuration, or objects of a cluster.
 
 use std::io::Read;
 use std::path::Path;
 
 use mcp_hub_crds::manifest::{self, MAX_FILE_BYTES};
-use mcp_hub_crds::{Resource, ResourceKind};
-use mcp_hub_reconcile::workload::BASE_DIR_ANNOTATION;
+use mcp_hub_crds::{Resource, ResourceKey, ResourceKind};
 
-use crate::admin::client::Admin;
+use crate::admin::Name;
 use crate::args::{Apply, Delete, Kind};
-use crate::commands::add::{discard, file_of, reload, server_names, store};
+use crate::commands::wait::{self, Of};
 use crate::daemon;
 use crate::error::Error;
 use crate::output;
-use crate::places::Places;
+use crate::target::Target;
 
-pub(crate) async fn apply(places: &Places, admin: &Admin, args: &Apply) -> Result<(), Error> {
-    let (documents, folder) = if args.file == Path::new("-") {
+pub(crate) async fn apply(target: &dyn Target, args: &Apply) -> Result<(), Error> {
+    let namespace = args.namespace.namespace.as_deref().unwrap_or_else(|| target.namespace());
+    let documents = if args.file == Path::new("-") {
         let mut text = String::new();
         std::io::stdin()
             .lock()
             .take(MAX_FILE_BYTES + 1)
             .read_to_string(&mut text)
             .map_err(Error::file("read", "stdin"))?;
-        let here = std::env::current_dir().map_err(Error::file("find", "the current folder"))?;
-        (manifest::parse(&text, Path::new("stdin")), Some(here))
+        manifest::parse_into(namespace, &text, Path::new("stdin"))
     } else {
-        (manifest::load(&args.file), None)
+        manifest::load_into(namespace, &args.file)
     };
     let documents = documents.map_err(|errors| daemon::invalid(&errors))?;
-    let mut resources = Vec::new();
-    for document in documents {
-        document.warnings.iter().for_each(|warning| output::say(&format!("warning: {warning}")));
-        let mut resource = document.resource;
-        // Relative paths go on meaning what they meant where the manifest was written.
-        let base = match &folder {
-            Some(folder) => folder.clone(),
-            None => {
-                let file = std::path::absolute(&document.file).map_err(Error::file("find", &document.file))?;
-                file.parent().unwrap_or(Path::new("/")).to_owned()
-            }
-        };
-        if let Resource::Server(server) = &mut resource {
-            let annotations = server.metadata.annotations.get_or_insert_default();
-            annotations.entry(BASE_DIR_ANNOTATION.to_owned()).or_insert_with(|| base.to_string_lossy().into_owned());
-        }
-        resources.push(resource);
+    for warning in documents.iter().flat_map(|document| &document.warnings) {
+        output::say(&format!("warning: {warning}"));
     }
-    for resource in &resources {
-        let key = resource.key();
-        store(places, resource, &file_of(places, key.kind, &key.name))?;
-        output::say(&format!("{key} applied"));
+    if let Some(asked) = &args.namespace.namespace
+        && let Some(other) = documents.iter().find(|document| document.resource.key().namespace != *asked)
+    {
+        return Err(Error::Invalid {
+            message: format!(
+                "{}:{}: {} is not in namespace {asked}",
+                other.file.display(),
+                other.line,
+                other.resource.key()
+            ),
+            hint: Some("leave --namespace out, or take the namespace out of the manifest".to_owned()),
+        });
     }
-    reload(places, admin, args.wait, server_names(resources.iter())).await
+    let servers = documents.iter().filter_map(|document| match &document.resource {
+        Resource::Server(_) => Some(Name::of(&document.resource.key())),
+        Resource::Hub(_) => None,
+    });
+    let servers = Of::Named(servers.collect());
+    target.apply(documents, args.force_conflicts).await?;
+    wait::settle(target, args.wait, &servers).await
 }
 
-pub(crate) async fn delete(places: &Places, admin: &Admin, args: &Delete) -> Result<(), Error> {
+pub(crate) async fn delete(target: &dyn Target, args: &Delete) -> Result<(), Error> {
     let kind = match args.kind {
         Kind::Servers => ResourceKind::MCPServer,
         Kind::Hubs => ResourceKind::MCPHub,
@@ -66,5 +64,6 @@ pub(crate) async fn delete(places: &Places, admin: &Admin, args: &Delete) -> Res
             });
         }
     };
-    discard(places, admin, kind, &args.namespace.namespace, &args.name).await
+    let Name { namespace, name } = target.named(&args.namespace, &args.name);
+    target.delete(&ResourceKey { kind, namespace, name }).await
 }

@@ -6,16 +6,15 @@ use std::time::Duration;
 use mcp_hub_mcp::methods;
 use serde_json::{Map, Value, json};
 
-use crate::admin::client::Admin;
 use crate::args::{Call, Format};
-use crate::commands::endpoint;
 use crate::error::Error;
 use crate::mcp_client::McpClient;
 use crate::output;
+use crate::target::Target;
 
 const LIST_LIMIT: Duration = Duration::from_secs(60);
 
-pub(crate) async fn run(admin: &Admin, args: &Call) -> Result<(), Error> {
+pub(crate) async fn run(target: &dyn Target, args: &Call) -> Result<(), Error> {
     let Some((server, tool)) =
         args.tool.split_once('/').filter(|(server, tool)| !server.is_empty() && !tool.is_empty())
     else {
@@ -24,8 +23,7 @@ pub(crate) async fn run(admin: &Admin, args: &Call) -> Result<(), Error> {
             hint: Some("`mcpctl tools SERVER` lists a server's tools".to_owned()),
         });
     };
-    let endpoint = endpoint::of(admin, &args.hub).await?;
-    let client = McpClient::new(&endpoint, Some(server))?;
+    let client = McpClient::of(target, &target.hub(&args.hub), Some(server)).await?;
     let arguments = match &args.json {
         Some(json) => object(json)?,
         None if args.args.is_empty() => Map::new(),

@@ -2,18 +2,19 @@
 
 use std::time::{Duration, Instant};
 
-use crate::admin::client::Admin;
 use crate::admin::{DaemonVersion, OriginPath, Shutdown, Synced, path};
 use crate::args::{DEFAULT_PORT, Down};
 use crate::commands::up::ensure_daemon;
 use crate::error::Error;
 use crate::output;
 use crate::places::Places;
+use crate::target::local::Local;
 
 /// All servers end at a time, each within its grace period.
 const END: Duration = Duration::from_secs(120);
 
-pub(crate) async fn run(places: &Places, admin: &Admin, args: &Down) -> Result<(), Error> {
+pub(crate) async fn run(local: &Local, args: &Down) -> Result<(), Error> {
+    let Local { places, admin } = local;
     if let Some(file) = &args.file {
         let path = std::path::absolute(file).map_err(Error::file("find", file))?;
         // A folder that was deleted is still followed, under the name it had.
@@ -49,7 +50,7 @@ pub(crate) async fn run(places: &Places, admin: &Admin, args: &Down) -> Result<(
             }
             // Only a daemon knows what belongs to whom, so one is started to end them. Whether its hub gets the port does
             // not matter: it is gone within moments.
-            (true, true) => ensure_daemon(places, admin, DEFAULT_PORT).await?,
+            (true, true) => ensure_daemon(local, DEFAULT_PORT).await?,
         }
     }
     admin.post::<()>(path::SHUTDOWN, &Shutdown::Everything).await?;

@@ -2,57 +2,58 @@
 
 use kube::ResourceExt;
 use mcp_hub_crds::MCPServer;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::admin::client::Admin;
-use crate::admin::{Objects, OriginState, path};
 use crate::args::{Format, Get, Kind};
-use crate::daemon::no_server;
-use crate::error::Error;
+use crate::error::{Error, absent};
 use crate::output;
-use crate::summary::{hub_line, row};
+use crate::summary::{Row, hub_lines, row};
+use crate::target::Target;
 
-pub(crate) async fn run(admin: &Admin, args: &Get) -> Result<(), Error> {
+pub(crate) async fn run(target: &dyn Target, args: &Get) -> Result<(), Error> {
     match args.kind {
-        Kind::Servers => servers(admin, args).await,
-        Kind::Hubs => hubs(admin, args).await,
-        Kind::Events => events(admin, args).await,
-        Kind::Origins => origins(admin, args).await,
+        Kind::Servers => servers(target, args).await,
+        Kind::Hubs => hubs(target, args).await,
+        Kind::Events => events(target, args).await,
+        Kind::Origins => origins(target, args).await,
     }
 }
 
-async fn servers(admin: &Admin, args: &Get) -> Result<(), Error> {
-    let all = admin.get::<Objects>(path::OBJECTS).await?.servers;
+async fn servers(target: &dyn Target, args: &Get) -> Result<(), Error> {
+    let scope = args.namespaces.scope();
+    let all = target.servers(&scope).await?;
     let chosen: Vec<&MCPServer> =
         all.iter().filter(|server| args.name.as_ref().is_none_or(|name| server.name_any() == *name)).collect();
     if let (Some(name), true) = (&args.name, chosen.is_empty()) {
-        return Err(no_server(name, &all));
+        return Err(absent("server", name, &all, target.beginning()));
     }
     if args.output.output == Format::Table {
-        let rows = chosen.iter().map(|server| {
-            let row = row(server);
-            vec![row.name.clone(), row.state(), row.reason.clone(), row.tools(), row.restarts.to_string(), row.source]
+        let rows: Vec<Row> = chosen.iter().map(|server| row(server)).collect();
+        let lines = rows.iter().map(|row| {
+            let source = row.source.clone();
+            vec![row.name.clone(), row.state(), row.reason.clone(), row.tools(), row.restarts.to_string(), source]
         });
-        return output::data(&output::table(
-            &["NAME", "STATE", "REASON", "TOOLS", "RESTARTS", "SOURCE"],
-            rows.collect(),
-        ));
+        let headings = ["NAME", "STATE", "REASON", "TOOLS", "RESTARTS", "SOURCE"];
+        let lines = rows.iter().map(|row| &*row.namespace).zip(lines);
+        return output::data(&output::scoped_table(&scope, &headings, lines));
     }
     documents(args, &chosen)
 }
 
-async fn hubs(admin: &Admin, args: &Get) -> Result<(), Error> {
-    let all = admin.get::<Objects>(path::OBJECTS).await?.hubs;
-    let chosen: Vec<_> =
-        all.iter().filter(|hub| args.name.as_ref().is_none_or(|name| hub.name_any() == *name)).collect();
-    if let (Some(name), true) = (&args.name, chosen.is_empty()) {
-        return Err(Error::NotFound { what: "hub", name: name.clone(), hint: None });
+async fn hubs(target: &dyn Target, args: &Get) -> Result<(), Error> {
+    let scope = args.namespaces.scope();
+    let mut chosen = target.hubs(&scope).await?;
+    if let Some(name) = &args.name {
+        if !chosen.iter().any(|hub| hub.name_any() == *name) {
+            return Err(absent("hub", name, &chosen, target.beginning()));
+        }
+        chosen.retain(|hub| hub.name_any() == *name);
     }
     if args.output.output == Format::Table {
-        let lines: String = chosen.iter().map(|hub| hub_line(hub) + "\n").collect();
+        let lines: String = hub_lines(&chosen, &scope).into_iter().map(|line| line + "\n").collect();
         return output::data(&lines);
     }
-    documents(args, &chosen)
+    documents(args, &chosen.iter().collect::<Vec<_>>())
 }
 
 /// One object if a name was given, else a list as `kubectl` gives it.
@@ -63,31 +64,23 @@ fn documents<T: serde::Serialize>(args: &Get, objects: &[&T]) -> Result<(), Erro
     }
 }
 
-async fn events(admin: &Admin, args: &Get) -> Result<(), Error> {
-    let events: Vec<Value> = admin.get(path::EVENTS).await?;
-    // Events name their object as KIND NAMESPACE/NAME.
-    let of =
-        |event: &Value| event["object"].as_str().unwrap_or_default().rsplit('/').next().unwrap_or_default().to_owned();
-    let chosen: Vec<Value> =
-        events.into_iter().filter(|event| args.name.as_ref().is_none_or(|name| of(event) == *name)).collect();
+async fn events(target: &dyn Target, args: &Get) -> Result<(), Error> {
+    let mut chosen = target.events(&args.namespaces.scope()).await?;
+    if let Some(name) = &args.name {
+        // Events name their object as KIND NAMESPACE/NAME.
+        chosen.retain(|event| event.object.rsplit('/').next() == Some(name));
+    }
     if args.output.output != Format::Table {
         return output::document(args.output.output, &chosen);
     }
-    let text = |event: &Value, key: &str| event[key].as_str().unwrap_or_default().to_owned();
-    let rows = chosen.iter().map(|event| {
-        vec![
-            text(event, "at"),
-            text(event, "object"),
-            text(event, "reason"),
-            event["count"].to_string(),
-            text(event, "message"),
-        ]
-    });
+    let rows = chosen
+        .into_iter()
+        .map(|event| vec![event.at, event.object, event.reason, event.count.to_string(), event.message]);
     output::data(&output::table(&["AT", "OBJECT", "REASON", "COUNT", "MESSAGE"], rows.collect()))
 }
 
-async fn origins(admin: &Admin, args: &Get) -> Result<(), Error> {
-    let origins: Vec<OriginState> = admin.get(path::ORIGINS).await?;
+async fn origins(target: &dyn Target, args: &Get) -> Result<(), Error> {
+    let origins = target.origins().await?;
     if args.output.output != Format::Table {
         return output::document(args.output.output, &origins);
     }

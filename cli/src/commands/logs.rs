@@ -1,33 +1,28 @@
 //! `mcpctl logs`: what a server wrote.
 
 use futures::StreamExt;
+use mcp_hub_reconcile::ports::LogQuery;
 use regex::Regex;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::admin::client::Admin;
-use crate::admin::{LogRequest, path};
 use crate::args::Logs;
 use crate::error::Error;
 use crate::output;
+use crate::target::Target;
 
-pub(crate) async fn run(admin: &Admin, args: &Logs) -> Result<(), Error> {
+pub(crate) async fn run(target: &dyn Target, args: &Logs) -> Result<(), Error> {
     let pattern =
         args.grep.as_deref().map(Regex::new).transpose().map_err(|error| Error::Invalid {
             message: format!("--grep is no regular expression: {error}"),
             hint: None,
         })?;
-    let request = LogRequest {
-        namespace: args.namespace.namespace.clone(),
-        name: args.name.clone(),
-        tail: args.tail,
-        follow: args.follow,
-    };
+    let query = LogQuery { tail: args.tail, follow: args.follow };
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|source| Error::File {
         action: "watch for",
         path: "signals".into(),
         source,
     })?;
-    let mut lines = admin.lines(path::LOGS, &request).await?;
+    let mut lines = target.logs(&target.named(&args.namespace, &args.name), query).await?;
     loop {
         let line = tokio::select! {
             line = lines.next() => line,

@@ -1,17 +1,12 @@
 //! `mcpctl plan`: what would be done.
 
-use crate::admin::client::Admin;
-use crate::admin::{OriginPath, Planned, path};
 use crate::args::{Format, Plan};
 use crate::error::Error;
 use crate::output;
+use crate::target::Target;
 
-pub(crate) async fn run(admin: &Admin, args: &Plan) -> Result<(), Error> {
-    let origin = match &args.file {
-        Some(file) => Some(OriginPath { path: std::fs::canonicalize(file).map_err(Error::file("open", file))? }),
-        None => None,
-    };
-    let planned: Vec<Planned> = admin.post(path::PLAN, &origin).await?;
+pub(crate) async fn run(target: &dyn Target, args: &Plan) -> Result<(), Error> {
+    let planned = target.plan(args.file.as_deref(), &args.namespaces.scope()).await?;
     if args.output.output != Format::Table {
         return output::document(args.output.output, &planned);
     }

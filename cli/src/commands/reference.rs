@@ -16,6 +16,8 @@ pub(crate) fn markdown() -> String {
         writeln!(out, "{codes}\n").unwrap_or_default();
     }
     out.push_str("Data goes to stdout, everything else to stderr. `NO_COLOR` is honoured.\n");
+    out.push_str("\nEvery command takes this:\n");
+    table(&mut out, root.get_arguments().filter(|argument| argument.is_global_set()));
     root.get_subcommands().for_each(|command| section(&mut out, command, "mcpctl"));
     out
 }
@@ -27,15 +29,18 @@ fn section(out: &mut String, command: &Command, parent: &str) {
     let name = format!("{parent} {}", command.get_name());
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
     writeln!(out, "\n## `{name}`\n\n{about}.").unwrap_or_default();
+    table(out, command.get_arguments().filter(|argument| !argument.is_global_set()));
+    command.get_subcommands().for_each(|inner| section(out, inner, &name));
+}
+
+fn table<'a>(out: &mut String, arguments: impl Iterator<Item = &'a Arg>) {
     let shown = |argument: &&Arg| !argument.is_hide_set() && !["help", "version"].contains(&argument.get_id().as_str());
-    let arguments: Vec<&Arg> = command.get_arguments().filter(shown).collect();
-    if !arguments.is_empty() {
-        out.push_str("\n| Argument | Meaning |\n|---|---|\n");
-    }
-    for argument in arguments {
+    for (at, argument) in arguments.filter(shown).enumerate() {
+        if at == 0 {
+            out.push_str("\n| Argument | Meaning |\n|---|---|\n");
+        }
         writeln!(out, "| `{}` | {} |", form(argument), meaning(argument)).unwrap_or_default();
     }
-    command.get_subcommands().for_each(|inner| section(out, inner, &name));
 }
 
 fn form(argument: &Arg) -> String {

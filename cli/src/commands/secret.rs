@@ -11,10 +11,11 @@ use crate::admin::{Name, path};
 use crate::args::{Format, Secret, SecretName};
 use crate::error::Error;
 use crate::output;
-use crate::places::Places;
 use crate::secret_backends;
+use crate::target::local::Local;
 
-pub(crate) async fn run(places: &Places, admin: &Admin, args: &Secret) -> Result<(), Error> {
+pub(crate) async fn run(local: &Local, args: &Secret) -> Result<(), Error> {
+    let Local { places, admin } = local;
     let file = secret_backends::file(places);
     match args {
         Secret::Set(name) => {

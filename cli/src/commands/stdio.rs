@@ -18,13 +18,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::admin::client::Admin;
 use crate::args::Stdio;
-use crate::commands::{endpoint, up};
-use crate::error::Error;
+use crate::error::{Error, Exit};
 use crate::mcp_client::McpClient;
 use crate::output;
-use crate::places::Places;
+use crate::target::Target;
 
 /// Answers that may wait for the client to read stdout.
 const OUTGOING: usize = 64;
@@ -33,24 +31,20 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// A hub that was just started needs a moment to bind its port.
 const HUB_START: Duration = Duration::from_secs(20);
 
-pub(crate) async fn run(places: &Places, admin: &Admin, args: &Stdio) -> Result<(), Error> {
-    up::ensure_daemon(places, admin, args.port.port).await?;
+pub(crate) async fn run(target: &dyn Target, args: &Stdio) -> Result<(), Error> {
+    target.wake(args.port.port).await?;
+    let hub = target.hub(&args.hub);
     let start = std::time::Instant::now();
-    let endpoint = loop {
-        match endpoint::of(admin, &args.hub).await {
-            Ok(endpoint) => break endpoint,
-            Err(error @ Error::NotFound { .. }) => return Err(error),
-            Err(error) if start.elapsed() > HUB_START => return Err(error),
+    let client = loop {
+        match McpClient::of(target, &hub, args.server.as_deref()).await {
+            Ok(client) => break client,
+            // Only what has no endpoint yet may have one soon.
+            Err(error) if error.exit() != Exit::Failed || start.elapsed() > HUB_START => return Err(error),
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     };
     let (lines, outgoing) = mpsc::channel(OUTGOING);
-    let relay = Relay(Arc::new(Inner {
-        client: McpClient::new(&endpoint, args.server.as_deref())?,
-        lines,
-        session: Mutex::default(),
-        running: Mutex::default(),
-    }));
+    let relay = Relay(Arc::new(Inner { client, lines, session: Mutex::default(), running: Mutex::default() }));
     let writer = tokio::spawn(write(outgoing));
     let result = relay.read().await;
     drop(relay);

@@ -5,20 +5,18 @@ use std::time::Duration;
 use mcp_hub_mcp::methods;
 use serde_json::Value;
 
-use crate::admin::client::Admin;
 use crate::args::{Format, Tools};
-use crate::commands::endpoint;
 use crate::error::Error;
 use crate::mcp_client::McpClient;
 use crate::output;
+use crate::target::Target;
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// Longer descriptions are cut in the table.
 const DESCRIPTION: usize = 90;
 
-pub(crate) async fn run(admin: &Admin, args: &Tools) -> Result<(), Error> {
-    let endpoint = endpoint::of(admin, &args.hub).await?;
-    let client = McpClient::new(&endpoint, args.server.as_deref())?;
+pub(crate) async fn run(target: &dyn Target, args: &Tools) -> Result<(), Error> {
+    let client = McpClient::of(target, &target.hub(&args.hub), args.server.as_deref()).await?;
     let tools = client.list(methods::TOOLS_LIST, "tools", LIMIT).await?;
     if args.output.output != Format::Table {
         return output::document(args.output.output, &tools);

@@ -24,22 +24,25 @@ use crate::error::Error;
 use crate::output;
 use crate::places::Places;
 use crate::summary::{Row, hub_line, row};
+use crate::target::Scope;
+use crate::target::local::{BEGINNING, Local};
 
 /// A daemon opens a database and binds a socket; even on a busy machine that takes far less.
 const DAEMON_START: Duration = Duration::from_secs(30);
 
-pub(crate) async fn run(places: &Places, admin: &Admin, args: &Up) -> Result<(), Error> {
+pub(crate) async fn run(local: &Local, args: &Up) -> Result<(), Error> {
+    let Local { places, admin } = local;
     // Said before anything is started: a mistake in a manifest is the most likely reason for `up` to fail.
     if let Some(file) = &args.file {
         mcp_hub_crds::manifest::load(file).map_err(|errors| daemon::invalid(&errors))?;
     }
     let file = args.file.as_ref().map(|file| absolute(file)).transpose()?;
     if args.detach {
-        ensure_daemon(places, admin, args.port.port).await?;
+        ensure_daemon(local, args.port.port).await?;
         if let Some(path) = &file {
             follow(admin, path).await?;
         }
-        wait::settle(admin, args.wait, &Of::All).await?;
+        wait::settle(local, args.wait, &Of::All).await?;
         return if args.wait.wait { Ok(()) } else { started(admin).await };
     }
 
@@ -47,7 +50,7 @@ pub(crate) async fn run(places: &Places, admin: &Admin, args: &Up) -> Result<(),
     if !is_running(admin).await? {
         own.start(places, admin, args.port.port).await?;
     }
-    let result = foreground(admin, args, file.as_deref()).await;
+    let result = foreground(local, args, file.as_deref()).await;
     // Ctrl-C takes back what this `up` added; a daemon of somebody else goes on.
     let mut added: Vec<PathBuf> = file.into_iter().collect();
     if let (Some(path), Ok(_)) = (added.first(), &result) {
@@ -118,7 +121,8 @@ impl Own {
 }
 
 /// Starts a daemon of its own session unless one runs.
-pub(crate) async fn ensure_daemon(places: &Places, admin: &Admin, port: u16) -> Result<(), Error> {
+pub(crate) async fn ensure_daemon(local: &Local, port: u16) -> Result<(), Error> {
+    let Local { places, admin } = local;
     if is_running(admin).await? {
         return Ok(());
     }
@@ -173,7 +177,8 @@ async fn started(admin: &Admin) -> Result<(), Error> {
 }
 
 /// Shows changes until Ctrl-C, or until the daemon ends.
-async fn foreground(admin: &Admin, args: &Up, file: Option<&Path>) -> Result<(), Error> {
+async fn foreground(local: &Local, args: &Up, file: Option<&Path>) -> Result<(), Error> {
+    let admin = &local.admin;
     let interrupted = |source| Error::File { action: "watch for", path: "signals".into(), source };
     let mut interrupt = signal(SignalKind::interrupt()).map_err(interrupted)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(interrupted)?;
@@ -185,7 +190,7 @@ async fn foreground(admin: &Admin, args: &Up, file: Option<&Path>) -> Result<(),
         (Changes::Text, false) => Box::new(Lines::default()),
         (Changes::Json, _) => Box::new(Json::default()),
     };
-    let waited = wait::settle(admin, args.wait, &Of::All);
+    let waited = wait::settle(local, args.wait, &Of::All);
     tokio::pin!(waited);
     let mut wait_is_over = !args.wait.wait;
     let mut snapshots = admin.lines(path::WATCH, &()).await?;
@@ -226,7 +231,7 @@ struct Live {
 impl Show for Live {
     fn show(&mut self, objects: &Objects) -> Result<(), Error> {
         let rows: Vec<Row> = objects.servers.iter().map(row).collect();
-        let mut text = table(&rows);
+        let mut text = table(&rows, &Scope::Usual, BEGINNING);
         text.push('\n');
         for hub in &objects.hubs {
             text.push_str(&format!("hub {}\n", hub_line(hub)));

@@ -19,17 +19,25 @@ use super::Ask;
 use crate::body::{self, Body, EVENTS, Forwarded, JSON, full};
 use crate::exchange::{INTRODUCTION, Seat};
 use crate::metrics::count;
-use crate::peers::{Bound, FORWARD, Link, Peers, Sent};
+use crate::peers::{Bound, FORWARD, IF_HELD, Link, Peers, Sent, Stop};
 use crate::upstream::{Owner, Upstream, is_type};
 
-/// Replicas tried for one request; whoever comes last serves it.
+/// Connections to one replica that are tried for one request.
 const ATTEMPTS_MAX: usize = 3;
 /// An answer up to this size is read before it is passed on, so that one that breaks off becomes a defined error.
 const READ_FIRST: u64 = 64 << 10;
 /// Longest wait for another replica to hear what all are told.
 const TELLING: Duration = Duration::from_secs(5);
-/// Headers of the client's connection and of its token, which are none of the forwarded request's.
-const NOT_FORWARDED: [HeaderName; 5] = [AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING];
+/// Headers of the client's connection and of its token, and what only replicas say.
+const NOT_FORWARDED: [HeaderName; 6] = [AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING, IF_HELD];
+
+/// A client's request on its way to another replica.
+struct Forward<'a> {
+    method: Method,
+    message: &'a Bytes,
+    /// Raw, of one that is answered.
+    id: Option<&'a str>,
+}
 
 /// Why a replica has not served a request.
 enum NotServed {
@@ -46,7 +54,7 @@ impl Ask {
     /// What the client's session is bound to.
     fn bound(&self) -> Option<Bound<'_>> {
         let session = self.client.session.as_ref()?;
-        Some(Bound { key: &session.nonce, home: session.home.as_ref() })
+        Some(Bound { owner: Owner::Session(session.nonce), home: session.home.as_ref() })
     }
 
     /// The answer of the replica that holds what the client's session has asked for; `None` if that is this one.
@@ -80,20 +88,17 @@ impl Ask {
             if home.instance == peers.home().instance {
                 return None;
             }
-            // A connection that is kept may be over.
-            for _ in 0..ATTEMPTS_MAX {
-                let Some(link) = peers.reach(&home).await else { break };
-                if let Ok(answer) = self.forward(peers, link, Method::POST, message, Some(id)).await {
-                    return Some(answer);
-                }
+            let request = Forward { method: Method::POST, message, id: Some(id) };
+            if let Some(answer) = self.tried(peers, &Stop::Home(home), seat.owner, &request).await {
+                return Some(answer);
             }
             // Nobody takes over a call that waits.
             let text = "the replica of the gateway that held the call is gone; make it anew";
             return Some(body::error(StatusCode::OK, Some(id), error::CALL_NOT_WAITING, text));
         }
-        let bound = match &seat.owner {
+        let bound = match seat.owner {
             Owner::Session(_) => self.bound()?,
-            Owner::Principal(key) => Bound { key, home: None },
+            owner @ Owner::Principal(_) => Bound { owner, home: None },
             Owner::Shared => return None,
         };
         self.elsewhere(bound, Method::POST, message, Some(id)).await
@@ -107,18 +112,38 @@ impl Ask {
         id: Option<&str>,
     ) -> Option<Response<Body>> {
         let peers = self.peers()?;
-        let mut refused = Vec::new();
-        for _ in 0..ATTEMPTS_MAX {
-            let Some(link) = peers.place(bound, &refused, self.inner.is_draining()).await else { break };
-            let address = link.address();
-            match self.forward(peers, link, method.clone(), message, id).await {
-                Ok(answer) => return Some(answer),
-                Err(NotServed::Refused) => refused.push(address),
-                Err(NotServed::Unsent) => {}
+        let request = Forward { method, message, id };
+        if let Some(home) = bound.home {
+            if home.instance == peers.home().instance {
+                return None;
+            }
+            if let Some(answer) = self.tried(peers, &Stop::Home(home.clone()), bound.owner, &request).await {
+                return Some(answer);
             }
         }
-        if bound.home.is_some_and(|home| home.instance != peers.home().instance) {
+        let holds = self.inner.holds(bound.owner);
+        for stop in peers.successors(bound.owner, holds, self.inner.is_draining()).await {
+            if let Some(answer) = self.tried(peers, &stop, bound.owner, &request).await {
+                return Some(answer);
+            }
+        }
+        if bound.home.is_some() {
             count(&self.inner.metrics.taken_over);
+        }
+        None
+    }
+
+    /// The answer of this one; `None` if it is gone, or has not looked at the request.
+    async fn tried(&self, peers: &Peers, stop: &Stop, owner: Owner, request: &Forward<'_>) -> Option<Response<Body>> {
+        let if_held = matches!(stop, Stop::IfHeld(_)).then_some(owner);
+        // A connection that is kept may be over.
+        for _ in 0..ATTEMPTS_MAX {
+            let link = peers.link_for(stop).await?;
+            match self.forward(peers, link, request, if_held).await {
+                Ok(answer) => return Some(answer),
+                Err(NotServed::Refused) => return None,
+                Err(NotServed::Unsent) => {}
+            }
         }
         None
     }
@@ -128,16 +153,20 @@ impl Ask {
         &self,
         peers: &Peers,
         link: Link,
-        method: Method,
-        message: &Bytes,
-        id: Option<&str>,
+        request: &Forward<'_>,
+        if_held: Option<Owner>,
     ) -> Result<Response<Body>, NotServed> {
-        let request = self.request(method, message).ok_or(NotServed::Refused)?;
+        let Forward { method, message, id } = request;
+        let mut request = self.request(method.clone(), message).ok_or(NotServed::Refused)?;
+        if let Some(key) = if_held.as_ref().and_then(Owner::key) {
+            let key = HeaderValue::from_str(&hex::encode(key)).map_err(|_| NotServed::Refused)?;
+            request.headers_mut().insert(IF_HELD, key);
+        }
         let answer = match peers.send(link, self.client.principal, request).await {
             Sent::Refused => return Err(NotServed::Refused),
             Sent::Unsent => return Err(NotServed::Unsent),
-            Sent::Answered(response) => passed(response, id).await,
-            Sent::Gone(problem) => lost(id, &problem),
+            Sent::Answered(response) => passed(response, *id).await,
+            Sent::Gone(problem) => lost(*id, &problem),
         };
         count(&self.inner.metrics.forwarded);
         Ok(answer)
@@ -161,14 +190,12 @@ impl Ask {
     /// Hands a client's answer to the replica that asked; whether another did.
     pub(super) async fn answered_elsewhere(&self, id: &str, message: &Bytes) -> bool {
         let Some(peers) = self.peers() else { return false };
-        let Some(home) = self.inner.asked.home(id) else { return false };
+        let Some(home) = self.inner.asked.home(id).filter(|home| home.instance != peers.home().instance) else {
+            return false;
+        };
+        let request = Forward { method: Method::POST, message, id: None };
         // Who asked and is gone waits for no answer.
-        for _ in 0..ATTEMPTS_MAX {
-            let Some(link) = peers.reach(&home).await else { break };
-            if self.forward(peers, link, Method::POST, message, None).await.is_ok() {
-                break;
-            }
-        }
+        self.tried(peers, &Stop::Home(home), self.client.owner(), &request).await;
         true
     }
 

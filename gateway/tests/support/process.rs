@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 
 use bytes::Bytes;
@@ -26,6 +26,7 @@ pub struct Replica {
     pub listen: SocketAddr,
     pub control: SocketAddr,
     child: Child,
+    arguments: Vec<String>,
     folder: tempfile::TempDir,
     mounts: usize,
 }
@@ -43,7 +44,7 @@ impl Replica {
         let controls: Vec<SocketAddr> = (0..count).map(|_| port()).collect();
         let mut replicas = Vec::new();
         for control in &controls {
-            let advertise = control.to_string();
+            let advertise = control.ip().to_string();
             let mut all = vec!["--advertise".to_owned(), advertise];
             all.extend(controls.iter().flat_map(|peer| ["--peers".to_owned(), peer.to_string()]));
             all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
@@ -62,18 +63,22 @@ impl Replica {
         symlink("data/config", folder.path().join("config")).unwrap();
         let mut mounts = 0;
         mount(folder.path().to_owned(), &mut mounts, config);
-        let child = Command::new(env!("CARGO_BIN_EXE_mcp-hub-gateway"))
-            .arg("--config")
-            .arg(folder.path().join("config"))
-            .arg("--sealing-key")
-            .arg(folder.path().join("key"))
-            .args(["--listen", &listen.to_string(), "--control", &control.to_string()])
-            .args(arguments)
-            .spawn()
-            .unwrap();
-        let replica = Self { listen, control, child, folder, mounts };
-        replica.until("it listens", || async { replica.get("/healthz").await.0 == StatusCode::OK }).await;
+        let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        let child = spawn(listen, control, folder.path(), &arguments);
+        let replica = Self { listen, control, child, arguments, folder, mounts };
+        replica.listens().await;
         replica
+    }
+
+    /// Starts one that was killed again.
+    pub async fn restart(&mut self) {
+        self.child = spawn(self.listen, self.control, self.folder.path(), &self.arguments);
+        self.listens().await;
+        self.ready().await;
+    }
+
+    async fn listens(&self) {
+        self.until("it listens", || async { self.get("/healthz").await.0 == StatusCode::OK }).await;
     }
 
     /// Replaces the mounted configuration as a kubelet does: by a link.
@@ -181,6 +186,18 @@ impl Drop for Replica {
         self.child.kill().ok();
         self.child.wait().ok();
     }
+}
+
+fn spawn(listen: SocketAddr, control: SocketAddr, folder: &Path, arguments: &[String]) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_mcp-hub-gateway"))
+        .arg("--config")
+        .arg(folder.join("config"))
+        .arg("--sealing-key")
+        .arg(folder.join("key"))
+        .args(["--listen", &listen.to_string(), "--control", &control.to_string()])
+        .args(arguments)
+        .spawn()
+        .unwrap()
 }
 
 fn mount(folder: PathBuf, mounts: &mut usize, config: &GatewayConfig) {

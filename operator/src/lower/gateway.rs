@@ -42,6 +42,11 @@ pub(crate) fn config_secret(hub: &OwnerKey) -> String {
     format!("mcp-hub-{}-config", hub.name)
 }
 
+/// Name of the headless Service of the replicas' control listeners.
+fn peers_name(hub: &OwnerKey) -> String {
+    format!("{}-peers", gateway_name(hub))
+}
+
 pub(super) fn lower(gateway: &GatewayWorkload, settings: &ClusterSettings) -> Lowered {
     let GatewayWorkload { owner, replicas, port } = gateway;
     let (pods, name) = (labels::pods_of(owner), gateway_name(owner));
@@ -56,6 +61,8 @@ pub(super) fn lower(gateway: &GatewayWorkload, settings: &ClusterSettings) -> Lo
             format!("--sealing-key={CONFIG_DIR}/{SEALING_KEY}"),
             format!("--listen=0.0.0.0:{port}"),
             format!("--control=0.0.0.0:{CONTROL_PORT}"),
+            "--advertise=$(POD_IP)".to_owned(),
+            format!("--peers={}.{}.svc:{CONTROL_PORT}", peers_name(owner), owner.namespace),
             format!("--drain-delay={DRAIN_DELAY}"),
             format!("--drain-limit={DRAIN_LIMIT}"),
         ],
@@ -93,11 +100,18 @@ pub(super) fn lower(gateway: &GatewayWorkload, settings: &ClusterSettings) -> Lo
         "selector": pods,
         "ports": [{"name": "mcp", "port": port, "targetPort": port, "protocol": "TCP"}],
     });
+    // Where replicas find each other. One that is about to end is found no more.
+    let peers = json!({
+        "clusterIP": "None",
+        "selector": pods,
+        "ports": [{"name": "control", "port": CONTROL_PORT, "targetPort": CONTROL_PORT, "protocol": "TCP"}],
+    });
     let policy = network::of_gateway(&pods, *port, CONTROL_PORT, settings);
     let mut objects = vec![
         child(ChildKind::NetworkPolicy, owner, name.clone(), &policy),
         child(ChildKind::Deployment, owner, name.clone(), &deployment),
         child(ChildKind::Service, owner, name.clone(), &service),
+        child(ChildKind::Service, owner, peers_name(owner), &peers),
     ];
     // With one replica a budget would only stop nodes from being drained.
     if *replicas > 1 {

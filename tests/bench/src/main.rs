@@ -1,10 +1,12 @@
-//! The other ends of the benchmarks: an echo MCP server on HTTP and on stdio, a bare HTTP pass-through, and the load.
+//! The other ends of the benchmarks: an echo MCP server on HTTP and on stdio, a bare HTTP pass-through, and the load;
+//! and what people and pods do to an operator.
 //!
 //! Whatever is measured stands between `load` and `backend` (or `stdio`), all on the same cores. The load and the servers
 //! do as little as they can, so that most of a ratio is what stands between them.
 
 mod backend;
 mod client;
+mod cluster;
 mod echo;
 mod load;
 mod message;
@@ -55,6 +57,16 @@ enum Role {
     Sessions(load::Sessions),
     /// Ask `stdio` again and again over its own pipes; prints one line of JSON
     Pipe(pipe::Plan),
+    /// Answer as the bridges of all pods that have this address
+    Bridges {
+        #[arg(long)]
+        listen: SocketAddr,
+    },
+    /// Use the cluster that KUBECONFIG names as people do; prints one line of JSON
+    Cluster {
+        #[command(subcommand)]
+        verb: cluster::Verb,
+    },
 }
 
 fn main() -> ExitCode {
@@ -64,6 +76,8 @@ fn main() -> ExitCode {
         Role::Stdio { tools } => stdio::serve(tools),
         Role::Load(plan) => alone().and_then(|runtime| print(&runtime.block_on(load::run(plan))?)),
         Role::Sessions(plan) => alone().and_then(|runtime| print(&runtime.block_on(load::open_sessions(plan))?)),
+        Role::Bridges { listen } => alone().and_then(|runtime| runtime.block_on(cluster::bridges::serve(listen))),
+        Role::Cluster { verb } => alone().and_then(|runtime| print(&runtime.block_on(cluster::run(verb))?)),
         Role::Pipe(plan) => pipe::run(&plan).and_then(|report| print(&report)),
     };
     match result {

@@ -95,10 +95,10 @@ impl Place {
         self.cluster.kubectl(arguments).unwrap()
     }
 
-    /// An object, or a list, as JSON.
+    /// An object, or a list, as JSON; null for what `--ignore-not-found` did not find.
     pub fn get(&self, arguments: &[&str]) -> Value {
-        let words = ["get"].iter().chain(arguments).chain(&["--output=json"]);
-        serde_json::from_str(&self.kubectl(words)).unwrap()
+        let text = self.kubectl(["get"].iter().chain(arguments).chain(&["--output=json"]));
+        if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() }
     }
 
     /// `kubectl wait` with the patience of tests.

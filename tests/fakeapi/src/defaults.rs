@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::kind::Kind;
 
-/// Fills in what is missing. `fresh` is an address and a name for those who get one on creation.
+/// Fills in what is missing.
 pub(crate) fn apply(kind: &Kind, object: &mut Value) {
     match (kind.group.as_str(), kind.name.as_str()) {
         ("", "Namespace") => namespace(object),
@@ -92,6 +92,8 @@ fn service(object: &mut Value) {
     set(spec, "type", "ClusterIP");
     if spec["sessionAffinity"] == "ClientIP" {
         set(spec, "sessionAffinityConfig", json!({"clientIP": {"timeoutSeconds": 10_800}}));
+    } else if let Some(members) = spec.as_object_mut() {
+        members.remove("sessionAffinityConfig");
     }
     for port in items(&mut spec["ports"]) {
         set(port, "protocol", "TCP");

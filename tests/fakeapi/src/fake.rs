@@ -189,6 +189,12 @@ impl FakeApi {
         });
     }
 
+    /// The server goes away, its watches with it, or comes back with all that it holds. Requests to a server that is away
+    /// are not logged.
+    pub fn set_down(&self, down: bool) {
+        self.change(|state| state.down = down);
+    }
+
     /// The server's cache of a kind stands still: its watches see nothing new, lists and gets at version 0 show the past.
     pub fn hold(&self, kind: &str) {
         self.change(|state| {

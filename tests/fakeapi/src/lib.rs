@@ -20,6 +20,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod builtin_fields;
 mod defaults;
 mod delete;
 mod discovery;

@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use schemars::JsonSchema;
 use serde_json::{Map, Value};
 
+use crate::builtin_fields::{ATOMIC_MAPS, ATOMIC_TYPES, LIST_MAPS, LIST_SETS, ZERO_COUNTS};
 use crate::quantity;
 
 /// One node of a kind's schema.
@@ -83,155 +84,9 @@ pub(crate) struct Findings {
     /// Fields that were dropped because the schema does not know them.
     pub(crate) unknown: Vec<String>,
     pub(crate) mismatches: Vec<Mismatch>,
+    /// Nulls are to be left where they are.
+    pub(crate) keep_nulls: bool,
 }
-
-// Lists that merge by key, and objects that are replaced as a whole: what the API server's own OpenAPI document says of
-// the types that our kinds reach, as `Type.field`.
-const LIST_MAPS: &[(&str, &[&str])] = &[
-    ("Container.env", &["name"]),
-    ("Container.ports", &["containerPort", "protocol"]),
-    ("Container.volumeDevices", &["devicePath"]),
-    ("Container.volumeMounts", &["mountPath"]),
-    ("ContainerStatus.allocatedResourcesStatus", &["name"]),
-    ("ContainerStatus.volumeMounts", &["mountPath"]),
-    ("DeploymentStatus.conditions", &["type"]),
-    ("EphemeralContainer.env", &["name"]),
-    ("EphemeralContainer.ports", &["containerPort", "protocol"]),
-    ("EphemeralContainer.volumeDevices", &["devicePath"]),
-    ("EphemeralContainer.volumeMounts", &["mountPath"]),
-    ("NamespaceStatus.conditions", &["type"]),
-    ("ObjectMeta.ownerReferences", &["uid"]),
-    ("PodDisruptionBudgetStatus.conditions", &["type"]),
-    ("PodSpec.containers", &["name"]),
-    ("PodSpec.ephemeralContainers", &["name"]),
-    ("PodSpec.hostAliases", &["ip"]),
-    ("PodSpec.imagePullSecrets", &["name"]),
-    ("PodSpec.initContainers", &["name"]),
-    ("PodSpec.resourceClaims", &["name"]),
-    ("PodSpec.schedulingGates", &["name"]),
-    ("PodSpec.topologySpreadConstraints", &["topologyKey", "whenUnsatisfiable"]),
-    ("PodSpec.volumes", &["name"]),
-    ("PodStatus.conditions", &["type"]),
-    ("PodStatus.podIPs", &["ip"]),
-    ("PodStatus.resourceClaimStatuses", &["name"]),
-    ("ReplicaSetStatus.conditions", &["type"]),
-    ("ResourceRequirements.claims", &["name"]),
-    ("ResourceStatus.resources", &["resourceID"]),
-    ("ServiceAccount.secrets", &["name"]),
-    ("ServiceSpec.ports", &["port", "protocol"]),
-    ("ServiceStatus.conditions", &["type"]),
-];
-const LIST_SETS: &[&str] = &["ObjectMeta.finalizers", "NodeAllocatableResourceClaimStatus.containers"];
-const ATOMIC_MAPS: &[&str] = &["PodSpec.nodeSelector", "ServiceSpec.selector"];
-const ATOMIC_TYPES: &[&str] = &[
-    "ConfigMapKeySelector",
-    "FileKeySelector",
-    "LabelSelector",
-    "LocalObjectReference",
-    "NodeSelector",
-    "NodeSelectorTerm",
-    "ObjectFieldSelector",
-    "ObjectReference",
-    "OwnerReference",
-    "ResourceFieldSelector",
-    "SecretKeySelector",
-    "ServiceBackendPort",
-    "TypedLocalObjectReference",
-];
-
-// Optional scalars that the API server's types tell from their zero value. For every other optional scalar `false`, `0`
-// and the empty text are not stored.
-const ZERO_COUNTS: &[&str] = &[
-    "AppArmorProfile.localhostProfile",
-    "CSIVolumeSource.fsType",
-    "CSIVolumeSource.readOnly",
-    "ClientIPConfig.timeoutSeconds",
-    "ConfigMap.immutable",
-    "ConfigMapEnvSource.optional",
-    "ConfigMapKeySelector.optional",
-    "ConfigMapProjection.optional",
-    "ConfigMapVolumeSource.defaultMode",
-    "ConfigMapVolumeSource.optional",
-    "Container.restartPolicy",
-    "ContainerStatus.started",
-    "DeploymentSpec.progressDeadlineSeconds",
-    "DeploymentSpec.replicas",
-    "DeploymentSpec.revisionHistoryLimit",
-    "DeploymentStatus.collisionCount",
-    "DeploymentStatus.terminatingReplicas",
-    "DownwardAPIVolumeFile.mode",
-    "DownwardAPIVolumeSource.defaultMode",
-    "GRPCAction.service",
-    "HTTPIngressPath.pathType",
-    "HostPathVolumeSource.type",
-    "IngressSpec.ingressClassName",
-    "KeyToPath.mode",
-    "LeaseSpec.holderIdentity",
-    "LeaseSpec.leaseDurationSeconds",
-    "LeaseSpec.leaseTransitions",
-    "LeaseSpec.preferredHolder",
-    "LeaseSpec.strategy",
-    "LoadBalancerIngress.ipMode",
-    "NetworkPolicyPort.endPort",
-    "NetworkPolicyPort.protocol",
-    "ObjectMeta.deletionGracePeriodSeconds",
-    "OwnerReference.blockOwnerDeletion",
-    "OwnerReference.controller",
-    "PersistentVolumeClaimSpec.storageClassName",
-    "PersistentVolumeClaimSpec.volumeMode",
-    "PodDNSConfigOption.value",
-    "PodDisruptionBudgetSpec.unhealthyPodEvictionPolicy",
-    "PodSecurityContext.fsGroup",
-    "PodSecurityContext.fsGroupChangePolicy",
-    "PodSecurityContext.runAsGroup",
-    "PodSecurityContext.runAsNonRoot",
-    "PodSecurityContext.runAsUser",
-    "PodSecurityContext.seLinuxChangePolicy",
-    "PodSecurityContext.supplementalGroupsPolicy",
-    "PodSpec.activeDeadlineSeconds",
-    "PodSpec.automountServiceAccountToken",
-    "PodSpec.enableServiceLinks",
-    "PodSpec.hostUsers",
-    "PodSpec.preemptionPolicy",
-    "PodSpec.priority",
-    "PodSpec.runtimeClassName",
-    "PodSpec.setHostnameAsFQDN",
-    "PodSpec.shareProcessNamespace",
-    "PodSpec.terminationGracePeriodSeconds",
-    "Probe.terminationGracePeriodSeconds",
-    "ProjectedVolumeSource.defaultMode",
-    "ReplicaSetSpec.replicas",
-    "ReplicaSetStatus.terminatingReplicas",
-    "SeccompProfile.localhostProfile",
-    "Secret.immutable",
-    "SecretEnvSource.optional",
-    "SecretKeySelector.optional",
-    "SecretProjection.optional",
-    "SecretVolumeSource.defaultMode",
-    "SecretVolumeSource.optional",
-    "SecurityContext.allowPrivilegeEscalation",
-    "SecurityContext.privileged",
-    "SecurityContext.procMount",
-    "SecurityContext.readOnlyRootFilesystem",
-    "SecurityContext.runAsGroup",
-    "SecurityContext.runAsNonRoot",
-    "SecurityContext.runAsUser",
-    "ServiceAccount.automountServiceAccountToken",
-    "ServiceAccountTokenProjection.expirationSeconds",
-    "ServicePort.appProtocol",
-    "ServiceSpec.allocateLoadBalancerNodePorts",
-    "ServiceSpec.internalTrafficPolicy",
-    "ServiceSpec.ipFamilyPolicy",
-    "ServiceSpec.loadBalancerClass",
-    "ServiceSpec.trafficDistribution",
-    "Toleration.tolerationSeconds",
-    "TopologySpreadConstraint.minDomains",
-    "TopologySpreadConstraint.nodeAffinityPolicy",
-    "TopologySpreadConstraint.nodeTaintsPolicy",
-    "TypedLocalObjectReference.apiGroup",
-    "VolumeMount.mountPropagation",
-    "VolumeMount.recursiveReadOnly",
-];
 
 static METADATA: LazyLock<Arc<Schema>> = LazyLock::new(builtin::<ObjectMeta>);
 
@@ -428,7 +283,9 @@ impl Schema {
                     if !member.is_null() {
                         field.schema.tidy(member, &at, findings);
                     }
-                    if member.is_null() || (field.zero_is_none && field.schema.is_zero(member)) {
+                    if (member.is_null() && !findings.keep_nulls)
+                        || (field.zero_is_none && field.schema.is_zero(member))
+                    {
                         members.remove(&name);
                     }
                 }
@@ -455,6 +312,20 @@ impl Schema {
             (Self::List { .. }, _) => {
                 findings.mismatches.push(Mismatch { path: path.to_owned(), expected: "a list" });
             }
+        }
+    }
+
+    /// Whether there is a list or map without members anywhere in a value. It is stored as if it were not there.
+    pub(crate) fn has_hollow(&self, value: &Value) -> bool {
+        match (self, value) {
+            (Self::List { items, .. }, Value::Array(list)) => {
+                list.is_empty() || list.iter().any(|item| items.has_hollow(item))
+            }
+            (Self::Keyed { .. }, Value::Object(members)) => members.is_empty(),
+            (Self::Struct(_), Value::Object(members)) => {
+                members.iter().any(|(name, member)| self.member(name).0.has_hollow(member))
+            }
+            _ => false,
         }
     }
 

@@ -123,6 +123,9 @@ enum Outcome {
 
 fn carry_out(shared: &Shared, parts: &http::request::Parts, body: Bytes) -> Outcome {
     let mut state = shared.lock();
+    if state.down {
+        return Outcome::Lost;
+    }
     if let Some(document) = discovery::document(&state.registry, parts.uri.path()) {
         return Outcome::Answer(json_answer(200, &document, None));
     }

@@ -32,6 +32,8 @@ pub(crate) struct State {
     pub(crate) held: BTreeMap<String, u64>,
     /// How many times the watches of a resource were cut, and how they were the last time.
     pub(crate) cuts: BTreeMap<String, (u64, Cut)>,
+    /// Nobody reaches the server.
+    pub(crate) down: bool,
     /// For names, identities and addresses that the server makes.
     counter: u64,
     /// The server's clock.
@@ -54,6 +56,7 @@ impl State {
             log: Log::default(),
             held: BTreeMap::new(),
             cuts: BTreeMap::new(),
+            down: false,
             counter: 0,
             now,
         };
@@ -118,21 +121,17 @@ impl State {
 
     /// Answers everything but a watch: the HTTP status and the body.
     pub(crate) fn answer(&mut self, request: &Request) -> Result<(u16, Value), Failure> {
+        let shown = |written: Written| (written.code, represented(written.object, request.representation));
         match request.verb {
             Verb::Get => self.get(request).map(|object| (200, object)),
             Verb::List | Verb::Watch => self.list(request).map(|list| (200, list)),
             Verb::Delete => self.delete(request).map(|answer| (200, answer)),
             Verb::DeleteCollection => self.delete_collection(request).map(|answer| (200, answer)),
-            Verb::Create => self.create(request).map(|written| self.shown(request, written)),
-            Verb::Update => self.update(request).map(|written| self.shown(request, written)),
-            Verb::Patch => self.patch(request).map(|written| self.shown(request, written)),
-            Verb::Apply => self.apply(request).map(|written| self.shown(request, written)),
+            Verb::Create => self.create(request).map(shown),
+            Verb::Update => self.update(request).map(shown),
+            Verb::Patch => self.patch(request).map(shown),
+            Verb::Apply => self.apply(request).map(shown),
         }
-    }
-
-    #[expect(clippy::unused_self, reason = "beside the calls that have it")]
-    fn shown(&self, request: &Request, written: Written) -> (u16, Value) {
-        (written.code, represented(written.object, request.representation))
     }
 
     /// The object of a key, if it is there.

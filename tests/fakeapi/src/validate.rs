@@ -42,7 +42,8 @@ pub(crate) fn causes(kind: &Kind, old: Option<&Value>, new: &Value) -> Vec<Cause
         ("policy", "PodDisruptionBudget") => {
             let spec = &new["spec"];
             if !spec["minAvailable"].is_null() && !spec["maxUnavailable"].is_null() {
-                found.push(Cause::invalid("spec", "minAvailable and maxUnavailable cannot be both set"));
+                // What is wrong with the metadata is told later.
+                found = vec![Cause::invalid("spec", "minAvailable and maxUnavailable cannot be both set")];
             }
         }
         ("networking.k8s.io", "Ingress") => ingress(&new["spec"], &mut found),
@@ -56,7 +57,16 @@ pub(crate) fn causes(kind: &Kind, old: Option<&Value>, new: &Value) -> Vec<Cause
         let mut written = new.clone();
         // Of metadata those rules know what a person writes; the server's own part was just checked.
         written["metadata"] = json!({"name": new["metadata"]["name"]});
-        found.extend(violations(ours, &written).into_iter().map(|violation| {
+        let broken = violations(ours, &written);
+        let blocks = broken.iter().any(|violation| {
+            let blocking = ["enum", "required", "maxLength", "maxItems", "type"];
+            matches!(&violation.rule, Rule::Schema(keyword) if blocking.contains(&keyword.as_str()))
+        });
+        if blocks {
+            let message = "Invalid value: null: some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
+            found.push(Cause::invalid("<nil>", message));
+        }
+        found.extend(broken.into_iter().map(|violation| {
             Cause {
                 reason: match &violation.rule {
                     Rule::Schema(keyword) if keyword == "required" => "FieldValueRequired",
@@ -232,6 +242,19 @@ fn service(old: Option<&Value>, new: &Value, found: &mut Vec<Cause>) {
     let ports = spec["ports"].as_array().map_or(&[][..], Vec::as_slice);
     if ports.is_empty() && !headless && spec["type"] != "ExternalName" {
         found.push(Cause::required("spec.ports", "Required value"));
+    }
+    // This is a cluster of one family; two are for headless services that select nothing.
+    let two = spec["ipFamilies"].as_array().is_some_and(|families| families.len() > 1);
+    if two && !(headless && spec["selector"].is_null()) {
+        for field in ["spec.ipFamilies[1]", "spec.ipFamilyPolicy"] {
+            found.push(Cause::invalid(field, "Invalid value: not configured on this cluster"));
+        }
+    }
+    let had_two =
+        old.is_some_and(|old| old["spec"]["ipFamilies"].as_array().is_some_and(|families| families.len() > 1));
+    if had_two && !two && spec["type"] != "ExternalName" {
+        let message = "Invalid value: may not be left out when the number of families changes";
+        found.push(Cause::invalid("spec.ipFamilyPolicy", message));
     }
     let mut names = BTreeSet::new();
     for (index, port) in ports.iter().enumerate() {

@@ -149,12 +149,16 @@ impl Watcher {
     fn look(&mut self) -> Look {
         let shared = self.shared.clone();
         let state = shared.lock();
+        let broken = || io::Error::new(io::ErrorKind::ConnectionReset, "the connection was cut");
+        if state.down {
+            return Look::End(Some(broken()));
+        }
         if let Some((count, cut)) = state.cuts.get(&self.resource)
             && *count != self.cuts
         {
             return Look::End(match cut {
                 Cut::Closed => None,
-                Cut::Broken => Some(io::Error::new(io::ErrorKind::ConnectionReset, "the connection was cut")),
+                Cut::Broken => Some(broken()),
             });
         }
         if !self.first.is_empty() || self.initial_end {

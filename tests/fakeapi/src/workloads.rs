@@ -46,9 +46,15 @@ impl FakeApi {
     /// Lets the controllers and the node get on until nothing changes any more. Pods of the Deployments in `states`, by
     /// `NAMESPACE/NAME`, fare as it says there; all others become ready. Returns how many writes were made.
     pub fn run_workloads(&self, states: &BTreeMap<String, PodState>) -> u64 {
+        self.run_workloads_for(states, |_| true)
+    }
+
+    /// As [`FakeApi::run_workloads`], with `states` for those pods only that are `meant`: the old and the new ones of one
+    /// Deployment fare differently.
+    pub fn run_workloads_for(&self, states: &BTreeMap<String, PodState>, meant: impl Fn(&Value) -> bool) -> u64 {
         let start = self.revision();
         for _ in 0..MAX_ROUNDS {
-            if self.step_workloads(states) == 0 {
+            if self.step(states, &meant) == 0 {
                 break;
             }
         }
@@ -57,6 +63,11 @@ impl FakeApi {
 
     /// One round: each controller and the node act once on what they see. Returns how many writes were made.
     pub fn step_workloads(&self, states: &BTreeMap<String, PodState>) -> u64 {
+        self.step(states, &|_| true)
+    }
+
+    fn step(&self, states: &BTreeMap<String, PodState>, meant: &impl Fn(&Value) -> bool) -> u64 {
+        let none = BTreeMap::new();
         self.change(|state| {
             let start = state.store.revision();
             for deployment in state.of_kind("Deployment") {
@@ -66,7 +77,7 @@ impl FakeApi {
                 state.replica_set(&set);
             }
             for pod in state.of_kind("Pod") {
-                state.node(&pod, states);
+                state.node(&pod, if meant(&pod) { states } else { &none });
             }
             state.store.revision() - start
         })
@@ -87,16 +98,15 @@ impl State {
 
     /// The objects of a kind that this one controls, by name.
     fn owned(&self, kind: &str, owner: &Value) -> Vec<Value> {
-        let uid = &owner["metadata"]["uid"];
-        self.of_kind(kind)
-            .into_iter()
-            .filter(|object| {
+        let Some(kind) = self.registry.by_name(kind) else { return Vec::new() };
+        let metadata = &owner["metadata"];
+        self.store
+            .list(&kind.resource(), metadata["namespace"].as_str())
+            .filter(|(_, object)| {
                 let owners = object["metadata"]["ownerReferences"].as_array();
-                owners
-                    .into_iter()
-                    .flatten()
-                    .any(|reference| reference["uid"] == *uid && reference["controller"] == true)
+                owners.into_iter().flatten().any(|one| one["uid"] == metadata["uid"] && one["controller"] == true)
             })
+            .map(|(_, object)| (**object).clone())
             .collect()
     }
 
@@ -208,14 +218,12 @@ impl State {
         let moved = ["updatedReplicas", "readyReplicas", "availableReplicas", "replicas", "observedGeneration"]
             .iter()
             .any(|field| old[*field].as_i64().unwrap_or(0) != status[*field].as_i64().unwrap_or(0));
-        let since = old["conditions"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .find(|condition| condition["type"] == "Progressing")
-            .and_then(|condition| condition["lastUpdateTime"].as_str()?.parse::<jiff::Timestamp>().ok());
+        let before = old["conditions"].as_array().into_iter().flatten().find(|one| one["type"] == "Progressing");
+        let since = before.and_then(|before| before["lastUpdateTime"].as_str()?.parse::<jiff::Timestamp>().ok());
         let limit = deployment["spec"]["progressDeadlineSeconds"].as_i64().unwrap_or(600);
-        let stuck = !moved && since.is_some_and(|since| self.now.as_second() - since.as_second() > limit);
+        let late = since.is_some_and(|since| self.now.as_second() - since.as_second() > limit);
+        let given_up = before.is_some_and(|before| before["reason"] == "ProgressDeadlineExceeded");
+        let stuck = !moved && (late || given_up);
         let progressing = if complete {
             (true, "NewReplicaSetAvailable", format!("ReplicaSet {name:?} has successfully progressed."))
         } else if stuck {
@@ -265,15 +273,12 @@ impl State {
             self.write(CONTROLLERS, Verb::Create, &pod, "");
         }
         let ready = pods.iter().filter(|pod| is_ready(pod)).count();
-        let mut status =
-            json!({"replicas": wanted.max(pods.len()), "observedGeneration": set["metadata"]["generation"]});
-        for field in ["readyReplicas", "availableReplicas"] {
-            status[field] = Value::from(ready);
-        }
-        status["fullyLabeledReplicas"] = status["replicas"].clone();
-        // As they are now, not as they were before those of this round.
-        status["replicas"] = Value::from(self.owned("Pod", set).iter().filter(|pod| !is_deleting(pod)).count());
-        status["fullyLabeledReplicas"] = status["replicas"].clone();
+        // The pods as they are after this round, their readiness as it was before.
+        let count = self.owned("Pod", set).iter().filter(|pod| !is_deleting(pod)).count();
+        let status = json!({
+            "observedGeneration": set["metadata"]["generation"], "replicas": count, "fullyLabeledReplicas": count,
+            "readyReplicas": ready, "availableReplicas": ready,
+        });
         let mut set = set.clone();
         set["metadata"]["resourceVersion"] = Value::Null;
         set["status"] = status;

@@ -16,10 +16,16 @@ use crate::store::Key;
 use crate::structured::key_errors;
 use crate::validate;
 
+/// An object that a client sent, in the form in which it is stored.
+struct Incoming {
+    object: Value,
+    /// It had empty lists or maps, and its kind takes those for a change.
+    hollow: bool,
+}
+
 impl State {
     pub(crate) fn create(&mut self, request: &Request) -> Result<Written, Failure> {
-        let kind = &*request.kind;
-        let new = self.decoded(request, request.json()?)?;
+        let new = self.decoded(request, request.json()?)?.object;
         if !new["metadata"]["resourceVersion"].is_null() {
             return Err(Failure::new(
                 500,
@@ -27,7 +33,11 @@ impl State {
                 "resourceVersion should not be set on objects to be created",
             ));
         }
-        let owners = Owners::default().updated(&self.ownership(request), &empty(kind), &new);
+        self.create_decoded(request, new)
+    }
+
+    fn create_decoded(&mut self, request: &Request, new: Value) -> Result<Written, Failure> {
+        let owners = Owners::default().updated(&self.ownership(request), &empty(&request.kind), &new);
         self.store_new(request, new, owners)
     }
 
@@ -36,20 +46,21 @@ impl State {
         let name = request.name.clone().unwrap_or_default();
         let key = request.key(&name);
         let new = self.decoded(request, request.json()?)?;
-        if new["metadata"]["name"] != name.as_str() {
+        let metadata = &new.object["metadata"];
+        if metadata["name"] != name.as_str() {
             return Err(Failure::bad_request(format!(
                 "the name of the object ({}) does not match the name on the URL ({name})",
-                new["metadata"]["name"].as_str().unwrap_or_default()
+                metadata["name"].as_str().unwrap_or_default()
             )));
         }
         let Some(old) = self.store.get(&key).cloned() else {
             if kind.create_on_update() && request.subresource.is_empty() {
-                return self.create(request);
+                return self.create_decoded(request, new.object);
             }
             return Err(Failure::not_found(kind, &name));
         };
         let versioned =
-            new["metadata"]["resourceVersion"].as_str().is_some_and(|version| !version.is_empty() && version != "0");
+            metadata["resourceVersion"].as_str().is_some_and(|version| !version.is_empty() && version != "0");
         if !versioned && !kind.unconditional_update() {
             let cause = Cause::invalid("metadata.resourceVersion", "Invalid value: 0: must be specified for an update");
             return Err(Failure::invalid(kind, &name, &[cause]));
@@ -136,13 +147,13 @@ impl State {
             .map_err(|conflicts| Failure::field_conflicts(&conflicts))?;
         let new = self.decoded(request, new)?;
         match old {
-            None => self.store_new(request, new, owners),
+            None => self.store_new(request, new.object, owners),
             Some(old) => self.store_changed(request, &key, &old, new, owners),
         }
     }
 
     /// Reads an object that a client sent, with all that the server fills in.
-    fn decoded(&self, request: &Request, mut object: Value) -> Result<Value, Failure> {
+    fn decoded(&self, request: &Request, mut object: Value) -> Result<Incoming, Failure> {
         let kind = &*request.kind;
         if !object.is_object() {
             return Err(Failure::bad_request("the body is no object"));
@@ -162,7 +173,11 @@ impl State {
         object["kind"] = Value::from(ours.1);
         let name = request.name.as_deref();
         check_identity(request, &mut object, name)?;
-        let mut findings = Findings::default();
+        // What an apply leaves of a custom resource is not read once more: its nulls stay, and are refused.
+        let keep_nulls = kind.custom && request.verb == Verb::Apply;
+        let mut findings = Findings { keep_nulls, ..Findings::default() };
+        // Go tells an empty list from none, and one kind's strategy takes that for a change.
+        let hollow = kind.name == "NetworkPolicy" && kind.schema.has_hollow(&json!({"spec": object["spec"]}));
         kind.schema.tidy(&mut object, "", &mut findings);
         if request.param("fieldValidation") == "Strict" && !findings.unknown.is_empty() {
             let unknown: Vec<String> =
@@ -182,7 +197,7 @@ impl State {
             }
             defaults::apply(kind, &mut object);
         }
-        Ok(object)
+        Ok(Incoming { object, hollow })
     }
 
     fn store_new(&mut self, request: &Request, mut new: Value, owners: Owners) -> Result<Written, Failure> {
@@ -234,17 +249,17 @@ impl State {
     }
 
     /// Puts an update or patch in the place of the stored object.
-    fn replace(&mut self, request: &Request, key: &Key, old: &Value, mut new: Value) -> Result<Written, Failure> {
-        let sent = &new["metadata"]["managedFields"];
+    fn replace(&mut self, request: &Request, key: &Key, old: &Value, mut new: Incoming) -> Result<Written, Failure> {
+        let sent = &new.object["metadata"]["managedFields"];
         let reset = sent.as_array().is_some_and(|entries| entries.is_empty() || *entries == [json!({})]);
         let owners = if reset && request.subresource.is_empty() { Owners::default() } else { Owners::of(old) };
-        if let Some(metadata) = new["metadata"].as_object_mut() {
+        if let Some(metadata) = new.object["metadata"].as_object_mut() {
             metadata.remove("managedFields");
         }
         let owners = if owners == Owners::default() {
             owners
         } else {
-            owners.updated(&self.ownership(request), &without_owners(old), &new)
+            owners.updated(&self.ownership(request), &without_owners(old), &new.object)
         };
         self.store_changed(request, key, old, new, owners)
     }
@@ -254,10 +269,11 @@ impl State {
         request: &Request,
         key: &Key,
         old: &Value,
-        mut new: Value,
+        new: Incoming,
         owners: Owners,
     ) -> Result<Written, Failure> {
         let kind = &*request.kind;
+        let Incoming { object: mut new, hollow } = new;
         let sent = |field: &str| new["metadata"][field].as_str().filter(|text| !text.is_empty());
         if let Some(version) = sent("resourceVersion")
             && version != "0"
@@ -293,7 +309,7 @@ impl State {
             set_or_remove(&mut new["metadata"], own, old["metadata"].get(own).cloned());
         }
         self.allocate(kind, Some(old), &mut new);
-        if changes_generation(kind, old, &new)
+        if (hollow || changes_generation(kind, old, &new))
             && let Some(generation) = old["metadata"]["generation"].as_i64()
         {
             new["metadata"]["generation"] = Value::from(generation + 1);
@@ -363,16 +379,18 @@ impl State {
         if kind.name != "Service" || !kind.group.is_empty() || new["spec"]["type"] == "ExternalName" {
             return;
         }
+        // Without address and selector, whoever makes the endpoints may use either family.
+        let either = new["spec"]["clusterIP"] == "None" && new["spec"]["selector"].is_null();
         let before = old.map_or(Value::Null, |old| old["spec"]["clusterIP"].clone());
         if new["spec"]["clusterIP"].is_null() {
             new["spec"]["clusterIP"] = if before.is_string() { before } else { Value::from(self.next_address()) };
         }
         new["spec"]["clusterIPs"] = json!([new["spec"]["clusterIP"]]);
         if new["spec"]["ipFamilies"].is_null() {
-            new["spec"]["ipFamilies"] = json!(["IPv4"]);
+            new["spec"]["ipFamilies"] = if either { json!(["IPv4", "IPv6"]) } else { json!(["IPv4"]) };
         }
         if new["spec"]["ipFamilyPolicy"].is_null() {
-            new["spec"]["ipFamilyPolicy"] = Value::from("SingleStack");
+            new["spec"]["ipFamilyPolicy"] = Value::from(if either { "RequireDualStack" } else { "SingleStack" });
         }
     }
 }
@@ -396,6 +414,7 @@ fn empty(kind: &Kind) -> Value {
         "Deployment" => json!({"spec": {"strategy": {}, "template": {"metadata": {}, "spec": {}}}, "status": {}}),
         "ReplicaSet" => json!({"spec": {"template": {"metadata": {}, "spec": {}}}, "status": {}}),
         "NetworkPolicy" => json!({"spec": {"podSelector": {}}}),
+        "Lease" => json!({"spec": {}}),
         "Service" | "Ingress" => json!({"spec": {}, "status": {"loadBalancer": {}}}),
         "Pod" | "PodDisruptionBudget" => json!({"spec": {}, "status": {}}),
         _ => json!({}),

@@ -4,6 +4,7 @@
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::core::Status;
 use kube::{Api, Error, ResourceExt};
@@ -195,4 +196,22 @@ async fn apply_needs_a_manager_and_no_owners_of_its_own() {
     let mut config = map(json!({}));
     config["metadata"] = json!({"managedFields": []});
     assert_eq!(refusal(story.maps.patch("m", &PatchParams::apply("one"), &Patch::Apply(config)).await).code, 400);
+}
+
+#[tokio::test]
+async fn an_empty_list_in_a_network_policy_is_a_change_every_time() {
+    // As seen on the real server, which compares the empty list with the missing one that it stored.
+    let story = Story::new();
+    let policies: Api<NetworkPolicy> = Api::default_namespaced(story.fake.client("story"));
+    let apply = async |spec: Value| {
+        let policy = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "spec": spec});
+        let params = PatchParams::apply("one").force();
+        policies.patch("p", &params, &Patch::Apply(policy)).await.unwrap().metadata.generation
+    };
+    let full = json!({"podSelector": {}, "policyTypes": ["Ingress"]});
+    assert_eq!((apply(full.clone()).await, apply(full.clone()).await), (Some(1), Some(1)));
+    let mut hollow = full.clone();
+    hollow["ingress"] = json!([]);
+    assert_eq!((apply(hollow.clone()).await, apply(hollow).await), (Some(2), Some(3)));
+    assert_eq!(apply(full).await, Some(3));
 }

@@ -1,6 +1,7 @@
 //! The fake against the real thing: random commands, run on both, with equal answers, equal objects and equal watches.
 //!
-//! `MCP_HUB_TEST_KUBECONFIG=... cargo test -p mcp-hub-fakeapi --test same_as_real -- --ignored`. The cluster needs nothing
+//! `MCP_HUB_TEST_KUBECONFIG=... cargo test -p mcp-hub-fakeapi --test same_as_real -- --ignored`;
+//! `MCP_HUB_TEST_CASES` says how many cases (a second each). The cluster needs nothing
 //! but an API server; each case makes a namespace of its own there.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
@@ -725,7 +726,7 @@ fn the_fake_says_and_does_what_the_real_server_does() {
         install(&client).await;
         client
     });
-    let cases = std::env::var("MCP_HUB_TEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(100);
+    let cases = std::env::var("MCP_HUB_TEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(60);
     let run = u64::from(std::process::id()) << 16;
     let count = std::cell::Cell::new(run);
     let config = Cases { cases, max_shrink_iters: 300, failure_persistence: None, ..Cases::default() };

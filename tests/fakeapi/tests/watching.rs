@@ -159,6 +159,19 @@ async fn a_watch_is_cut() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_server_goes_away_and_comes_back() {
+    let fake = FakeApi::new();
+    let maps = maps(fake.client("story"));
+    let mut events = maps.watch(&WatchParams::default(), &fake.revision().to_string()).await.unwrap().boxed();
+    fake.set_down(true);
+    assert!(next(&mut events).await.unwrap().starts_with("broken"));
+    assert!(matches!(maps.get_opt("a").await.unwrap_err(), Error::Service(_)));
+    create(&fake, "a", "x");
+    fake.set_down(false);
+    assert!(maps.get_opt("a").await.unwrap().is_some());
+}
+
+#[tokio::test(start_paused = true)]
 async fn every_fault_comes_to_pass_once_at_its_write() {
     let fake = FakeApi::new();
     let maps = maps(fake.client("story"));

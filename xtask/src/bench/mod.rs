@@ -4,6 +4,8 @@ pub(crate) mod gateway;
 mod load;
 pub(crate) mod local;
 mod mcp;
+#[cfg(target_os = "linux")]
+pub(crate) mod operator;
 mod process;
 pub(crate) mod soak;
 mod stage;

@@ -1,16 +1,22 @@
-//! A small MCP server on stdio: converts lengths, masses and temperatures.
+//! A small MCP server on stdio, or with `--http PORT` on HTTP: converts lengths, masses and temperatures.
 //!
 //! It is the server of the quickstart that needs neither Node.js nor Python, and an example of a server of one's own.
 
 mod quantity;
 
+use std::sync::Arc;
+
+use axum::Router;
 use quantity::{Dimension, UNITS, convert, find, rounded};
 use rmcp::handler::server::wrapper::Parameters;
 use rmcp::model::{CallToolResult, ContentBlock};
+use rmcp::transport::StreamableHttpService;
+use rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
 use rmcp::{ServerHandler, ServiceExt, tool, tool_handler, tool_router};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tokio::net::TcpListener;
 
 #[derive(Debug, Clone)]
 struct Units;
@@ -87,6 +93,20 @@ impl ServerHandler for Units {}
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    Units.serve(rmcp::transport::stdio_pipes()).await?.waiting().await?;
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => {
+            Units.serve(rmcp::transport::stdio_pipes()).await?.waiting().await?;
+        }
+        ["--http", port] => http(port.parse()?).await?,
+        _ => return Err("usage: units-server [--http PORT]".into()),
+    }
     Ok(())
+}
+
+/// Serves MCP under /mcp, for this machine or pod only.
+async fn http(port: u16) -> std::io::Result<()> {
+    let service = StreamableHttpService::new(|| Ok(Units), Arc::<LocalSessionManager>::default(), Default::default());
+    let listener = TcpListener::bind(("127.0.0.1", port)).await?;
+    axum::serve(listener, Router::new().route_service("/mcp", service)).await
 }
