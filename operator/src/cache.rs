@@ -1,6 +1,6 @@
 //! What the watches show, kept as small as passes need it, by owner.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -35,7 +35,13 @@ struct State<V> {
     by_owner: HashMap<String, Vec<Key>>,
     /// Uids of objects that we deleted and whose deletion the watch has not told of: older news of them is no news.
     deleted: BTreeSet<String>,
+    /// Uids of the last objects that the watch said are gone, and up to which version: the answer to an earlier write may
+    /// come after that. One that only lost our labels may come back under its uid.
+    gone: VecDeque<(String, u64)>,
 }
+
+/// Answers that come late come within the time of a request, in which far fewer objects are deleted.
+const GONE: usize = 1_024;
 
 type Key = (String, String);
 
@@ -64,7 +70,12 @@ impl<V> Clone for Cache<V> {
 impl<V: Shown> Cache<V> {
     /// `lists` watches will fill it.
     pub(crate) fn new(lists: usize) -> Self {
-        let state = State { objects: HashMap::new(), by_owner: HashMap::new(), deleted: BTreeSet::new() };
+        let state = State {
+            objects: HashMap::new(),
+            by_owner: HashMap::new(),
+            deleted: BTreeSet::new(),
+            gone: VecDeque::new(),
+        };
         Self(Arc::new(Inner { state: Mutex::new(state), pending: watch::Sender::new(lists) }))
     }
 
@@ -102,7 +113,8 @@ impl<V: Shown> Cache<V> {
         let version = version_of(object);
         let key = key_of(object);
         let mut state = self.state();
-        if state.deleted.contains(&uid) {
+        let late = state.gone.iter().any(|(gone, until)| *gone == uid && version <= *until);
+        if late || state.deleted.contains(&uid) {
             return Vec::new();
         }
         let old = state.objects.get(&key);
@@ -159,6 +171,13 @@ impl<V: Shown> Cache<V> {
         let mut state = self.state();
         let uid = object.meta().uid.clone().unwrap_or_default();
         state.deleted.remove(&uid);
+        let until = version_of(object);
+        if until != u64::MAX {
+            state.gone.push_back((uid.clone(), until));
+        }
+        if state.gone.len() > GONE {
+            state.gone.pop_front();
+        }
         let key = key_of(object);
         match state.objects.get(&key) {
             // A successor of the same name is another object.

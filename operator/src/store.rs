@@ -108,7 +108,7 @@ impl KubeStore {
         let shown = format!("{} {namespace}/{name}", K::kind(&()));
         match api.patch_status(&name, &params, &Patch::Apply(&patch)).await {
             Ok(written) => {
-                if let Some(change) = shelf.see(written) {
+                if let Some(change) = shelf.answered(written) {
                     self.changes.send(change).ok();
                 }
                 Ok(())
@@ -303,15 +303,26 @@ impl<K: Kept> Shelf<K> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes an object, unless a newer one is known; the change, if a pass could do anything about it.
-    fn see(&self, mut object: K) -> Option<Change> {
+    /// Takes what a watch shows, unless a newer one is known; the change, if a pass could do anything about it.
+    fn see(&self, object: K) -> Option<Change> {
+        let writer = self.writer();
+        let known = self.store.get(&ObjectRef::from_obj(&object));
+        self.take(writer, known, object)
+    }
+
+    /// Takes the answer to a write. It may come after the watch told that the object is gone; then it is no news.
+    fn answered(&self, object: K) -> Option<Change> {
+        let writer = self.writer();
+        let known = self.store.get(&ObjectRef::from_obj(&object)).filter(|known| known.uid() == object.uid())?;
+        self.take(writer, Some(known), object)
+    }
+
+    fn take(&self, mut writer: MutexGuard<'_, Writer<K>>, known: Option<Arc<K>>, mut object: K) -> Option<Change> {
         // Large, and nothing that a pass looks at.
         object.meta_mut().managed_fields = None;
         if let Some(annotations) = &mut object.meta_mut().annotations {
             annotations.remove(LAST_APPLIED);
         }
-        let mut writer = self.writer();
-        let known = self.store.get(&ObjectRef::from_obj(&object));
         if known.as_ref().is_some_and(|known| version(&**known) > version(&object) && known.uid() == object.uid()) {
             return None;
         }
