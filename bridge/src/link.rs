@@ -265,7 +265,7 @@ impl Link {
         match number {
             Some(number) => {
                 let ours = number.to_string();
-                self.send(splice(message, &mut [(request_id, ours.as_bytes())])).await
+                self.send(splice(message, &[(request_id, ours.as_bytes())])).await
             }
             // It was answered already.
             None => Ok(()),
@@ -393,7 +393,7 @@ impl Link {
             _ => Some(&pending.id),
         };
         if let Some(theirs) = theirs {
-            let message = splice(message, &mut [(token, theirs.as_bytes())]);
+            let message = splice(message, &[(token, theirs.as_bytes())]);
             // A full queue drops progress; the answer has a way of its own.
             pending.caller.messages.try_send(message.into()).ok();
         }

@@ -12,10 +12,10 @@ fuzz_target!(|data: &[u8]| {
     let meta = params.meta();
     for raw in [params.name, params.uri, params.cursor, params.request_id, meta.progress_token].into_iter().flatten() {
         string(raw);
-        replaced(data, raw.get().as_bytes(), splice(data, &mut [(raw, b"\"new\"")]));
+        replaced(data, raw.get().as_bytes(), splice(data, &[(raw, b"\"new\"")]));
     }
     if let Some(id) = envelope.id {
-        let spliced = splice(data, &mut [(id, b"\"new\"")]);
+        let spliced = splice(data, &[(id, b"\"new\"")]);
         replaced(data, id.get().as_bytes(), spliced.clone());
         let again = Envelope::parse(&spliced).expect("a message with another id is a message");
         assert_eq!(again.id.map(|id| id.get()), Some("\"new\""));

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Response, StatusCode};
+use http::{Response, StatusCode};
 use mcp_hub_dataplane_api::Era;
 use mcp_hub_mcp::envelope::{Envelope, Kind, Params, splice, write_error, write_request, write_result};
 use mcp_hub_mcp::object::RawObject;
@@ -19,9 +19,10 @@ use crate::asked::{Asking, OPEN_MAX};
 use crate::body::{Body, events};
 use crate::ears::Ear;
 use crate::exchange::{COMMENT_EVERY, Exchange, Permit, Reply, Return};
+use crate::fields::Fields;
 use crate::flights::Flight;
 use crate::metrics::count;
-use crate::outgoing::Outgoing;
+use crate::outgoing::{Outgoing, Places};
 use crate::questions::{self, InputRequired, Question, can_answer};
 use crate::relay::Finished;
 use crate::source::Source;
@@ -67,7 +68,7 @@ impl Line {
     /// Says something to the server in the session of the call. One that does not take it ends its own request.
     async fn reply(&self, message: impl Into<Bytes>) {
         let session = self.flight.session().map(|session| &**session);
-        self.flight.upstream().post(session, HeaderMap::new(), message.into()).await.ok();
+        self.flight.upstream().post(session, Fields::new(), message.into()).await.ok();
     }
 }
 
@@ -160,7 +161,7 @@ impl Exchange {
                 message = heard(&mut line.ear) => message,
                 (server_id, answer) = answered(&mut line.asking) => {
                     if let Ok(envelope) = Envelope::parse(&answer) && let Some(id) = envelope.id {
-                        line.reply(splice(&answer, &mut [(id, server_id.as_bytes())])).await;
+                        line.reply(splice(&answer, &[(id, server_id.as_bytes())])).await;
                     }
                     continue;
                 }
@@ -232,7 +233,7 @@ impl Exchange {
         let token = Params::of(envelope.params).progress_token.filter(|_| method == methods::PROGRESS);
         match (token, &outgoing.token) {
             (Some(token), Some(theirs)) if token.get().trim_matches('"') == outgoing.id.trim_matches('"') => {
-                Interim::Pass(splice(message, &mut [(token, theirs.as_bytes())]).into())
+                Interim::Pass(splice(message, &[(token, theirs.as_bytes())]).into())
             }
             // Progress of somebody else's request.
             (Some(_), _) if outgoing.renumbered => Interim::Drop,
@@ -342,6 +343,9 @@ impl Exchange {
         let mut params = params.unwrap_or_default();
         wanted.retry(&mut params, &answers);
         self.message = write_request(Some(&self.id), &self.method, Some(&params.to_string())).into();
+        if let Ok(envelope) = Envelope::parse(&self.message) {
+            self.places = Places::of(&self.message, &envelope, &Params::of(envelope.params));
+        }
         self.is_retry = true;
         line.deadline = Instant::now() + self.limit();
         line.permit = self.permit(line.deadline).await.map_err(Turn::Answer)?;

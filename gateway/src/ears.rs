@@ -6,12 +6,12 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use http::HeaderMap;
 use mcp_hub_mcp::envelope::{Envelope, Kind, write_error, write_result};
 use mcp_hub_mcp::{error, methods};
 use tokio::sync::mpsc;
 
 use crate::Inner;
+use crate::fields::Fields;
 use crate::told::{News, Told};
 use crate::upstream::{Events, LegacySession, Owner, Upstream, is_type};
 
@@ -118,7 +118,7 @@ pub(crate) fn open(inner: &Arc<Inner>, upstream: &Arc<Upstream>, owner: Owner, s
                     };
                     // A server that does not take the answer ends its own request.
                     if let Some(open) = session.upgrade() {
-                        upstream.post(Some(&open), HeaderMap::new(), reply.into()).await.ok();
+                        upstream.post(Some(&open), Fields::new(), reply.into()).await.ok();
                     }
                 }
                 (Kind::Notification, _) => {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
-use http::{HeaderMap, Response, StatusCode};
+use http::{Response, StatusCode};
 use mcp_hub_dataplane_api::Era;
 use mcp_hub_mcp::envelope::{Envelope, Params, write_error};
 use mcp_hub_mcp::object::RawObject;
@@ -24,10 +24,11 @@ use crate::activity::Busy;
 use crate::body::{Body, JSON, events, full, json as json_response};
 use crate::client::Client;
 use crate::ears::{self, Ear};
+use crate::fields::Fields;
 use crate::flights::{Flight, OnDrop};
 use crate::metrics::count;
 use crate::names;
-use crate::outgoing::{Aim, Outgoing};
+use crate::outgoing::{Aim, Outgoing, Places};
 use crate::parked::{Claim, NotWaiting};
 use crate::questions;
 use crate::source::Begins;
@@ -52,11 +53,13 @@ pub(crate) struct Exchange {
     pub(crate) id: String,
     pub(crate) method: String,
     pub(crate) message: Bytes,
+    /// In the message.
+    pub(crate) places: Places,
     pub(crate) aim: Option<Aim>,
     /// Whether the client sees URIs of the aggregate.
     pub(crate) aggregate: bool,
     /// `Mcp-Param-*` of a modern client.
-    pub(crate) param_headers: HeaderMap,
+    pub(crate) param_headers: Fields,
     pub(crate) seat: Seat,
     /// With which a modern client goes on with a call, raw.
     pub(crate) request_state: Option<String>,
@@ -188,8 +191,7 @@ impl Exchange {
     }
 
     async fn drive(self) -> Response<Body> {
-        let limit = self.limit();
-        let deadline = Instant::now() + limit;
+        let deadline = Instant::now() + self.limit();
         let permit = match self.permit(deadline).await {
             Ok(permit) => permit,
             Err(refusal) => return json_response(refusal),
@@ -200,19 +202,11 @@ impl Exchange {
             let state: String = serde_json::from_str(state).unwrap_or_default();
             return self.resume(&state, permit, deadline);
         }
-        let opened = async {
-            if self.is_subscription() {
-                return Ok(self.open(None).await);
-            }
-            // The inner deadline tells the server; this one also ends what comes before the request is sent.
-            tokio::time::timeout_at(deadline + Duration::from_millis(100), self.open(Some(deadline))).await
-        };
-        match opened.await {
-            Ok(Ok(opened)) => self.relay(opened, permit, deadline).await,
+        match self.open(Some(deadline).filter(|_| !self.is_subscription())).await {
+            Ok(opened) => self.relay(opened, permit, deadline).await,
             // A request that its client has cancelled is not answered (2025-11-25, "Cancellation").
-            Ok(Err(Failure::Cancelled)) => events().1,
-            Ok(Err(failure)) => json_response(self.failure(&failure)),
-            Err(_) => json_response(self.failure(&Failure::Timeout(limit))),
+            Err(Failure::Cancelled) => events().1,
+            Err(failure) => json_response(self.failure(&failure)),
         }
     }
 
@@ -270,22 +264,23 @@ impl Exchange {
         let mut upstream = self.upstream.clone();
         // What was there when the wait began.
         let mut first = upstream.clone();
-        let mut until = Instant::now() + REPLACEMENT;
+        let until = |from: Instant| deadline.map_or(from + REPLACEMENT, |deadline| deadline.min(from + REPLACEMENT));
+        let mut patience = until(Instant::now());
         let mut pause = Duration::from_millis(25);
         loop {
             match self.open_at(&upstream, deadline).await {
                 Err(Failure::Asleep) if methods::is_call(&self.method) => {
                     let Some(deadline) = deadline else { return Err(Failure::Asleep) };
-                    first = self.inner.woken(&upstream, deadline).await?;
+                    first = Box::pin(self.inner.woken(&upstream, deadline)).await?;
                     upstream = first.clone();
-                    until = Instant::now() + REPLACEMENT;
+                    patience = until(Instant::now());
                     continue;
                 }
                 Err(failure @ (Failure::Unreachable(_) | Failure::Unavailable { .. })) => {
                     upstream.refresh.notify_one();
                     // What was not there from the beginning is not waited for.
                     let waits = first.endpoint().is_ok() && !first.is_long_away();
-                    if !waits || Instant::now() + pause >= until {
+                    if !waits || Instant::now() + pause >= patience {
                         return Err(failure);
                     }
                 }
@@ -310,26 +305,22 @@ impl Exchange {
 
     async fn open_at(&self, upstream: &Arc<Upstream>, deadline: Option<Instant>) -> Result<Opened, Failure> {
         upstream.endpoint()?;
-        let era = upstream.era(INTRODUCTION).await?;
+        let era = match upstream.known_era() {
+            Some(era) => era,
+            // What is rare is boxed here and elsewhere: the future of a call is moved several times, as a whole.
+            None => Box::pin(self.in_time(deadline, upstream.era(INTRODUCTION))).await?,
+        };
         let mut forgotten: Option<Arc<LegacySession>> = None;
         let mut renewed = false;
         for _ in 0..ATTEMPTS_MAX {
             let session = match era {
                 Era::Modern => None,
-                Era::Legacy => {
-                    let capabilities = self.seat.capabilities.as_deref().filter(|_| !upstream.is_shared());
-                    let session = upstream.session(self.seat.owner, capabilities, forgotten.as_ref()).await;
-                    let session = session.map_err(not_begun)?;
-                    if self.is_heard(upstream) {
-                        ears::open(&self.inner, upstream, self.seat.owner, &session);
-                    }
-                    if let Some(level) = self.log_level() {
-                        upstream.tune(self.seat.owner, &session, level).await;
-                    }
-                    Some(session)
-                }
+                Era::Legacy => Some(match self.open_session(upstream, forgotten.as_ref()) {
+                    Some(session) => session,
+                    None => Box::pin(self.in_time(deadline, self.session(upstream, forgotten.as_ref()))).await?,
+                }),
             };
-            let (outgoing, extra) = self.outgoing(upstream, era)?;
+            let (outgoing, extra) = self.outgoing(upstream, era);
             // Before it is sent, so that there is no moment in which it cannot be cancelled.
             let flight = Flight::new(
                 &self.inner,
@@ -381,7 +372,8 @@ impl Exchange {
                 // Refused for its headers, which were made from a schema that may have changed; it was not looked at.
                 flight.landed();
                 renewed = true;
-                if let Ok(tools) = list(upstream, era, methods::TOOLS_LIST, "tools").await {
+                let listing = self.in_time(deadline, list(upstream, era, methods::TOOLS_LIST, "tools"));
+                if let Ok(tools) = Box::pin(listing).await {
                     upstream.learn_tools(tools);
                 }
                 continue;
@@ -389,6 +381,43 @@ impl Exchange {
             return Ok(Opened { outgoing, reply: Reply::Begun(response), flight, ear });
         }
         Err(Failure::Unreachable("it forgets every session at once".to_owned()))
+    }
+
+    /// The session in which a legacy server gets the request, if there is one and nothing has to be done in it first.
+    fn open_session(&self, upstream: &Upstream, forgotten: Option<&Arc<LegacySession>>) -> Option<Arc<LegacySession>> {
+        let waits = self.is_heard(upstream) || self.log_level().is_some();
+        upstream.usable_session(self.seat.owner, forgotten).filter(|_| !waits)
+    }
+
+    /// The same, opened if need be.
+    async fn session(
+        &self,
+        upstream: &Arc<Upstream>,
+        forgotten: Option<&Arc<LegacySession>>,
+    ) -> Result<Arc<LegacySession>, Failure> {
+        let capabilities = self.seat.capabilities.as_deref().filter(|_| !upstream.is_shared());
+        let session = upstream.session(self.seat.owner, capabilities, forgotten).await.map_err(not_begun)?;
+        if self.is_heard(upstream) {
+            ears::open(&self.inner, upstream, self.seat.owner, &session);
+        }
+        if let Some(level) = self.log_level() {
+            upstream.tune(self.seat.owner, &session, level).await;
+        }
+        Ok(session)
+    }
+
+    /// What comes before the request is sent has no more time than the request.
+    async fn in_time<T>(
+        &self,
+        deadline: Option<Instant>,
+        coming: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        match deadline {
+            None => coming.await,
+            Some(deadline) => {
+                tokio::time::timeout_at(deadline, coming).await.unwrap_or_else(|_| Err(Failure::Timeout(self.limit())))
+            }
+        }
     }
 
     /// Whether the session with the server is the gateway's own, for this client, so that it listens to its stream.

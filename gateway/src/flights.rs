@@ -4,12 +4,12 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use http::HeaderMap;
 use mcp_hub_mcp::envelope::write_request;
 use mcp_hub_mcp::methods;
 use tokio::sync::Notify;
 
 use crate::Inner;
+use crate::fields::Fields;
 use crate::upstream::{LegacySession, Owner, Upstream};
 
 /// Client and raw id: what a client calls its request.
@@ -118,6 +118,6 @@ fn tell(route: &Arc<Route>) {
         let params = format!(r#"{{"requestId":{},"reason":"the client cancelled it or is gone"}}"#, route.id);
         let message = write_request(None, methods::CANCELLED, Some(&params));
         // A server that is gone has nothing to be told.
-        route.upstream.post(Some(&session), HeaderMap::new(), message.into()).await.ok();
+        route.upstream.post(Some(&session), Fields::new(), message.into()).await.ok();
     });
 }

@@ -15,6 +15,7 @@ mod cursors;
 mod ears;
 mod exchange;
 mod failures;
+mod fields;
 mod flights;
 mod forwarded;
 mod guard;

@@ -7,6 +7,8 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use mcp_hub_mcp::headers;
 use serde_json::Value;
 
+use crate::fields::Fields;
+
 /// The annotation in a schema.
 const ANNOTATION: &str = "x-mcp-header";
 /// Keywords whose values are data, not schemas.
@@ -100,15 +102,15 @@ impl Annotation {
 }
 
 /// The headers for these arguments, raw.
-pub(crate) fn headers(annotations: &[Annotation], arguments: Option<&str>) -> HeaderMap {
+pub(crate) fn headers(annotations: &[Annotation], arguments: Option<&str>) -> Fields {
     let arguments: Value = arguments.and_then(|raw| serde_json::from_str(raw).ok()).unwrap_or_default();
-    let mut made = HeaderMap::new();
+    let mut made = Fields::new();
     for annotation in annotations {
         let Some(argument) = annotation.argument(&arguments) else { continue };
         let text = argument.as_str().map_or_else(|| argument.to_string(), str::to_owned);
         // Encoded, it is ASCII without control characters.
         if let Ok(value) = HeaderValue::from_str(&headers::encode(&text)) {
-            made.insert(annotation.header.clone(), value);
+            made.push((annotation.header.clone(), value));
         }
     }
     made
@@ -152,7 +154,7 @@ mod tests {
         }}});
         let annotations = annotations(&tool.to_string()).unwrap();
         let arguments = r#"{"region":"eu","deep":{"n":3},"other":"x","absent":null}"#;
-        let made = headers(&annotations, Some(arguments));
+        let made: HeaderMap = headers(&annotations, Some(arguments)).into_iter().collect();
         let shown: Vec<_> = made.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
         assert_eq!(shown, [("mcp-param-region", "eu"), ("mcp-param-n", "3")]);
         assert_eq!(check(&annotations, Some(arguments), &made), Ok(()));

@@ -149,11 +149,8 @@ impl Exchange {
         let crossed = outgoing.era != self.client.era;
         let named = self.aggregate && names_uris(result.get());
         if fits && !crossed && !named && !self.is_picked(outgoing.era) {
-            let answer = if outgoing.renumbered {
-                splice(message, &mut [(id, self.id.as_bytes())]).into()
-            } else {
-                message.clone()
-            };
+            let answer =
+                if outgoing.renumbered { splice(message, &[(id, self.id.as_bytes())]).into() } else { message.clone() };
             return Ok(Finished::Answer(answer, None));
         }
         if crossed

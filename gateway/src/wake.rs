@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Method};
+use http::Method;
 use mcp_hub_dataplane_api::gateway::{Target, Wake};
 use mcp_hub_dataplane_api::secret::SecretString;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -133,7 +133,7 @@ async fn post(inner: &Inner, wake: &Wake, uid: &str) -> Result<(), String> {
     let endpoint = Endpoint::of(&Target::Available { url: wake.url.clone(), headers }, &inner.http)?;
     let endpoint = endpoint.ok_or("it has no address")?;
     let body = Bytes::from(serde_json::json!({ "server": uid }).to_string());
-    let answer = timeout(PATIENCE, endpoint.send(Method::POST, HeaderMap::new(), body)).await;
+    let answer = timeout(PATIENCE, endpoint.send(Method::POST, Vec::new(), body)).await;
     let answer = answer.map_err(|_| format!("no answer within {} s", PATIENCE.as_secs()))?;
     let status = answer.map_err(|failure| failure.to_string())?.status();
     if status.is_success() { Ok(()) } else { Err(format!("the answer was HTTP {status}")) }

@@ -13,7 +13,7 @@ use crate::Inner;
 use crate::told::{News, Told};
 use crate::upstream::{
     Catalog, Events, Failure, Introduction, ItemLists, Owner, PATIENCE, Upstream, introduce, is_type, list,
-    modern_headers, modern_meta, summary,
+    modern_fields, modern_meta, summary,
 };
 
 /// Between attempts to reach a server: doubled from the first to the last.
@@ -309,7 +309,7 @@ async fn listen(upstream: &Upstream, introduction: &Introduction) -> Option<Even
             }
             let params = format!(r#"{{"notifications":{},"_meta":{}}}"#, Value::Object(wanted), modern_meta());
             let message = write_request(Some(&upstream.next_id().to_string()), methods::LISTEN, Some(&params));
-            upstream.post(None, modern_headers(methods::LISTEN, None), message.into()).await
+            upstream.post(None, modern_fields(methods::LISTEN, None), message.into()).await
         }
     };
     let response = response.ok().filter(|response| response.status().is_success())?;

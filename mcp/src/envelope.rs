@@ -1,6 +1,7 @@
 //! JSON-RPC 2.0 envelopes over raw JSON (MCP specification, "Base Protocol: Messages").
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -45,7 +46,11 @@ impl<'a> Envelope<'a> {
         if bytes.trim_ascii_start().first() == Some(&b'[') {
             return Err(MalformedMessage::Batch);
         }
-        let envelope: Self = serde_json::from_slice(bytes)?;
+        // Checked at once, so that it need not be checked for each value; the refusal is the parser's.
+        let envelope: Self = match std::str::from_utf8(bytes) {
+            Ok(text) => serde_json::from_str(text)?,
+            Err(_) => serde_json::from_slice(bytes)?,
+        };
         let id_fits = envelope.id.is_none_or(|id| id.get().starts_with(['"', '-']) || starts_with_digit(id.get()));
         let null_id = envelope.id.is_some_and(|id| id.get() == "null");
         let method_fits = envelope.method.is_none_or(|method| method.get().starts_with('"'));
@@ -80,9 +85,13 @@ fn starts_with_digit(text: &str) -> bool {
 
 /// A JSON string, borrowed unless it holds escapes; `None` if the value is no string.
 pub fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
-    let text = raw.get();
-    let inner = text.strip_prefix('"')?.strip_suffix('"')?;
-    if inner.contains('\\') { serde_json::from_str(text).ok().map(Cow::Owned) } else { Some(Cow::Borrowed(inner)) }
+    text(raw.get())
+}
+
+/// As [`string`], of a raw value.
+pub fn text(raw: &str) -> Option<Cow<'_, str>> {
+    let inner = raw.strip_prefix('"')?.strip_suffix('"')?;
+    if inner.contains('\\') { serde_json::from_str(raw).ok().map(Cow::Owned) } else { Some(Cow::Borrowed(inner)) }
 }
 
 /// The members of `params` by which messages are routed.
@@ -105,6 +114,8 @@ pub struct Params<'a> {
     pub request_state: Option<&'a RawValue>,
     #[serde(borrow, default, rename = "_meta")]
     pub meta: Option<&'a RawValue>,
+    #[serde(skip)]
+    known_meta: Meta<'a>,
 }
 
 /// The members of `_meta` that the protocol gives a meaning (2026-07-28, "General fields").
@@ -125,30 +136,64 @@ pub struct Meta<'a> {
 impl<'a> Params<'a> {
     /// A shallow parse; `params` that are no object have no such members.
     pub fn of(raw: Option<&'a RawValue>) -> Self {
-        raw.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default()
+        let mut params: Self = raw.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default();
+        params.known_meta = params.meta.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default();
+        params
     }
 
-    pub fn meta(&self) -> Meta<'a> {
-        self.meta.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default()
+    /// What `_meta` holds that has a meaning.
+    pub fn meta(&self) -> &Meta<'a> {
+        &self.known_meta
     }
 }
 
-/// `message` with the bytes of `part`, a raw value borrowed from it, replaced. Nothing else is touched, so key order,
-/// number notation and unknown members survive.
-pub fn splice(message: &[u8], replacements: &mut [(&RawValue, &[u8])]) -> Vec<u8> {
-    let start = message.as_ptr() as usize;
-    let place = |raw: &RawValue| (raw.get().as_ptr() as usize).wrapping_sub(start);
-    replacements.sort_by_key(|(raw, _)| place(raw));
+/// Where a value stands in a message: so that one that is kept need not be parsed again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    start: u32,
+    end: u32,
+}
+
+impl Place {
+    /// `raw` is borrowed from the message, which is far smaller than 4 GiB; what is not in it has a place in no message.
+    pub fn of(message: &[u8], raw: &RawValue) -> Self {
+        let start = (raw.get().as_ptr() as usize).wrapping_sub(message.as_ptr() as usize);
+        let at = |offset: usize| u32::try_from(offset).unwrap_or(u32::MAX);
+        Self { start: at(start), end: at(start.wrapping_add(raw.get().len())) }
+    }
+
+    /// The value, raw; empty in a message that is not the one of the place.
+    pub fn text(self, message: &[u8]) -> &str {
+        let bytes = message.get(self.range());
+        bytes.and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or_default()
+    }
+
+    fn range(self) -> Range<usize> {
+        self.start as usize..self.end as usize
+    }
+}
+
+/// `message` with the bytes of values that are borrowed from it replaced. Nothing else is touched, so key order, number
+/// notation and unknown members survive.
+pub fn splice(message: &[u8], replacements: &[(&RawValue, &[u8])]) -> Vec<u8> {
+    let mut places: Vec<(Place, &[u8])> =
+        replacements.iter().map(|(raw, with)| (Place::of(message, raw), *with)).collect();
+    splice_at(message, &mut places)
+}
+
+/// As [`splice`], with the places of the values.
+pub fn splice_at(message: &[u8], replacements: &mut [(Place, &[u8])]) -> Vec<u8> {
+    replacements.sort_unstable_by_key(|(place, _)| place.start);
     let grown: usize = replacements.iter().map(|(_, with)| with.len()).sum();
     let mut out = Vec::with_capacity(message.len() + grown);
     let mut copied = 0;
-    for (raw, with) in replacements.iter() {
-        let at = place(raw);
+    for (place, with) in replacements.iter() {
+        let Range { start, end } = place.range();
         // A value of another buffer would make nonsense of the bytes; it is left out instead.
-        let (Some(before), true) = (message.get(copied..at), at + raw.get().len() <= message.len()) else { continue };
+        let (Some(before), true) = (message.get(copied..start), start <= end && end <= message.len()) else { continue };
         out.extend_from_slice(before);
         out.extend_from_slice(with);
-        copied = at + raw.get().len();
+        copied = end;
     }
     out.extend_from_slice(&message[copied..]);
     out
@@ -255,7 +300,7 @@ mod tests {
             let params = serde_json::json!({ &key: text, "id": number, "_meta": {"id": 1} });
             let message = format!(r#"{{"params": {params}, "method":"m","id":{number} ,"jsonrpc":"2.0"}}"#);
             let envelope = Envelope::parse(message.as_bytes()).unwrap();
-            let spliced = splice(message.as_bytes(), &mut [(envelope.id.unwrap(), b"\"new\"")]);
+            let spliced = splice(message.as_bytes(), &[(envelope.id.unwrap(), b"\"new\"")]);
             let mut wanted: serde_json::Value = serde_json::from_str(&message).unwrap();
             wanted["id"] = "new".into();
             prop_assert_eq!(serde_json::from_slice::<serde_json::Value>(&spliced).unwrap(), wanted);

@@ -25,9 +25,9 @@ impl<'a> Marks<'a> {
     pub fn numbered(&self, message: &[u8], number: u64) -> Vec<u8> {
         let ours = number.to_string();
         let id = Some((self.id, ours.as_bytes()));
-        let mut replacements: Vec<(&RawValue, &[u8])> =
+        let replacements: Vec<(&RawValue, &[u8])> =
             id.into_iter().chain(self.progress.map(|token| (token, ours.as_bytes()))).collect();
-        splice(message, &mut replacements)
+        splice(message, &replacements)
     }
 }
 

@@ -43,13 +43,15 @@ struct Inner {
     installation: Installation,
     events: broadcast::Sender<RuntimeEvent>,
     turns: Semaphore,
-    attended: Mutex<HashMap<String, Attended>>,
+    attended: Mutex<HashMap<String, Pods>>,
 }
+
+/// The pods of an owner, by uid. The map's keys are owners' uids: news of one look at its own pods only.
+type Pods = BTreeMap<String, Box<Attended>>;
 
 /// A pod whose bridge is asked.
 #[derive(Debug)]
 struct Attended {
-    owner: OwnerKey,
     seen: Seen,
     status: Option<BridgeStatus>,
     task: AbortHandle,
@@ -91,7 +93,12 @@ impl Bridges {
                 Some((pod.uid.as_str(), Seen { ip, port, starts: pod.starts, ready: pod.ready }))
             })
             .collect();
-        attended.retain(|uid, known| known.owner != *owner || alive.contains_key(uid.as_str()));
+        if alive.is_empty() {
+            attended.remove(&owner.uid);
+            return;
+        }
+        let attended = attended.entry(owner.uid.clone()).or_default();
+        attended.retain(|uid, _| alive.contains_key(uid.as_str()));
         for (uid, seen) in alive {
             let known = attended.get(uid);
             if known.is_some_and(|known| known.seen == seen) {
@@ -101,13 +108,13 @@ impl Bridges {
             let status = known.filter(|known| known.seen.starts == seen.starts).and_then(|known| known.status.clone());
             let follow = follow(self.0.clone(), owner.clone(), uid.to_owned(), seen.clone());
             let task = tokio::spawn(follow).abort_handle();
-            attended.insert(uid.to_owned(), Attended { owner: owner.clone(), seen, status, task });
+            attended.insert(uid.to_owned(), Box::new(Attended { seen, status, task }));
         }
     }
 
     /// What the bridge of a pod said last.
-    pub(crate) fn status(&self, pod_uid: &str) -> Option<BridgeStatus> {
-        self.0.attended().get(pod_uid)?.status.clone()
+    pub(crate) fn status(&self, owner: &OwnerKey, pod_uid: &str) -> Option<BridgeStatus> {
+        self.0.attended().get(&owner.uid)?.get(pod_uid)?.status.clone()
     }
 }
 
@@ -118,14 +125,15 @@ impl Drop for Bridges {
 }
 
 impl Inner {
-    fn attended(&self) -> std::sync::MutexGuard<'_, HashMap<String, Attended>> {
+    fn attended(&self) -> std::sync::MutexGuard<'_, HashMap<String, Pods>> {
         self.attended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes what a bridge said; whether it means something else than before.
-    fn take(&self, pod_uid: &str, said: BridgeStatus) -> bool {
+    fn take(&self, owner: &OwnerKey, pod_uid: &str, said: BridgeStatus) -> bool {
         let mut attended = self.attended();
-        let Some(known) = attended.get_mut(pod_uid) else { return false };
+        let known = attended.get_mut(&owner.uid).and_then(|pods| pods.get_mut(pod_uid));
+        let Some(known) = known else { return false };
         let changed = known.status.as_ref().map(meaning) != Some(meaning(&said));
         known.status = Some(said);
         changed
@@ -150,7 +158,7 @@ async fn follow(inner: Arc<Inner>, owner: OwnerKey, pod_uid: String, seen: Seen)
         let settled = said.as_ref().is_some_and(|said| matches!(said.phase, Phase::Ready | Phase::Asleep));
         let early = |said: &BridgeStatus| said.phase == Phase::Starting && begun.elapsed() < STARTING;
         if let Some(said) = said.filter(|said| !early(said))
-            && inner.take(&pod_uid, said)
+            && inner.take(&owner, &pod_uid, said)
         {
             // Nobody listening is no loss: who listens later looks at everything.
             inner.events.send(RuntimeEvent::Changed(owner.clone())).ok();

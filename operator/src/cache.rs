@@ -1,6 +1,6 @@
 //! What the watches show, kept as small as passes need it, by owner.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -29,11 +29,19 @@ struct Inner<V> {
 
 #[derive(Debug)]
 struct State<V> {
-    objects: HashMap<Key, Entry<V>>,
-    by_owner: HashMap<String, BTreeSet<Key>>,
+    // In boxes, because a table of thousands is up to half empty.
+    objects: HashMap<Key, Box<Entry<V>>>,
+    /// Ordered. Most owners have one object of a kind.
+    by_owner: HashMap<String, Vec<Key>>,
     /// Uids of objects that we deleted and whose deletion the watch has not told of: older news of them is no news.
     deleted: BTreeSet<String>,
+    /// Uids of the last objects that the watch said are gone, and up to which version: the answer to an earlier write may
+    /// come after that. One that only lost our labels may come back under its uid.
+    gone: VecDeque<(String, u64)>,
 }
+
+/// Answers that come late come within the time of a request, in which far fewer objects are deleted.
+const GONE: usize = 1_024;
 
 type Key = (String, String);
 
@@ -62,7 +70,12 @@ impl<V> Clone for Cache<V> {
 impl<V: Shown> Cache<V> {
     /// `lists` watches will fill it.
     pub(crate) fn new(lists: usize) -> Self {
-        let state = State { objects: HashMap::new(), by_owner: HashMap::new(), deleted: BTreeSet::new() };
+        let state = State {
+            objects: HashMap::new(),
+            by_owner: HashMap::new(),
+            deleted: BTreeSet::new(),
+            gone: VecDeque::new(),
+        };
         Self(Arc::new(Inner { state: Mutex::new(state), pending: watch::Sender::new(lists) }))
     }
 
@@ -100,7 +113,8 @@ impl<V: Shown> Cache<V> {
         let version = version_of(object);
         let key = key_of(object);
         let mut state = self.state();
-        if state.deleted.contains(&uid) {
+        let late = state.gone.iter().any(|(gone, until)| *gone == uid && version <= *until);
+        if late || state.deleted.contains(&uid) {
             return Vec::new();
         }
         let old = state.objects.get(&key);
@@ -116,8 +130,12 @@ impl<V: Shown> Cache<V> {
         let mut concerned = state.take(&key);
         if let Some(value) = value {
             let owner = value.owner().clone();
-            state.by_owner.entry(owner.uid.clone()).or_default().insert(key.clone());
-            state.objects.insert(key, Entry { version, uid, value });
+            let keys = state.by_owner.entry(owner.uid.clone()).or_default();
+            if let Err(place) = keys.binary_search(&key) {
+                keys.reserve_exact(1);
+                keys.insert(place, key.clone());
+            }
+            state.objects.insert(key, Box::new(Entry { version, uid, value }));
             if !concerned.contains(&owner) {
                 concerned.push(owner);
             }
@@ -134,7 +152,7 @@ impl<V: Shown> Cache<V> {
             uid: entry.uid.clone(),
             version: entry.version,
         };
-        state.objects.iter().map(place).collect()
+        state.objects.iter().map(|(key, entry)| place((key, &**entry))).collect()
     }
 
     /// Takes the news that an object is no more at its place, for kinds that are not watched.
@@ -153,6 +171,13 @@ impl<V: Shown> Cache<V> {
         let mut state = self.state();
         let uid = object.meta().uid.clone().unwrap_or_default();
         state.deleted.remove(&uid);
+        let until = version_of(object);
+        if until != u64::MAX {
+            state.gone.push_back((uid.clone(), until));
+        }
+        if state.gone.len() > GONE {
+            state.gone.pop_front();
+        }
         let key = key_of(object);
         match state.objects.get(&key) {
             // A successor of the same name is another object.
@@ -231,7 +256,7 @@ impl<V: Shown> State<V> {
         let Some(entry) = self.objects.remove(key) else { return Vec::new() };
         let owner = entry.value.owner().clone();
         if let Some(keys) = self.by_owner.get_mut(&owner.uid) {
-            keys.remove(key);
+            keys.retain(|known| known != key);
             if keys.is_empty() {
                 self.by_owner.remove(&owner.uid);
             }

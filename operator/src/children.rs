@@ -78,11 +78,16 @@ impl ChildKind {
     }
 }
 
-/// What passes look at of an object.
+/// What passes look at of an object. There are three for each of thousands of servers, so that it is kept as text: a tree of
+/// JSON values takes about ten times as much.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Child {
     pub(crate) owner: OwnerKey,
-    pub(crate) observed: ObservedObject,
+    kind: ChildKind,
+    name: Box<str>,
+    digest: Option<Box<str>>,
+    /// What we applied, with the values that it has now, as JSON.
+    body: Box<str>,
     /// Values that others put where only we may.
     pub(crate) intruders: Vec<Intruder>,
     /// Why a Deployment cannot make its pods.
@@ -111,16 +116,25 @@ impl Child {
         }
         Some(Self {
             owner,
-            observed: ObservedObject {
-                id: ObjectId::new(kind.name(), object.name_any()),
-                stage: kind.stage(),
-                // An object that others reached into is not the one we made.
-                digest: digest.filter(|_| intruders.is_empty()),
-                body,
-            },
+            kind,
+            name: object.name_any().into(),
+            // An object that others reached into is not the one we made.
+            digest: digest.filter(|_| intruders.is_empty()).map(Into::into),
+            body: body.to_string().into(),
             intruders,
             failure: if kind == ChildKind::Deployment { refused_pods(&whole) } else { None },
         })
+    }
+
+    /// The object as the planner compares it.
+    pub(crate) fn observed(&self) -> ObservedObject {
+        ObservedObject {
+            id: ObjectId::new(self.kind.name(), &*self.name),
+            stage: self.kind.stage(),
+            digest: self.digest.as_deref().map(str::to_owned),
+            // Written from a value above, so that it can be read.
+            body: serde_json::from_str(&self.body).unwrap_or_default(),
+        }
     }
 }
 

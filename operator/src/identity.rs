@@ -34,6 +34,19 @@ pub enum IdentityError {
     Random,
 }
 
+impl IdentityError {
+    /// Whether the same try may succeed later: the API server is away, or not itself.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Api { source, .. } => match &**source {
+                kube::Error::Api(status) => status.code == 429 || status.code >= 500,
+                _ => true,
+            },
+            Self::Malformed { .. } | Self::Random => false,
+        }
+    }
+}
+
 /// Reads the installation; the first operator makes it. Of two that start together one makes it and both read the same.
 pub async fn installation(client: &Client, namespace: &str) -> Result<Installation, IdentityError> {
     if let Some(installation) = existing(client, namespace).await? {

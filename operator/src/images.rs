@@ -87,12 +87,15 @@ impl Images {
         }
     }
 
+    /// What was found is in the owner's objects, or nobody wants it any more.
     pub(crate) fn forget(&self, owner: &OwnerKey) {
         self.0.known().remove(&owner.uid);
     }
 
     fn begin(&self, owner: &OwnerKey, object: &Object) -> watch::Receiver<PrepareState> {
         let mut known = self.0.known();
+        // An owner that is gone asks no more; of those that are not, the count of failures is lost at worst.
+        known.retain(|uid, known| *uid == owner.uid || !known.task.is_finished() || !known.state.borrow().eq(&due()));
         let old = known.get(&owner.uid).filter(|known| known.digest == object.digest);
         if let Some(old) = old.filter(|old| !old.state.borrow().eq(&due())) {
             return old.state.clone();

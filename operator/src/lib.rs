@@ -7,6 +7,7 @@ mod cache;
 mod children;
 pub mod client;
 mod console;
+pub mod election;
 mod fields;
 mod gateways;
 pub mod health;

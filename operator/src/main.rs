@@ -12,7 +12,7 @@ use clap::Parser;
 use http::{HeaderValue, header};
 use kube::client::ClientBuilder;
 use kube::{Client, Config};
-use kube_lease_manager::LeaseManagerBuilder;
+use mcp_hub_operator::election::Election;
 use mcp_hub_operator::health::{self, Health};
 use mcp_hub_operator::identity::{self, IdentityError};
 use mcp_hub_operator::probe::{self, ProbeError};
@@ -22,6 +22,7 @@ use mcp_hub_operator::sink::KubeSink;
 use mcp_hub_operator::store::KubeStore;
 use mcp_hub_operator::{ClusterSettings, PodHttp, Scope, client};
 use mcp_hub_reconcile::controller;
+use mcp_hub_reconcile::installation::Installation;
 use mcp_hub_reconcile::passes::Passes;
 use mcp_hub_reconcile::ports::Ports;
 use mcp_hub_supply::{Platform, Registries, RegistryError};
@@ -68,13 +69,9 @@ struct Probe {
     url: http::Uri,
 }
 
-/// A lease that was not renewed for so long is another operator's to take.
-const LEASE_SECONDS: u64 = 15;
-const RENEW_BEFORE_SECONDS: u64 = 5;
 const USER_AGENT: &str = concat!("mcp-hub-operator/", env!("CARGO_PKG_VERSION"));
-const LEASE: &str = "mcp-hub-operator";
-/// A lease that cannot be given back by then runs out by itself.
-const LET_GO: Duration = Duration::from_secs(5);
+/// Between two tries to read what an operator needs before it can begin.
+const TRY_AGAIN: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
 enum Failure {
@@ -86,8 +83,6 @@ enum Failure {
     Registries(#[from] RegistryError),
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    #[error("could not take part in the election of a leader")]
-    Lease(#[source] kube_lease_manager::LeaseManagerError),
     #[error("could not listen on {address}")]
     Listen {
         address: SocketAddr,
@@ -96,7 +91,7 @@ enum Failure {
     },
     #[error("could not watch for signals")]
     Signals(#[source] std::io::Error),
-    #[error("another operator leads now")]
+    #[error("the lease was lost: another operator leads, or will")]
     Lost,
     #[error(transparent)]
     Probe(#[from] ProbeError),
@@ -139,17 +134,6 @@ async fn run(args: Args) -> Result<(), Failure> {
     // Before it stands for election: who leads must be able to work.
     let registries = Registries::new()?.plain_http(args.plain_http_registries);
     let client = client().await?;
-    let installation = identity::installation(&client, &args.namespace).await?;
-    let lease = LeaseManagerBuilder::new(client.clone(), LEASE)
-        .with_namespace(&args.namespace)
-        .with_identity(&args.identity)
-        .with_duration(LEASE_SECONDS)
-        .with_grace(RENEW_BEFORE_SECONDS)
-        .with_field_manager("mcp-hub/lease")
-        .build()
-        .await
-        .map_err(Failure::Lease)?;
-    let (mut leads, election) = lease.watch().await;
     let stop = async {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -157,17 +141,19 @@ async fn run(args: Args) -> Result<(), Failure> {
         }
     };
     tokio::pin!(stop);
-    health.starts();
-    let leading = tokio::select! {
-        leading = leads.wait_for(|leads| *leads) => Some(leading.is_ok()),
-        () = &mut stop => None,
+    let installation = tokio::select! {
+        installation = installation(&client, &args.namespace) => installation?,
+        () = &mut stop => return Ok(()),
     };
-    match leading {
-        Some(true) => {}
-        Some(false) => return Err(Failure::Lost),
-        None => {
-            drop(leads);
-            tokio::time::timeout(LET_GO, election).await.ok();
+    let election = Election::stand(&client, &args.namespace, &args.identity);
+    let mut leads = election.leads();
+    health.starts();
+    tokio::select! {
+        leading = leads.wait_for(|leads| *leads) => if leading.is_err() {
+            return Err(Failure::Lost);
+        },
+        () = &mut stop => {
+            election.resign().await;
             return Ok(());
         }
     }
@@ -190,21 +176,29 @@ async fn run(args: Args) -> Result<(), Failure> {
     let store = KubeStore::start(&client, &scope, &args.identity);
     let ports = Ports { store, runtime, sink, installation };
 
-    let mut lost = false;
-    let ended = async {
-        tokio::select! {
-            () = &mut stop => {}
-            _ = leads.wait_for(|leads| !*leads) => lost = true,
+    tokio::select! {
+        () = controller::run(ports, passes, stop) => {
+            election.resign().await;
+            Ok(())
         }
-    };
-    controller::run(ports, passes, ended).await;
-    drop(leads);
-    if lost {
-        return Err(Failure::Lost);
+        // Another one may be at work: what is under way here is left as it is, and the other goes on from there.
+        _ = leads.wait_for(|leads| !*leads) => Err(Failure::Lost),
     }
-    // Lets go of the lease, so that a successor need not wait for it to run out.
-    tokio::time::timeout(LET_GO, election).await.ok();
-    Ok(())
+}
+
+/// Waits for an API server that is away: an operator that ended instead would be started ever more rarely, and come back
+/// long after the API server.
+async fn installation(client: &Client, namespace: &str) -> Result<Installation, IdentityError> {
+    loop {
+        match identity::installation(client, namespace).await {
+            Err(error) if error.is_passing() => {
+                let source = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::warn!(error = %error, source, "trying again");
+                tokio::time::sleep(TRY_AGAIN).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 async fn client() -> Result<Client, Failure> {

@@ -163,7 +163,8 @@ impl Planner {
             let objects = api.list(&ListParams::default().labels(&selector)).await;
             let objects = objects.map_err(|error| (kind.plural(), error))?;
             for child in objects.items.iter().filter_map(|object| Child::of(kind, object)) {
-                found.entry(child.owner.uid).or_default().push(child.observed);
+                let observed = child.observed();
+                found.entry(child.owner.uid).or_default().push(observed);
             }
         }
         Ok(Children(found))

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
+use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, Preconditions};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
+use mcp_hub_crds::{MCPHub, MCPServer};
 use mcp_hub_dataplane_api::status::{BridgeStatus, Phase};
 use mcp_hub_reconcile::error::{Retry, RuntimeError};
 use mcp_hub_reconcile::installation::Installation;
-use mcp_hub_reconcile::lower::{Lowered, Object, ObjectId, Unsupported};
+use mcp_hub_reconcile::lower::{Lowered, Object, ObjectId, Stage, Unsupported};
 use mcp_hub_reconcile::observed::Observed;
 use mcp_hub_reconcile::owner::{OwnerKey, OwnerKind};
 use mcp_hub_reconcile::ports::{Console, Enforces, Progress, Runtime, RuntimeEvent, RuntimeInfo, Step, hints};
@@ -30,7 +31,7 @@ use crate::images::{Images, ResolveImage};
 use crate::labels;
 use crate::lower::{self, ClusterSettings};
 use crate::pods::PodFacts;
-use crate::scope::Scope;
+use crate::scope::{PAGE, Scope};
 use crate::secrets;
 
 /// Events that a slow listener may lag behind before it is told to look at everything.
@@ -75,7 +76,7 @@ impl KubeRuntime {
         let events = broadcast::Sender::new(EVENTS);
         let bridges = Arc::new(Bridges::new(askers.bridges, installation.clone(), events.clone()));
         let selector = labels::selector(installation.id());
-        let config = watcher::Config::default().labels(&selector);
+        let config = watcher::Config::default().labels(&selector).page_size(PAGE);
         let mut watches = JoinSet::new();
         let mut children = BTreeMap::new();
         let lists = scope.namespaces().len();
@@ -183,25 +184,41 @@ impl KubeRuntime {
         let kind = kind_of(&object.id)?;
         let api = self.api(kind, &owner.namespace);
         let failed = |source| api_error("apply", owner, &object.id, source);
-        match self.child(kind, &owner.namespace, &object.id.name).filter(|known| known.owner == *owner) {
-            Some(known) => {
-                let strangers = known.intruders.iter().filter(|intruder| !intruder.is_in(&object.body));
-                let removals: Vec<Value> =
-                    strangers.map(|intruder| json!({"op": "remove", "path": intruder.pointer()})).collect();
-                if !removals.is_empty() {
-                    self.take_out(&api, &object.id, removals).await.map_err(failed)?;
-                }
-            }
-            // Not among the owner's: it may be someone else's, or a namesake's that was deleted and is not collected yet.
-            None => {
-                if let Some(found) = api.get_metadata_opt(&object.id.name).await.map_err(failed)? {
-                    let references = found.metadata.owner_references.iter().flatten();
-                    let ours = references.into_iter().any(|reference| reference.uid == owner.uid);
-                    if !ours && labels::owner(&found.metadata).as_ref() != Some(owner) {
-                        return Err(taken(owner, &object.id));
+        let predecessor =
+            match self.child(kind, &owner.namespace, &object.id.name).filter(|known| known.owner == *owner) {
+                Some(known) => {
+                    let strangers = known.intruders.iter().filter(|intruder| !intruder.is_in(&object.body));
+                    let removals: Vec<Value> =
+                        strangers.map(|intruder| json!({"op": "remove", "path": intruder.pointer()})).collect();
+                    if !removals.is_empty() {
+                        self.take_out(&api, &object.id, removals).await.map_err(failed)?;
                     }
+                    None
                 }
+                // Not among the owner's: it may be someone else's, or a namesake's that was deleted and is not collected yet.
+                None => match api.get_metadata_opt(&object.id.name).await.map_err(failed)? {
+                    None => None,
+                    Some(found) => {
+                        let references = found.metadata.owner_references.iter().flatten();
+                        let ours = references.into_iter().any(|reference| reference.uid == owner.uid);
+                        match labels::owner(&found.metadata) {
+                            _ if ours => None,
+                            Some(other) if other == *owner => None,
+                            Some(other) => Some(other),
+                            None => return Err(taken(owner, &object.id)),
+                        }
+                    }
+                },
+            };
+        if let Some(predecessor) = predecessor {
+            if !predecessor.is_namesake_of(owner) {
+                return Err(taken(owner, &object.id));
             }
+            if !self.is_there(owner).await.map_err(failed)? {
+                return Err(outdated(owner));
+            }
+            // About to be collected; a Deployment's selector could not be made ours.
+            self.remove(&predecessor, &object.id).await?;
         }
         let mut body = object.body.clone();
         body["apiVersion"] = Value::from(kind.resource().api_version);
@@ -219,6 +236,19 @@ impl KubeRuntime {
         let applied = api.patch(&object.id.name, &params.force(), &Patch::Apply(&body)).await.map_err(failed)?;
         self.see(kind, &applied);
         Ok(())
+    }
+
+    /// Whether an owner exists at this moment, and not only in a cache that is behind.
+    async fn is_there(&self, owner: &OwnerKey) -> Result<bool, kube::Error> {
+        let kind = match owner.kind {
+            OwnerKind::MCPServer => ApiResource::erase::<MCPServer>(&()),
+            OwnerKind::MCPHub => ApiResource::erase::<MCPHub>(&()),
+        };
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &owner.namespace, &kind);
+        // By a list, because roles allow that for the watch already.
+        let named = ListParams::default().fields(&format!("metadata.name={}", owner.name));
+        let found = api.list_metadata(&named).await?.items;
+        Ok(found.iter().any(|object| object.metadata.uid.as_ref() == Some(&owner.uid)))
     }
 
     /// Takes out what others put into an object, if it is still the object that was seen.
@@ -274,7 +304,7 @@ impl KubeRuntime {
             Phase::Backoff { .. } | Phase::CrashLoop { .. } | Phase::Exited => 0,
         };
         let living = pods.iter().filter(|pod| !pod.ending);
-        let answers = living.filter_map(|pod| Some((pod.ready, pod.port?, self.bridges.status(&pod.uid)?)));
+        let answers = living.filter_map(|pod| Some((pod.ready, pod.port?, self.bridges.status(owner, &pod.uid)?)));
         let (_, port, mut best) = answers.max_by_key(|(ready, _, status)| (*ready, rank(status)))?;
         let service = lower::server_name(owner);
         best.endpoint = format!("http://{service}.{}.svc:{port}/mcp", owner.namespace);
@@ -309,14 +339,19 @@ impl Runtime for KubeRuntime {
             prepare: self.images.observe(owner),
             failure: pods.iter().find_map(|pod| pod.failure.clone()).or_else(refused),
             missing_secrets: Vec::new(),
-            objects: children.into_iter().map(|child| child.observed).collect(),
+            objects: children.iter().map(Child::observed).collect(),
         })
     }
 
     async fn execute(&self, owner: &OwnerKey, step: &Step) -> Result<Progress, RuntimeError> {
         match step {
             Step::Prepare(object) => return Ok(self.images.prepare(owner, object).await),
-            Step::Apply(object) | Step::Replace(object) => self.apply(owner, object, None).await?,
+            Step::Apply(object) | Step::Replace(object) => {
+                self.apply(owner, object, None).await?;
+                if object.stage == Stage::Workload {
+                    self.images.forget(owner);
+                }
+            }
             Step::Remove(id) => {
                 self.images.forget(owner);
                 self.remove(owner, id).await?;
@@ -350,6 +385,16 @@ fn taken(owner: &OwnerKey, id: &ObjectId) -> RuntimeError {
         message: format!("{id} in namespace {} exists and is not {owner}'s", owner.namespace),
         hint: Some("remove or rename it, or give the server another name".to_owned()),
         // Its end tells nobody here.
+        retry: Retry::Backoff,
+        source: None,
+    }
+}
+
+fn outdated(owner: &OwnerKey) -> RuntimeError {
+    RuntimeError {
+        reason: "Outdated",
+        message: format!("{owner} was deleted, and made anew, in the meantime"),
+        hint: None,
         retry: Retry::Backoff,
         source: None,
     }

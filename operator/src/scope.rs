@@ -3,6 +3,10 @@
 use kube::core::{ApiResource, DynamicObject, NamespaceResourceScope};
 use kube::{Api, Client, Resource};
 
+/// Objects in one answer to a list. A page is in memory as a whole, several times as large as its text, and every kind is
+/// listed at the start: with the usual 500 that alone took more than all that is kept.
+pub(crate) const PAGE: u32 = 50;
+
 /// All namespaces, or these.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Scope(Vec<String>);

@@ -51,3 +51,55 @@ async fn look(client: &Client, cache: &Cache<Child>, place: &Place) -> Result<Ve
         None => cache.lost(namespace, name, uid),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use kube::api::{Patch, PatchParams};
+    use mcp_hub_fakeapi::{FakeApi, Verb};
+    use mcp_hub_reconcile::owner::OwnerKind;
+    use serde_json::json;
+
+    use super::*;
+    use crate::children::FIELD_MANAGER;
+    use crate::labels;
+
+    /// Longer than any round.
+    const LONG: Duration = Duration::from_secs(300);
+
+    #[tokio::test(start_paused = true)]
+    async fn what_others_do_to_a_secret_is_noticed_and_a_settled_one_is_only_looked_at() {
+        let fake = FakeApi::new();
+        let client = fake.client("test");
+        let hub = OwnerKey {
+            installation: "i".to_owned(),
+            kind: OwnerKind::MCPHub,
+            namespace: "default".to_owned(),
+            name: "main".to_owned(),
+            uid: "u".to_owned(),
+        };
+        let api = Api::namespaced_with(client.clone(), "default", &ChildKind::Secret.resource());
+        let secret = json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "mcp-hub-main-token", "labels": labels::of(&hub)},
+            "data": {"token": "b25l"},
+        });
+        let written = api.patch("mcp-hub-main-token", &PatchParams::apply(FIELD_MANAGER), &Patch::Apply(&secret)).await;
+        let (cache, events) = (Cache::new(0), broadcast::Sender::new(16));
+        let written = written.unwrap();
+        cache.see(&written, Child::of(ChildKind::Secret, &written));
+        let mut told = events.subscribe();
+        let following = tokio::spawn(follow(client, cache.clone(), events.clone()));
+
+        fake.clear_log();
+        tokio::time::timeout(LONG, told.recv()).await.unwrap_err();
+        assert!(fake.log().len() > 10);
+        assert!(fake.log().iter().all(|entry| entry.verb == Verb::Get), "{:?}", fake.log());
+
+        let changed = RuntimeEvent::Changed(hub);
+        fake.edit("Secret", "default", "mcp-hub-main-token", |secret| secret["data"]["token"] = json!("dHdv")).unwrap();
+        assert_eq!(tokio::time::timeout(LONG, told.recv()).await.unwrap().unwrap(), changed);
+        fake.delete("Secret", "default", "mcp-hub-main-token");
+        assert_eq!(tokio::time::timeout(LONG, told.recv()).await.unwrap().unwrap(), changed);
+        assert!(cache.places().is_empty());
+        following.abort();
+    }
+}

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use base64::Engine;
@@ -34,6 +34,9 @@ use crate::lower::{CONFIG_KEY, SEALING_KEY, TOKEN_KEY, URL_KEY, config_secret, g
 use crate::runtime::KubeRuntime;
 
 const EVENTS: usize = 4096;
+/// A Secret and a push for each of hundreds of servers that start would be hundreds of each; a change is to reach every
+/// replica within a second.
+const PACE: Duration = Duration::from_millis(750);
 /// Replicas of a gateway whose hub names no number.
 const REPLICAS: i32 = 2;
 const PORT: i32 = 8080;
@@ -77,8 +80,8 @@ impl KubeSink {
     /// Writes the configuration's Secret, if what lies there is another.
     async fn store(&self, hub: &OwnerKey, config: &GatewayConfig) -> Result<GatewayConfig, SinkError> {
         let name = config_secret(hub);
-        let known = self.runtime.secret(hub, &name).await.map_err(sink_error)?;
-        let annotations = known.as_ref().map(|known| &known.observed.body["metadata"]["annotations"]);
+        let known = self.runtime.secret(hub, &name).await.map_err(sink_error)?.map(|known| known.observed());
+        let annotations = known.as_ref().map(|known| &known.body["metadata"]["annotations"]);
         let annotation = |name: &str| annotations.and_then(|annotations| annotations[name].as_str());
         let stored: u64 = annotation(SEQUENCE).and_then(|number| number.parse().ok()).unwrap_or(0);
         let same = annotation(VERSION) == Some(&config.version);
@@ -124,7 +127,7 @@ impl KubeSink {
         hide(&mut body);
         let object = Object::new(ObjectId::new("Secret", name), ChildKind::Secret.stage(), Change::InPlace, body);
         let known = self.runtime.secret(hub, &object.id.name).await.map_err(sink_error)?;
-        if known.is_some_and(|known| is_in_sync(&object, &known.observed)) {
+        if known.is_some_and(|known| is_in_sync(&object, &known.observed())) {
             return Ok(());
         }
         self.runtime.apply(hub, &object, Some(&data)).await.map_err(sink_error)
@@ -180,6 +183,10 @@ impl GatewaySink for KubeSink {
         self.push(hub, &config).await
     }
 
+    fn pace(&self) -> Duration {
+        PACE
+    }
+
     fn hosts(&self, hub: &OwnerKey) -> Vec<String> {
         let (name, namespace) = (gateway_name(hub), &hub.namespace);
         let tails = [
@@ -208,9 +215,10 @@ impl GatewaySink for KubeSink {
         let Some(deployment) = deployment else { return Ok(None) };
         let pods: Vec<_> = self.runtime.pods_of(hub).into_iter().filter(|pod| !pod.ending).collect();
         let secret = self.runtime.secret(hub, &config_secret(hub)).await.map_err(sink_error)?;
+        let secret = secret.map(|secret| secret.observed());
         let version = secret
             .as_ref()
-            .and_then(|secret| secret.observed.body["metadata"]["annotations"][VERSION].as_str())
+            .and_then(|secret| secret.body["metadata"]["annotations"][VERSION].as_str())
             .unwrap_or_default();
         let replicas = self.gateways.of(hub);
         let collisions = replicas.values().flat_map(|replica| replica.status.collisions.clone()).collect();

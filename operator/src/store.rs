@@ -10,7 +10,7 @@ use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use k8s_openapi::api::core::v1::{ObjectReference, Secret};
 use kube::api::{Patch, PatchParams};
-use kube::core::{DeserializeGuard, NamespaceResourceScope};
+use kube::core::{DeserializeGuard, NamespaceResourceScope, ObjectMeta};
 use kube::runtime::events::{Event as KubeEvent, EventType, Recorder, Reporter};
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{ObjectRef, Store};
@@ -28,7 +28,7 @@ use serde_json::json;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::task::JoinSet;
 
-use crate::scope::Scope;
+use crate::scope::{PAGE, Scope};
 
 /// Field manager of statuses.
 const STATUS_MANAGER: &str = "mcp-hub/status";
@@ -39,6 +39,12 @@ const NOTE: usize = 1_000;
 /// A secret that was missing is looked for again this often: the operator may read users' secrets, not watch them.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
+/// Where `kubectl apply` keeps the whole manifest.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+/// Events after which the recorder is replaced. It keeps each for six minutes, to count repeats, and searches all of them
+/// for each: thousands of new servers would have it hold more than everything else.
+const EVENTS_KEPT: usize = 500;
+
 /// The store of a cluster. Its watches end with the last value.
 pub struct KubeStore {
     client: Client,
@@ -46,7 +52,9 @@ pub struct KubeStore {
     hubs: Shelf<MCPHub>,
     changes: broadcast::Sender<Change>,
     missing: Arc<Mutex<BTreeSet<(String, String)>>>,
-    recorder: Recorder,
+    reporter: Reporter,
+    /// With the number of Events that it has written.
+    recorder: Mutex<(Recorder, usize)>,
     _watches: JoinSet<()>,
 }
 
@@ -69,8 +77,19 @@ impl KubeStore {
         let missing: Arc<Mutex<BTreeSet<(String, String)>>> = Arc::default();
         watches.spawn(look_for(client.clone(), missing.clone(), changes.clone()));
         let reporter = Reporter { controller: "mcp-hub-operator".into(), instance: Some(instance.to_owned()) };
-        let recorder = Recorder::new(client.clone(), reporter);
-        Arc::new(Self { client: client.clone(), servers, hubs, changes, missing, recorder, _watches: watches })
+        let recorder = Mutex::new((Recorder::new(client.clone(), reporter.clone()), 0));
+        let client = client.clone();
+        Arc::new(Self { client, servers, hubs, changes, missing, reporter, recorder, _watches: watches })
+    }
+
+    fn recorder(&self) -> Recorder {
+        let mut kept = self.recorder.lock().unwrap_or_else(PoisonError::into_inner);
+        let (recorder, written) = &mut *kept;
+        *written += 1;
+        if *written > EVENTS_KEPT {
+            (*recorder, *written) = (Recorder::new(self.client.clone(), self.reporter.clone()), 1);
+        }
+        recorder.clone()
     }
 
     async fn write_status<K>(&self, shelf: &Shelf<K>, object: &K, status: &impl Serialize) -> Result<(), StoreError>
@@ -89,7 +108,7 @@ impl KubeStore {
         let shown = format!("{} {namespace}/{name}", K::kind(&()));
         match api.patch_status(&name, &params, &Patch::Apply(&patch)).await {
             Ok(written) => {
-                if let Some(change) = shelf.see(written) {
+                if let Some(change) = shelf.answered(written) {
                     self.changes.send(change).ok();
                 }
                 Ok(())
@@ -190,7 +209,7 @@ impl ResourceStore for KubeStore {
             action: "Reconcile".to_owned(),
             secondary: None,
         };
-        if let Err(error) = self.recorder.publish(&event, &reference).await {
+        if let Err(error) = self.recorder().publish(&event, &reference).await {
             // An event is for people; the status says the same.
             tracing::warn!(error = %error, reason = event.reason, "an event was not written");
         }
@@ -225,25 +244,28 @@ pub(crate) async fn read_secret(
 trait Kept:
     Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
 {
-    /// What a pass depends on, as one comparable value.
-    fn meaning(&self) -> serde_json::Value;
+    /// Whether everything that a pass depends on is the same.
+    fn means_the_same(&self, other: &Self) -> bool;
 }
 
 impl Kept for MCPServer {
-    fn meaning(&self) -> serde_json::Value {
-        json!([meta(self), self.spec, self.status])
+    fn means_the_same(&self, other: &Self) -> bool {
+        same_meta(&self.metadata, &other.metadata) && self.spec == other.spec && self.status == other.status
     }
 }
 
 impl Kept for MCPHub {
-    fn meaning(&self) -> serde_json::Value {
-        json!([meta(self), self.spec])
+    fn means_the_same(&self, other: &Self) -> bool {
+        same_meta(&self.metadata, &other.metadata) && self.spec == other.spec
     }
 }
 
-fn meta(object: &impl Resource) -> serde_json::Value {
-    let meta = object.meta();
-    json!([meta.uid, meta.generation, meta.labels, meta.annotations, meta.deletion_timestamp])
+fn same_meta(one: &ObjectMeta, other: &ObjectMeta) -> bool {
+    let looked_at = |meta: &ObjectMeta| (meta.generation, meta.deletion_timestamp.clone());
+    looked_at(one) == looked_at(other)
+        && one.uid == other.uid
+        && one.labels == other.labels
+        && one.annotations == other.annotations
 }
 
 /// Objects of one kind as passes see them.
@@ -281,16 +303,31 @@ impl<K: Kept> Shelf<K> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes an object, unless a newer one is known; the change, if a pass could do anything about it.
-    fn see(&self, mut object: K) -> Option<Change> {
-        object.meta_mut().managed_fields = None;
-        let mut writer = self.writer();
+    /// Takes what a watch shows, unless a newer one is known; the change, if a pass could do anything about it.
+    fn see(&self, object: K) -> Option<Change> {
+        let writer = self.writer();
         let known = self.store.get(&ObjectRef::from_obj(&object));
+        self.take(writer, known, object)
+    }
+
+    /// Takes the answer to a write. It may come after the watch told that the object is gone; then it is no news.
+    fn answered(&self, object: K) -> Option<Change> {
+        let writer = self.writer();
+        let known = self.store.get(&ObjectRef::from_obj(&object)).filter(|known| known.uid() == object.uid())?;
+        self.take(writer, Some(known), object)
+    }
+
+    fn take(&self, mut writer: MutexGuard<'_, Writer<K>>, known: Option<Arc<K>>, mut object: K) -> Option<Change> {
+        // Large, and nothing that a pass looks at.
+        object.meta_mut().managed_fields = None;
+        if let Some(annotations) = &mut object.meta_mut().annotations {
+            annotations.remove(LAST_APPLIED);
+        }
         if known.as_ref().is_some_and(|known| version(&**known) > version(&object) && known.uid() == object.uid()) {
             return None;
         }
         let change = (self.change)(&object);
-        let means_more = known.is_none_or(|known| known.meaning() != object.meaning());
+        let means_more = known.is_none_or(|known| !known.means_the_same(&object));
         writer.apply_watcher_event(&watcher::Event::Apply(object));
         means_more.then_some(change)
     }
@@ -304,7 +341,7 @@ impl<K: Kept> Shelf<K> {
         let mut awaited: BTreeSet<Option<String>> = watched.iter().map(|(namespace, _)| namespace.clone()).collect();
         let mut listed: BTreeMap<Option<String>, BTreeSet<Key>> = BTreeMap::new();
         let mut events = stream::select_all(watched.into_iter().map(|(namespace, api)| {
-            watcher(api, watcher::Config::default())
+            watcher(api, watcher::Config::default().page_size(PAGE))
                 .default_backoff()
                 .map(move |event| (namespace.clone(), event))
                 .boxed()
@@ -346,8 +383,11 @@ impl<K: Kept> Shelf<K> {
     fn complete(&self) {
         let mut writer = self.writer();
         writer.apply_watcher_event(&watcher::Event::Init);
-        for object in self.store.state() {
+        let keys: Vec<ObjectRef<K>> = self.store.state().iter().map(|object| ObjectRef::from_obj(&**object)).collect();
+        // One after the other moves over to what becomes the store: nobody looks yet, and all of them twice would be much.
+        for object in keys.iter().filter_map(|key| self.store.get(key)) {
             writer.apply_watcher_event(&watcher::Event::InitApply((*object).clone()));
+            writer.apply_watcher_event(&watcher::Event::Delete(Arc::unwrap_or_clone(object)));
         }
         writer.apply_watcher_event(&watcher::Event::InitDone);
     }

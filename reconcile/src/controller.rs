@@ -1,6 +1,6 @@
 //! The queue: when which object gets a pass.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,7 +37,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(300);
 /// runtime's events.
 pub async fn run(ports: Ports, passes: Arc<Passes>, shutdown: impl Future<Output = ()> + Send) {
     let (stop, stopped) = watch::channel(false);
-    let context = Arc::new(Context { ports, passes, failures: Mutex::default() });
+    let context = Arc::new(Context { ports, passes, failures: Mutex::default(), hub_passes: Mutex::default() });
     let servers = drive_servers(context.clone(), stopped.clone());
     let hubs = drive_hubs(context.clone(), stopped.clone());
     let sweeps = drive_sweeps(context, stopped);
@@ -55,6 +55,8 @@ struct Context {
     passes: Arc<Passes>,
     /// Failures in a row of each object, by uid.
     failures: Mutex<HashMap<String, u32>>,
+    /// When the last pass over a hub began, by uid, as long as the sink's pace asks.
+    hub_passes: Mutex<HashMap<String, tokio::time::Instant>>,
 }
 
 impl Context {
@@ -67,6 +69,18 @@ impl Context {
         let count = failures.entry(uid.to_owned()).or_default();
         *count = count.saturating_add(1);
         *count
+    }
+
+    /// Takes a hub's turn; if it is too early for one, the time until then.
+    fn hub_turn(&self, hub: &MCPHub) -> Option<Duration> {
+        let (uid, pace) = (hub.uid().unwrap_or_default(), self.ports.sink.pace());
+        let mut passes = self.hub_passes.lock().unwrap_or_else(PoisonError::into_inner);
+        passes.retain(|_, begun| begun.elapsed() < pace);
+        if let Some(begun) = passes.get(&uid) {
+            return Some(pace.saturating_sub(begun.elapsed()));
+        }
+        passes.insert(uid, tokio::time::Instant::now());
+        None
     }
 
     fn next<K: Resource>(&self, object: &K, result: &Result<(), Error>) -> Action {
@@ -129,6 +143,9 @@ async fn drive_hubs(context: Arc<Context>, stopped: watch::Receiver<bool>) {
     let store = context.ports.store.hubs();
     let reconcile = |hub: Arc<MCPHub>, context: Arc<Context>| {
         Box::pin(async move {
+            if let Some(wait) = context.hub_turn(&hub) {
+                return Ok(Action::requeue(wait));
+            }
             let begun = Instant::now();
             let result = limited(&hub.name_any(), pass::hub(&hub, &context.ports)).await;
             context.passes.count("hub", &result, begun.elapsed());
@@ -248,7 +265,7 @@ pub async fn sweep(ports: &Ports) -> Result<(), Error> {
     let owners = ports.runtime.owners().await?;
     // Looked at after the owners: whatever has objects was in the store before it had them, so a server that is created
     // at this moment is not taken for an orphan.
-    let known: Vec<String> = ports.store.servers().state().iter().filter_map(|server| server.uid()).collect();
+    let known: HashSet<String> = ports.store.servers().state().iter().filter_map(|server| server.uid()).collect();
     let mut result = Ok(());
     for owner in owners {
         let ours = owner.installation == ports.installation.id() && owner.kind == OwnerKind::MCPServer;

@@ -54,6 +54,12 @@ impl OwnerKey {
         })
     }
 
+    /// Whether both are keys of one name at different times.
+    pub fn is_namesake_of(&self, other: &Self) -> bool {
+        let name = |key: &Self| (key.installation.clone(), key.kind, key.namespace.clone(), key.name.clone());
+        name(self) == name(other) && self.uid != other.uid
+    }
+
     /// `INSTALLATION/UID`: the mark on processes and containers.
     pub fn id(&self) -> String {
         format!("{}/{}", self.installation, self.uid)

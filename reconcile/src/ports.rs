@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -226,6 +227,12 @@ pub trait GatewaySink: fmt::Debug + Send + Sync {
 
     /// What serves the hub now; `None` if nothing was ever applied.
     async fn observe(&self, hub: &OwnerKey) -> Result<Option<HubState>, SinkError>;
+
+    /// Least time between two passes over one hub. Every server that becomes ready changes the configuration of its hubs:
+    /// where each configuration is a write, what changes within this time is written once. The first change after it does not wait.
+    fn pace(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// What gateways found of the server with this uid, the best answer over all hubs.
     fn upstream(&self, server_uid: &str) -> Option<UpstreamStatus>;

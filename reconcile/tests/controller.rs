@@ -60,6 +60,32 @@ async fn objects_that_exist_at_the_start_and_later_ones_get_passes() {
     .await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn within_a_sinks_pace_all_changes_are_one_and_a_first_change_does_not_wait() {
+    let pace = Duration::from_secs(10);
+    let s = Scenario::new();
+    s.sink.set_pace(pace);
+    s.store.apply_hub(hub("default", json!({})));
+    let applied = || s.writes.all().iter().filter(|write| *write == "sink: apply default").count();
+    let offered = || s.sink.config("default").map_or(0, |config| config.upstreams.len());
+    during(&s, async {
+        until("the hub is served", || applied() == 1).await;
+        // The applied configuration is itself news, which bring another pass.
+        tokio::time::sleep(3 * pace).await;
+        let begun = tokio::time::Instant::now();
+        s.store.apply_server(command("first", &[]));
+        until("the first server is offered", || offered() == 1).await;
+        assert!(begun.elapsed() < pace);
+        for number in 0..20 {
+            s.store.apply_server(command(&format!("s{number}"), &[]));
+            tokio::time::sleep(pace / 40).await;
+        }
+        until("all are offered", || offered() == 21).await;
+        assert_eq!(applied(), 3, "{:#?}", s.writes.all());
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn news_of_the_runtime_reach_the_status_and_the_hub() {
     let s = Scenario::new();

@@ -3,18 +3,19 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use http::{HeaderValue, Method, Response, StatusCode};
 use http_body_util::BodyExt;
 use mcp_hub_dataplane_api::{Era, LEGACY_VERSIONS};
 use mcp_hub_mcp::envelope::{Envelope, Kind, Params, quoted, string, write_error, write_result};
 use mcp_hub_mcp::object::RawObject;
-use mcp_hub_mcp::{error, headers, methods};
+use mcp_hub_mcp::{error, methods};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::{Ask, Scope, server_info};
 use crate::body::{self, Body, full, json};
 use crate::exchange::{INTRODUCTION, Seat, whole};
+use crate::fields::{self, Fields};
 use crate::metrics::count;
 use crate::translate;
 use crate::upstream::{Failure, Upstream};
@@ -30,7 +31,7 @@ impl Ask {
     /// Takes the session from the header, and checks the version that it goes with. Without a session is served too.
     #[expect(clippy::result_large_err, reason = "the response is the error")]
     pub(super) fn legacy_session(&mut self, id: Option<&str>) -> Result<(), Response<Body>> {
-        if let Some(version) = self.headers.get(headers::PROTOCOL_VERSION) {
+        if let Some(version) = self.headers.get(&fields::PROTOCOL_VERSION) {
             let known = version.to_str().is_ok_and(|version| Era::of_version(version).is_some());
             if !known {
                 let text =
@@ -38,7 +39,7 @@ impl Ask {
                 return Err(body::error(StatusCode::BAD_REQUEST, id, error::INVALID_REQUEST, &text));
             }
         }
-        let Some(shown) = self.headers.get(headers::SESSION_ID) else { return Ok(()) };
+        let Some(shown) = self.headers.get(&fields::SESSION_ID) else { return Ok(()) };
         match self.inner.sessions.verify(self.client.principal, &self.scope.text(), shown, &self.last_session) {
             Some(session) => self.client.session = Some(session),
             None => return Err(body::error(StatusCode::NOT_FOUND, id, error::INVALID_REQUEST, "no such session")),
@@ -47,20 +48,19 @@ impl Ask {
     }
 
     pub(super) async fn legacy(self, message: &Bytes, envelope: &Envelope<'_>, params: &Params<'_>) -> Response<Body> {
-        let Some(id) = envelope.id.map(RawValue::get) else { return self.notified(message, envelope, params).await };
-        if envelope.kind() == Kind::Response {
-            return self.notified(message, envelope, params).await;
-        }
+        let Some(id) = envelope.id.map(RawValue::get).filter(|_| envelope.kind() == Kind::Request) else {
+            return Box::pin(self.notified(message, envelope, params)).await;
+        };
         count(&self.inner.metrics.requests_legacy);
         let method = envelope.method();
         match (&*method, &self.scope) {
-            (methods::INITIALIZE, _) => self.initialize(id, envelope).await,
+            (methods::INITIALIZE, _) => Box::pin(self.initialize(id, envelope)).await,
             (methods::PING, _) => json(write_result(id, "{}")),
             (methods::DISCOVER | methods::LISTEN, _) => no_method(id, &method),
             (methods::RESOURCES_SUBSCRIBE | methods::RESOURCES_UNSUBSCRIBE, _) if !self.has_own_session() => {
-                self.subscribe(id, message, &method, params).await
+                Box::pin(self.subscribe(id, message, &method, params)).await
             }
-            (methods::SET_LEVEL, _) if !self.has_own_session() => self.set_level(id, message, envelope).await,
+            (methods::SET_LEVEL, _) if !self.has_own_session() => Box::pin(self.set_level(id, message, envelope)).await,
             (method, Scope::Aggregate) if !translate::is_translatable(method) => no_method(id, method),
             (_, Scope::Aggregate | Scope::Server(_)) => self.pass(message, envelope, params).await,
         }
@@ -97,7 +97,7 @@ impl Ask {
             return body::error(StatusCode::OK, Some(id), error::INTERNAL_ERROR, text);
         };
         let mut response = json(write_result(id, &result.to_string()));
-        response.headers_mut().insert(headers::SESSION_ID, session);
+        response.headers_mut().insert(&fields::SESSION_ID, session);
         response
     }
 
@@ -226,7 +226,7 @@ impl Ask {
             let telling = concerned.into_iter().filter(|upstream| !upstream.is_shared()).map(|upstream| async move {
                 if let Some(session) = upstream.open_session(owner) {
                     // A server that is gone has nothing to be told.
-                    upstream.post(Some(&session), HeaderMap::new(), message.clone()).await.ok();
+                    upstream.post(Some(&session), Fields::new(), message.clone()).await.ok();
                 }
             });
             futures::future::join_all(telling).await;
@@ -239,7 +239,7 @@ impl Ask {
         if let Err(refusal) = self.legacy_session(None) {
             return refusal;
         }
-        let shown = self.headers.get(headers::PROTOCOL_VERSION).and_then(|value| value.to_str().ok());
+        let shown = self.headers.get(&fields::PROTOCOL_VERSION).and_then(|value| value.to_str().ok());
         let version = self.client.session.as_ref().map(|session| session.version.as_str()).or(shown);
         let messages: Vec<&RawValue> = match serde_json::from_slice(message) {
             Ok(messages) => messages,

@@ -17,15 +17,16 @@ use hyper::body::Incoming;
 use mcp_hub_dataplane_api::{Era, MODERN_VERSIONS};
 use mcp_hub_mcp::envelope::{Envelope, MalformedMessage, Params, quoted, string};
 use mcp_hub_mcp::object::RawObject;
-use mcp_hub_mcp::{error, headers, methods};
+use mcp_hub_mcp::{error, methods};
 
 use crate::aggregate;
 use crate::body::{self, Body, JSON, full, in_parts};
 use crate::cursors;
 use crate::exchange::{Exchange, INTRODUCTION, Seat};
+use crate::fields::{self, Fields};
 use crate::guard::Principal;
 use crate::names;
-use crate::outgoing::Aim;
+use crate::outgoing::{Aim, Places};
 use crate::param_headers::{self, Mismatch};
 use crate::serve::Ending;
 use crate::session::{LastSession, Session};
@@ -121,7 +122,7 @@ pub(crate) async fn answer(
             if let Err(refusal) = ask.legacy_session(None) {
                 return refusal;
             }
-            if method == Method::GET { ask.stream().await } else { ask.close().await }
+            if method == Method::GET { Box::pin(ask.stream()).await } else { Box::pin(ask.close()).await }
         }
         _ => {
             let mut refusal = full(StatusCode::METHOD_NOT_ALLOWED, "text/plain", Bytes::new());
@@ -152,7 +153,7 @@ impl Ask {
         };
         let envelope = match Envelope::parse(&message) {
             Ok(envelope) => envelope,
-            Err(MalformedMessage::Batch) => return self.batch(&message).await,
+            Err(MalformedMessage::Batch) => return Box::pin(self.batch(&message)).await,
             Err(problem @ MalformedMessage::Json(_)) => {
                 return body::error(StatusCode::BAD_REQUEST, None, error::PARSE_ERROR, &problem.to_string());
             }
@@ -176,9 +177,9 @@ impl Ask {
 
     /// Modern requests say so in a header and in themselves; whichever says so is held to both.
     fn era_of(&self, envelope: &Envelope<'_>, params: &Params<'_>) -> Era {
-        let shown = self.headers.get(headers::PROTOCOL_VERSION).and_then(|value| value.to_str().ok());
+        let shown = self.headers.get(&fields::PROTOCOL_VERSION).and_then(|value| value.to_str().ok());
         let modern = shown.is_some_and(|version| MODERN_VERSIONS.contains(&version))
-            || (params.meta.is_some() && params.meta().protocol_version.is_some())
+            || params.meta().protocol_version.is_some()
             || envelope.method() == methods::DISCOVER;
         if modern { Era::Modern } else { Era::Legacy }
     }
@@ -230,7 +231,7 @@ impl Ask {
                 .map(|(name, value)| (name.clone(), value.clone()))
                 .collect()
         } else {
-            HeaderMap::new()
+            Fields::new()
         };
         let busy = methods::is_call(&method).then(|| Arc::new(upstream.activity.begin()));
         let exchange = Exchange {
@@ -244,6 +245,7 @@ impl Ask {
             id: id.to_owned(),
             method,
             message: message.clone(),
+            places: Places::of(message, envelope, params),
             aim,
             aggregate,
             param_headers,
@@ -312,7 +314,7 @@ impl Ask {
         };
         let Err(mismatch) = check() else { return Ok(()) };
         let Some(era) = upstream.known_era() else { return Err(mismatch) };
-        if let Ok(tools) = list(upstream, era, methods::TOOLS_LIST, "tools").await {
+        if let Ok(tools) = Box::pin(list(upstream, era, methods::TOOLS_LIST, "tools")).await {
             upstream.learn_tools(tools);
         }
         check()

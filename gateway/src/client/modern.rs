@@ -1,7 +1,7 @@
 //! Clients of the modern era: stateless requests whose headers say what their bodies say.
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
 use mcp_hub_dataplane_api::{Era, LEGACY_VERSIONS, MODERN_VERSIONS};
 use mcp_hub_mcp::envelope::{Envelope, Kind, Params, quoted, string, write_error_with, write_result};
 use mcp_hub_mcp::object::RawObject;
@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::{Ask, Scope, server_info};
 use crate::body::{self, Body, full};
 use crate::exchange::{INTRODUCTION, whole};
+use crate::fields;
 use crate::metrics::count;
 use crate::translate;
 use crate::upstream::{Failure, Upstream};
@@ -31,8 +32,8 @@ impl Ask {
             return refusal;
         }
         match (&*method, &self.scope) {
-            (methods::DISCOVER, _) => self.discover(id).await,
-            (methods::LISTEN, _) => self.listen(message, envelope, params).await,
+            (methods::DISCOVER, _) => Box::pin(self.discover(id)).await,
+            (methods::LISTEN, _) => Box::pin(self.listen(message, envelope, params)).await,
             (methods::INITIALIZE | methods::PING | methods::SET_LEVEL, _)
             | (methods::RESOURCES_SUBSCRIBE | methods::RESOURCES_UNSUBSCRIBE, _) => no_method(id, &method),
             (method, Scope::Aggregate) if !translate::is_translatable(method) => no_method(id, method),
@@ -50,7 +51,8 @@ impl Ask {
     /// Version and headers (2026-07-28, "Streamable HTTP: Standard request headers").
     #[expect(clippy::result_large_err, reason = "the response is the error")]
     fn check(&self, id: &str, method: &str, params: &Params<'_>) -> Result<(), Response<Body>> {
-        let header = |name: &str| self.headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or("?"));
+        let header =
+            |name: &HeaderName| self.headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or("?"));
         let mismatch = |text: &str| Err(body::error(StatusCode::BAD_REQUEST, Some(id), error::HEADER_MISMATCH, text));
         let lacks = |name: &str| {
             let text = format!("params._meta lacks io.modelcontextprotocol/{name}");
@@ -58,7 +60,7 @@ impl Ask {
         };
         let meta = params.meta();
         let in_body = meta.protocol_version.and_then(string);
-        let version = header(headers::PROTOCOL_VERSION);
+        let version = header(&fields::PROTOCOL_VERSION);
         if let (Some(in_body), Some(version)) = (&in_body, version)
             && in_body != version
         {
@@ -81,7 +83,7 @@ impl Ask {
         if version.is_none() {
             return mismatch("header MCP-Protocol-Version is missing");
         }
-        if header(headers::METHOD) != Some(method) {
+        if header(&fields::METHOD) != Some(method) {
             return mismatch("header Mcp-Method is missing or differs from method");
         }
         let named = match method {
@@ -89,7 +91,7 @@ impl Ask {
             methods::RESOURCES_READ => params.uri,
             _ => return Ok(()),
         };
-        let shown = header(headers::NAME).and_then(headers::decode);
+        let shown = header(&fields::NAME).and_then(headers::decode);
         match named.and_then(string) {
             None => Err(body::error(StatusCode::OK, Some(id), error::INVALID_PARAMS, "params lack name or uri")),
             wanted if wanted != shown => mismatch("header Mcp-Name is missing or differs from params"),

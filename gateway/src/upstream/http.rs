@@ -31,6 +31,7 @@ use super::proxy::{Connector, Proxies};
 use super::said::Broken;
 use super::{Failure, Said};
 use crate::GatewayError;
+use crate::fields::Fields;
 
 type TlsClient = Client<HttpsConnector<Connector>, Full<Bytes>>;
 
@@ -49,8 +50,11 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// that is not would never end.
 const SILENCE: Duration = Duration::from_secs(30);
 const PROBES: u32 = 3;
-/// Bytes read ahead on a connection: hyper's 400 KB would stay with each one that has once had a large answer.
-const BUFFER_MAX: usize = 64 << 10;
+/// Bytes read ahead on a connection, so that an answer of 75 KB comes with one read: hyper's 400 KB would stay with each
+/// connection that has once had a large answer.
+const BUFFER_MAX: usize = 80 << 10;
+/// Headers that a request has beside those that are configured.
+const REQUESTS_OWN: usize = 8;
 /// Connections kept to one server.
 const IDLE_MAX: usize = 64;
 
@@ -193,7 +197,8 @@ impl Endpoint {
     pub(crate) fn of(target: &Target, client: &HttpClient) -> Result<Option<Self>, String> {
         let Target::Available { url, headers: wanted } = target else { return Ok(None) };
         let uri: Uri = url.parse().map_err(|error| format!("`{url}` is no URL: {error}"))?;
-        let mut headers = HeaderMap::new();
+        // With room for what a request adds, so that its copy is not arranged anew.
+        let mut headers = HeaderMap::with_capacity(wanted.len() + REQUESTS_OWN);
         for (name, value) in wanted {
             let parsed = HeaderName::from_bytes(name.as_bytes()).ok();
             let value = HeaderValue::from_str(value.expose_secret()).ok();
@@ -228,13 +233,13 @@ impl Endpoint {
     }
 
     /// One request. [`Failure::Unreachable`] says that the server has not seen it, [`Failure::Gone`] that it may have.
-    pub(crate) async fn send(
+    pub(crate) fn send(
         &self,
         method: Method,
-        extra: HeaderMap,
+        extra: Fields,
         body: Bytes,
-    ) -> Result<Response<Incoming>, Failure> {
-        self.send_to(self.uri.clone(), method, extra, body).await
+    ) -> impl Future<Output = Result<Response<Incoming>, Failure>> {
+        self.send_to(self.uri.clone(), method, extra, body)
     }
 
     /// As a request names the address that an `endpoint` event names; why there is none. What is configured for this
@@ -256,14 +261,16 @@ impl Endpoint {
         &self,
         uri: Uri,
         method: Method,
-        extra: HeaderMap,
+        extra: Fields,
         body: Bytes,
     ) -> Result<Response<Incoming>, Failure> {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
         *request.uri_mut() = uri;
         *request.headers_mut() = self.headers.clone();
-        request.headers_mut().extend(extra);
+        for (name, value) in extra {
+            request.headers_mut().insert(name, value);
+        }
         let client = match &self.way {
             Way::Plain(pool) => return pool.send(request).await,
             Way::Tls(client) => client,

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::FusedFuture;
 use http::header::{ACCEPT, CONTENT_TYPE};
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri};
+use http::{HeaderValue, Method, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use mcp_hub_mcp::envelope::{Envelope, Kind, Params, splice, write_error, write_result};
@@ -23,6 +23,7 @@ use super::http::Endpoint;
 use super::messages::refusal;
 use super::{Events, Failure, Said, is_type};
 use crate::body::{EVENTS, JSON};
+use crate::fields::Fields;
 
 /// A server that has not named its address by then speaks something else.
 const ADDRESS_PATIENCE: Duration = Duration::from_secs(10);
@@ -90,7 +91,7 @@ struct Caller {
 impl Link {
     /// Opens a stream and waits for the address that it names. `patience` bounds the sending of one message.
     pub(super) async fn open(endpoint: &Arc<Endpoint>, shared: bool, patience: Duration) -> Result<Self, Failure> {
-        let accept = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(EVENTS))]);
+        let accept = vec![(ACCEPT, HeaderValue::from_static(EVENTS))];
         let response = endpoint.send(Method::GET, accept, Bytes::new()).await?;
         let status = response.status();
         if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
@@ -129,7 +130,7 @@ impl Link {
             let known = self.routes.open().pending.number_of(request.get(), |_| true);
             // It was answered already.
             let Some(number) = known else { return Ok(whole(StatusCode::ACCEPTED, Bytes::new())) };
-            message = splice(&body, &mut [(request, number.to_string().as_bytes())]).into();
+            message = splice(&body, &[(request, number.to_string().as_bytes())]).into();
         }
         if self.routes.open().ended {
             return Ok(whole(StatusCode::NOT_FOUND, Bytes::new()));
@@ -208,7 +209,7 @@ impl Wire {
     /// One message; only what went wrong is left to be read of the response.
     async fn post(&self, message: Bytes) -> Result<Response<Incoming>, Failure> {
         let posting = async {
-            let response = self.endpoint.send_to(self.address.clone(), Method::POST, HeaderMap::new(), message).await?;
+            let response = self.endpoint.send_to(self.address.clone(), Method::POST, Fields::new(), message).await?;
             if !response.status().is_success() {
                 return Ok(response);
             }
@@ -274,7 +275,7 @@ impl Routes {
                 let id = id?;
                 // What nobody waits for is dropped.
                 let pending = self.open().pending.remove(number(id)?)?;
-                pending.caller.answer.send(splice(message, &mut [(id, pending.id.as_bytes())]).into());
+                pending.caller.answer.send(splice(message, &[(id, pending.id.as_bytes())]).into());
                 None
             }
             (Kind::Request, Some(id)) => self.question(message, id.get(), &envelope.method()),
@@ -293,7 +294,7 @@ impl Routes {
                 let pending = open.pending.named(token);
                 if let Some((pending, theirs)) = pending.and_then(|pending| Some((pending, pending.progress.as_ref()?)))
                 {
-                    self.give(&pending.caller.messages, &splice(message, &mut [(token, theirs.as_bytes())]));
+                    self.give(&pending.caller.messages, &splice(message, &[(token, theirs.as_bytes())]));
                 }
             }
             methods::TOOLS_CHANGED

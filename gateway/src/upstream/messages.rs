@@ -2,23 +2,24 @@
 
 use bytes::Bytes;
 use http::header::WWW_AUTHENTICATE;
-use http::{HeaderMap, HeaderValue, Response};
+use http::{HeaderValue, Response};
 use mcp_hub_dataplane_api::MODERN_VERSIONS;
 use mcp_hub_mcp::envelope::{Envelope, Kind};
 use mcp_hub_mcp::headers;
 use serde_json::Value;
 
 use super::{Events, Failure, Said, collect, is_type};
+use crate::fields::{self, Fields};
 
 /// What every modern request carries.
-pub(crate) fn modern_headers(method: &str, name: Option<&str>) -> HeaderMap {
-    let mut extra = HeaderMap::with_capacity(4);
-    extra.insert(headers::PROTOCOL_VERSION, HeaderValue::from_static(MODERN_VERSIONS[0]));
+pub(crate) fn modern_fields(method: &str, name: Option<&str>) -> Fields {
+    let mut extra = Fields::with_capacity(3);
+    extra.push((fields::PROTOCOL_VERSION.clone(), HeaderValue::from_static(MODERN_VERSIONS[0])));
     if let Ok(method) = HeaderValue::from_str(method) {
-        extra.insert(headers::METHOD, method);
+        extra.push((fields::METHOD.clone(), method));
     }
     if let Some(Ok(name)) = name.map(|name| HeaderValue::from_str(&headers::encode(name))) {
-        extra.insert(headers::NAME, name);
+        extra.push((fields::NAME.clone(), name));
     }
     extra
 }

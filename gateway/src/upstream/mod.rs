@@ -16,14 +16,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ::http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use ::http::{HeaderValue, Method, Response, StatusCode};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use mcp_hub_dataplane_api::gateway::{self as config, Target, Transport, UpstreamEra, UpstreamStatus};
 use mcp_hub_dataplane_api::status::Handshake;
 use mcp_hub_dataplane_api::{Era, LEGACY_VERSIONS, SessionMode};
 use mcp_hub_mcp::envelope::write_request;
-use mcp_hub_mcp::{headers, methods};
+use mcp_hub_mcp::methods;
 use serde_json::Value;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::task::JoinHandle;
@@ -35,13 +35,14 @@ pub(crate) use self::handshake::{
 };
 pub(crate) use self::http::{Endpoint, Events, HttpClient, collect, http_client, is_type};
 use self::http_sse::Link;
-pub(crate) use self::messages::modern_headers;
+pub(crate) use self::messages::modern_fields;
 use self::messages::{answer, refusal, result_of};
 pub(crate) use self::said::{Broken, Said};
 pub(crate) use self::sessions::{LegacySession, Owner, Sessions};
 pub(crate) use self::topics::{Topic, Topics};
 use crate::Inner;
 use crate::activity::Activity;
+use crate::fields::{self, Fields};
 use crate::param_headers::{self, Annotation};
 use crate::translate::LEVELS;
 
@@ -333,13 +334,13 @@ impl Upstream {
     pub(crate) async fn post(
         &self,
         session: Option<&LegacySession>,
-        mut extra: HeaderMap,
+        mut extra: Fields,
         body: Bytes,
     ) -> Result<Response<Said>, Failure> {
         let response = match session.map(|session| (session, &session.link)) {
-            Some((_, Some(link))) => link.post(body).await?,
+            Some((_, Some(link))) => Box::pin(link.post(body)).await?,
             opened => {
-                extra.extend(opened.into_iter().flat_map(|(session, _)| session.headers()));
+                extra.extend(opened.into_iter().flat_map(|(session, _)| session.fields()));
                 self.endpoint()?.send(Method::POST, extra, body).await?.map(Said::Http)
             }
         };
@@ -347,6 +348,16 @@ impl Upstream {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(refusal(&response)),
             _ => Ok(response),
         }
+    }
+
+    /// The owner's session, if one is open that is not the one that the server forgot.
+    pub(crate) fn usable_session(
+        &self,
+        owner: Owner,
+        forgotten: Option<&Arc<LegacySession>>,
+    ) -> Option<Arc<LegacySession>> {
+        let session = self.sessions.used(if self.is_shared() { Owner::Shared } else { owner })?;
+        forgotten.is_none_or(|forgotten| !Arc::ptr_eq(forgotten, &session)).then_some(session)
     }
 
     /// The owner's session: opened if there is none, and opened again if it is still the one that the server forgot.
@@ -399,9 +410,9 @@ impl Upstream {
             if self.config.transport == Transport::HttpSse {
                 return self.open_stream(message).await;
             }
-            let response = self.post(None, HeaderMap::new(), message.clone()).await?;
+            let response = self.post(None, Fields::new(), message.clone()).await?;
             let status = response.status();
-            let id = response.headers().get(headers::SESSION_ID).cloned();
+            let id = response.headers().get(&fields::SESSION_ID).cloned();
             let refused = match answer(response).await.and_then(result_of) {
                 Ok(result) => return Ok((id, None, result)),
                 Err(refused) => refused,
@@ -428,7 +439,7 @@ impl Upstream {
         let version = HeaderValue::from_str(version).map_err(|error| Failure::Unreadable(error.to_string()))?;
         let session = Arc::new(LegacySession::new(id, version, link));
         let ready = write_request(None, methods::INITIALIZED, None);
-        self.post(Some(&session), HeaderMap::new(), ready.into()).await?;
+        self.post(Some(&session), Fields::new(), ready.into()).await?;
         Ok((session, result))
     }
 
@@ -443,7 +454,7 @@ impl Upstream {
     /// Ends a session at the server, which may have forgotten it or not know such a request.
     pub(crate) async fn end(&self, session: &LegacySession) {
         if let (Ok(endpoint), Some(_)) = (self.endpoint(), &session.id) {
-            let ending = endpoint.send(Method::DELETE, session.headers(), Bytes::new());
+            let ending = endpoint.send(Method::DELETE, session.fields().collect(), Bytes::new());
             tokio::time::timeout(Duration::from_secs(2), ending).await.ok();
         }
     }
@@ -499,7 +510,9 @@ impl Upstream {
     pub(crate) async fn stream(&self, session: &LegacySession) -> Result<Response<Said>, Failure> {
         match &session.link {
             Some(link) => Ok(link.beside()),
-            None => Ok(self.endpoint()?.send(Method::GET, session.headers(), Bytes::new()).await?.map(Said::Http)),
+            None => {
+                Ok(self.endpoint()?.send(Method::GET, session.fields().collect(), Bytes::new()).await?.map(Said::Http))
+            }
         }
     }
 
@@ -518,7 +531,7 @@ impl Upstream {
                 // Of the ids that are in use on a session, ours are numbers from one counter.
                 let message = write_request(Some(&self.next_id().to_string()), method, Some(params));
                 let (extra, session) = match era {
-                    Era::Modern => (modern_headers(method, None), None),
+                    Era::Modern => (modern_fields(method, None), None),
                     Era::Legacy => {
                         let session = match self.sessions.open(owner) {
                             Some(session) if forgotten.is_none() => session,
@@ -533,7 +546,7 @@ impl Upstream {
                                 opened.ok_or_else(|| Failure::Unreachable("the session was closed".to_owned()))?
                             }
                         };
-                        (HeaderMap::new(), Some(session))
+                        (Fields::new(), Some(session))
                     }
                 };
                 let response = self.post(session.as_deref(), extra, message.into()).await?;

@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use http::{HeaderMap, HeaderValue};
-use mcp_hub_mcp::headers;
+use http::{HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 
 use super::http_sse::Link;
+use crate::fields;
 
 /// Sessions kept with one server that wants one per client; the one unused for longest makes room.
 const SESSIONS_MAX: usize = 1024;
@@ -68,13 +68,10 @@ impl LegacySession {
         self.id.is_some() || self.link.is_some()
     }
 
-    pub(super) fn headers(&self) -> HeaderMap {
-        let mut headers = HeaderMap::with_capacity(4);
-        if let Some(id) = &self.id {
-            headers.insert(headers::SESSION_ID, id.clone());
-        }
-        headers.insert(headers::PROTOCOL_VERSION, self.version.clone());
-        headers
+    /// What each of its requests carries.
+    pub(super) fn fields(&self) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
+        let id = self.id.iter().map(|id| (fields::SESSION_ID.clone(), id.clone()));
+        id.chain([(fields::PROTOCOL_VERSION.clone(), self.version.clone())])
     }
 }
 
@@ -107,6 +104,15 @@ impl Sessions {
         let slot = Arc::new(Slot::default());
         slots.insert(owner, (slot.clone(), now));
         (slot, evicted)
+    }
+
+    /// The owner's session, if one is open, which is used now.
+    pub(crate) fn used(&self, owner: Owner) -> Option<Arc<LegacySession>> {
+        let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (slot, used) = slots.get_mut(&owner)?;
+        let session = slot.current.load_full()?;
+        *used = Instant::now();
+        Some(session)
     }
 
     /// The owner's session, if one is open.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::stream::{BoxStream, StreamExt};
@@ -28,6 +29,7 @@ struct Gateways {
     served: BTreeMap<OwnerKey, Served>,
     upstreams: BTreeMap<String, UpstreamStatus>,
     collisions: BTreeMap<String, Vec<String>>,
+    pace: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -62,6 +64,11 @@ impl FakeSink {
     /// Tools that the gateways leave out of a `Bare` hub.
     pub fn set_collisions(&self, collisions: BTreeMap<String, Vec<String>>) {
         self.gateways().collisions = collisions;
+    }
+
+    /// As a sink for which each configuration is a write.
+    pub fn set_pace(&self, pace: Duration) {
+        self.gateways().pace = pace;
     }
 
     fn gateways(&self) -> std::sync::MutexGuard<'_, Gateways> {
@@ -99,6 +106,10 @@ impl GatewaySink for FakeSink {
             self.gateways().served.remove(hub);
         })?;
         Ok(())
+    }
+
+    fn pace(&self) -> Duration {
+        self.gateways().pace
     }
 
     fn hosts(&self, _: &OwnerKey) -> Vec<String> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -251,6 +251,15 @@ impl Cluster {
     pub fn door(&self, target: SocketAddr) -> Result<Door, Error> {
         let failed = |source| Error::Door { target: target.to_string(), source };
         Door::open(&self.folder.namespace(), mcp_hub_test_port::free_port().map_err(failed)?, target)
+    }
+
+    /// Listens in the cluster's network, at [`NODE`] for example, which is the address of all pods of fake nodes.
+    ///
+    /// # Errors
+    /// If the address is not the cluster's, or taken.
+    pub fn listen(&self, address: SocketAddr) -> Result<TcpListener, Error> {
+        let bind = move || TcpListener::bind(address);
+        self.folder.namespace().inside(bind)?.map_err(|source| Error::Listen { address, source })
     }
 
     /// Puts the images of an OCI archive on the node. Give them a tag other than `latest`, which pods would ask a registry

@@ -36,6 +36,8 @@ pub enum Error {
     Enter { path: PathBuf, source: std::io::Error },
     #[error("could not open a door to {target}")]
     Door { target: String, source: std::io::Error },
+    #[error("could not listen on {address} in the cluster's network")]
+    Listen { address: std::net::SocketAddr, source: std::io::Error },
     #[error("could not make a certificate")]
     Certificate(#[from] rcgen::Error),
     #[error("cluster `{cluster}` is not wholly gone, {left}; `cargo xtask cluster down --name {cluster}` tries again")]

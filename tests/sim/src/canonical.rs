@@ -27,16 +27,32 @@ pub fn end_state(world: &World) -> EndState {
     for (key, object) in &snapshot {
         let kind = object["kind"].as_str().unwrap_or_default();
         if KINDS.contains(&kind) {
-            state.insert(key.clone(), renamed(serde_json::to_string_pretty(&canonical(object)).unwrap(), &names));
+            state.insert(
+                key.clone(),
+                renamed(serde_json::to_string_pretty(&sorted(&canonical(object))).unwrap(), &names),
+            );
         }
         if kind == "Pod" && object["metadata"]["deletionTimestamp"].is_null() {
             let labels = &object["metadata"]["labels"];
             let pods = format!("Pods/{}/{}", labels["mcphub.io/role"], labels["mcphub.io/owner-name"]);
-            let line = format!("{}\n", renamed(object["spec"]["containers"][0].to_string(), &names));
+            let line = format!("{}\n", renamed(sorted(&object["spec"]["containers"][0]).to_string(), &names));
             state.entry(pods).or_default().push_str(&line);
         }
     }
     state
+}
+
+/// The same with the members of objects in order; the API server keeps them as they came.
+fn sorted(value: &Value) -> Value {
+    match value {
+        Value::Object(members) => {
+            let members: BTreeMap<&String, Value> =
+                members.iter().map(|(name, member)| (name, sorted(member))).collect();
+            json!(members)
+        }
+        Value::Array(items) => Value::Array(items.iter().map(sorted).collect()),
+        other => other.clone(),
+    }
 }
 
 /// What stands for each identity, and for what is derived from it.
@@ -121,6 +137,10 @@ fn status(object: &Value) -> Value {
     let observed = current(&status["observedGeneration"]);
     if let Some(fields) = status.as_object_mut() {
         fields.insert("observedGeneration".to_owned(), observed);
+    }
+    if let Some(conditions) = status["conditions"].as_array_mut() {
+        // A map by type.
+        conditions.sort_by_key(|condition| condition["type"].to_string());
     }
     for condition in status["conditions"].as_array_mut().into_iter().flatten() {
         condition["observedGeneration"] = current(&condition["observedGeneration"]);

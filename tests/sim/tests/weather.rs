@@ -198,8 +198,10 @@ async fn each_deleted_child_is_back_in_a_moment() {
     for (kind, child) in made.into_iter().filter(|(kind, _)| *kind != "Pod") {
         let (namespace, name) = name(&child);
         world.api.delete(kind, namespace, name);
+        // Secrets are looked at, not watched.
+        let soon = Duration::from_secs(if kind == "Secret" { 11 } else { 1 });
         let back = |api: &mcp_hub_fakeapi::FakeApi| api.get(kind, namespace, name).is_some();
-        world.api.wait_until(Duration::from_secs(1), back).await.unwrap_or_else(|late| panic!("{kind} {name}: {late}"));
+        world.api.wait_until(soon, back).await.unwrap_or_else(|late| panic!("{kind} {name}: {late}"));
     }
     converges(&world, &want, "every child deleted once").await;
 }

@@ -8,6 +8,7 @@ mod audit;
 mod scene;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -29,6 +30,12 @@ pub(crate) struct Plan {
     /// Rounds of settling, each with the operator and with the bare loop
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// Steps of growing: so many servers in all
+    #[arg(long, value_name = "N,N", value_delimiter = ',', default_values_t = [300, 500, 1000, 2000, 5000])]
+    steps: Vec<usize>,
+    /// Folder with `mcp-hub-operator` and `bench-peers` of an earlier build, measured instead; writes no file
+    #[arg(long, value_name = "FOLDER")]
+    programs: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -58,15 +65,15 @@ const WRITES: f64 = 5.0;
 const EVENTS: f64 = 2.0;
 
 pub(crate) fn run(plan: &Plan) -> Result<(), Error> {
-    let build = Build::release()?;
+    let build = plan.programs.as_deref().map_or_else(Build::release, |folder| Ok(Build::kept(folder)))?;
     for part in Part::ALL.into_iter().filter(|part| plan.part.is_none_or(|only| only == *part)) {
         let section = match part {
             Part::Writes => writes(&build, plan.quick),
             Part::Settle => settle(&build, plan),
-            Part::Grow => grow(&build, plan.quick),
+            Part::Grow => grow(&build, plan),
         }?;
         shell::say(&format!("{}: {section:#}", part.name()));
-        if !plan.quick {
+        if !plan.quick && plan.programs.is_none() {
             keep(part, section)?;
         }
     }
@@ -177,7 +184,7 @@ fn settle(build: &Build, plan: &Plan) -> Result<Value, Error> {
     Ok(json!({"servers": count, "operator_seconds": ours, "bare_seconds": bare, "ratio": ratio}))
 }
 
-fn grow(build: &Build, quick: bool) -> Result<Value, Error> {
+fn grow(build: &Build, plan: &Plan) -> Result<Value, Error> {
     let mut scene = Scene::set(build, 6)?;
     scene.start_operator()?;
     std::thread::sleep(Duration::from_secs(5));
@@ -185,7 +192,8 @@ fn grow(build: &Build, quick: bool) -> Result<Value, Error> {
     say_goal("MB idle", &json!(idle), 20.0);
     let mut steps = Vec::new();
     let mut servers = 0;
-    for all in if quick { [10, 20, 40, 60, 100] } else { [300, 500, 1000, 2000, 5000] } {
+    let quick = [10, 20, 40];
+    for all in if plan.quick { &quick[..] } else { &plan.steps }.iter().copied() {
         let cpu = scene.cpu_seconds();
         let took = scene.create(servers, all - servers)?;
         let added = all - servers;

@@ -41,15 +41,18 @@ impl Build {
             let build = ["build", "--locked", "--release", "--target", &target, "--package", package];
             shell::run(&mut shell::cargo(&build))?;
         }
-        let folder = shell::target().join(target).join("release");
-        Ok(Self { operator: folder.join("mcp-hub-operator"), peers: folder.join("bench-peers") })
+        Ok(Self::kept(&shell::target().join(target).join("release")))
     }
 
     pub(super) fn debug() -> Result<Self, Error> {
         let build = ["build", "--locked", "--package", "mcp-hub-operator", "--package", "mcp-hub-bench-peers"];
         shell::run(&mut shell::cargo(&build))?;
-        let folder = dist::folder("dev");
-        Ok(Self { operator: folder.join("mcp-hub-operator"), peers: folder.join("bench-peers") })
+        Ok(Self::kept(&dist::folder("dev")))
+    }
+
+    /// Programs that were built before and kept in a folder, under their own names.
+    pub(super) fn kept(folder: &Path) -> Self {
+        Self { operator: folder.join("mcp-hub-operator"), peers: folder.join("bench-peers") }
     }
 }
 
@@ -131,7 +134,7 @@ impl Scene {
     }
 
     /// Waits until the operator has made so many passes over servers since it was started.
-    pub(super) fn passes_over(&self, servers: usize) -> Result<(), Error> {
+    pub(super) fn passes_over(&mut self, servers: usize) -> Result<(), Error> {
         self.until("a pass over every server", |scene| {
             let metrics = scene.metrics();
             let lines = metrics.lines().filter(|line| line.starts_with("mcp_hub_passes_total{controller=\"server\""));
@@ -218,9 +221,13 @@ impl Scene {
         asked.ok().and_then(|mut answer| answer.body_mut().read_to_string().ok()).unwrap_or_default()
     }
 
-    fn until(&self, what: &str, reached: impl Fn(&Self) -> bool) -> Result<(), Error> {
+    fn until(&mut self, what: &str, reached: impl Fn(&Self) -> bool) -> Result<(), Error> {
         let deadline = Instant::now() + PATIENCE;
         while !reached(self) {
+            if let Some(Ok(Some(status))) = self.operator.as_mut().map(|operator| operator.0.try_wait()) {
+                let log = self.folder.join("operator.log");
+                return Err(unexpected(format!("the operator ended ({status}); see {}", log.display())));
+            }
             if Instant::now() > deadline {
                 return Err(unexpected(format!("waited {} s, but not: {what}", PATIENCE.as_secs())));
             }

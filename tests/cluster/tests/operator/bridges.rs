@@ -1,0 +1,84 @@
+//! One stand-in for the bridges of all pods that KWOK plays: they share one address.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use mcp_hub_dataplane_api::Era;
+use mcp_hub_dataplane_api::status::{Activity, BridgeStatus, Handshake, Phase};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinHandle;
+
+/// Answers `/status` to whoever asks. Ends with the value.
+#[derive(Debug)]
+pub(crate) struct Bridges {
+    ready: Arc<AtomicBool>,
+    serving: JoinHandle<()>,
+}
+
+impl Drop for Bridges {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+impl Bridges {
+    pub(crate) fn listen(listener: TcpListener) -> Self {
+        listener.set_nonblocking(true).unwrap();
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        let ready = Arc::new(AtomicBool::new(true));
+        let serving = tokio::spawn(serve(listener, ready.clone()));
+        Self { ready, serving }
+    }
+
+    /// Whether their servers have shaken hands from now on.
+    pub(crate) fn say_ready(&self, ready: bool) {
+        self.ready.store(ready, Ordering::Relaxed);
+    }
+}
+
+async fn serve(listener: tokio::net::TcpListener, ready: Arc<AtomicBool>) {
+    loop {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let body = serde_json::to_string(&status(ready.load(Ordering::Relaxed))).unwrap();
+        tokio::spawn(async move {
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                match stream.read_buf(&mut request).await {
+                    Ok(read) if read > 0 => {}
+                    // The asker was killed.
+                    _ => return,
+                }
+            }
+            let head = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length";
+            let answer = format!("{head}: {}\r\n\r\n{body}", body.len());
+            stream.write_all(answer.as_bytes()).await.ok();
+        });
+    }
+}
+
+fn status(ready: bool) -> BridgeStatus {
+    let handshake = Handshake {
+        era: Era::Modern,
+        server_name: "stand-in".to_owned(),
+        server_version: "1.0.0".to_owned(),
+        protocol_versions: vec!["2026-07-28".to_owned()],
+        tools: None,
+        duration_ms: 12,
+        at: "2026-08-01T00:00:00Z".to_owned(),
+    };
+    BridgeStatus {
+        bridge_version: "1".to_owned(),
+        digest: String::new(),
+        // Whoever asks knows where the pod is.
+        endpoint: String::new(),
+        phase: if ready { Phase::Ready } else { Phase::Starting },
+        handshake: ready.then_some(handshake),
+        restarts: 0,
+        last_exit: None,
+        last_error: None,
+        stderr_tail: Vec::new(),
+        notices: Vec::new(),
+        activity: Activity::default(),
+    }
+}

@@ -1,0 +1,10 @@
+//! Faults that an operator has to stand, on a real control plane whose pods are KWOK's and whose bridges are one stand-in.
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod audit;
+mod bridges;
+mod children;
+mod kills;
+mod place;
+mod unrest;
