@@ -256,7 +256,7 @@ impl GatewaySink for LocalSink {
         }))
     }
 
-    fn upstream(&self, server_uid: &str) -> Option<UpstreamStatus> {
+    async fn upstream(&self, server_uid: &str) -> Option<UpstreamStatus> {
         let rank = |status: &UpstreamStatus| match status {
             UpstreamStatus::Ready { .. } => 3,
             UpstreamStatus::AuthRequired { .. } => 2,

@@ -157,7 +157,7 @@ async fn a_hub_that_moves_keeps_its_old_port_until_it_has_the_new_one() {
 async fn what_a_gateway_learns_of_a_server_is_told() {
     let sink = LocalSink::new(installation());
     let mut events = sink.events();
-    assert_eq!(sink.upstream("uid-r"), None);
+    assert_eq!(sink.upstream("uid-r").await, None);
     let (owner, _) = applied(&sink, "one", &[remote("r", "http://127.0.0.1:1/mcp")]).await;
     loop {
         let event = tokio::time::timeout(std::time::Duration::from_secs(20), events.next()).await.unwrap().unwrap();
@@ -165,9 +165,9 @@ async fn what_a_gateway_learns_of_a_server_is_told() {
             break;
         }
     }
-    assert!(sink.upstream("uid-r").is_some());
+    assert!(sink.upstream("uid-r").await.is_some());
     sink.remove(&owner).await.unwrap();
-    assert_eq!(sink.upstream("uid-r"), None);
+    assert_eq!(sink.upstream("uid-r").await, None);
 }
 
 /// The whole way of a hub that nobody wrote: store, pass, sink, status, and its end.

@@ -12,7 +12,7 @@ use mcp_hub_dataplane_api::status::{Activity, BridgeStatus, Phase};
 use mcp_hub_reconcile::installation::Installation;
 use mcp_hub_reconcile::owner::OwnerKey;
 use mcp_hub_reconcile::ports::RuntimeEvent;
-use tokio::sync::{Semaphore, broadcast};
+use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::task::AbortHandle;
 
 use crate::pods::PodFacts;
@@ -27,6 +27,8 @@ pub trait AskBridge: fmt::Debug + Send + Sync {
 /// Bridges asked at a time: a restarted operator asks all of them.
 const AT_ONCE: usize = 64;
 /// A bridge that is not ready is asked again, at first after this time.
+/// A pod that was never asked is waited for so long: what it says is better told than that nothing is known of it.
+const FIRST_WORD: Duration = Duration::from_secs(2);
 const FIRST: Duration = Duration::from_millis(250);
 const LONGEST: Duration = Duration::from_secs(30);
 /// Thousands of bridges are a hundred small requests a second.
@@ -44,6 +46,8 @@ struct Inner {
     events: broadcast::Sender<RuntimeEvent>,
     turns: Semaphore,
     attended: Mutex<HashMap<String, Pods>>,
+    /// Tells that a pod was asked for the first time, or is no more.
+    asked: watch::Sender<()>,
 }
 
 /// The pods of an owner, by uid. The map's keys are owners' uids: news of one look at its own pods only.
@@ -54,6 +58,8 @@ type Pods = BTreeMap<String, Box<Attended>>;
 struct Attended {
     seen: Seen,
     status: Option<BridgeStatus>,
+    /// Whether this start of its bridge was asked, with or without an answer.
+    asked: bool,
     task: AbortHandle,
 }
 
@@ -79,11 +85,17 @@ impl Bridges {
         events: broadcast::Sender<RuntimeEvent>,
     ) -> Self {
         let turns = Semaphore::new(AT_ONCE);
-        Self(Arc::new(Inner { ask, installation, events, turns, attended: Mutex::default() }))
+        let (attended, asked) = (Mutex::default(), watch::Sender::new(()));
+        Self(Arc::new(Inner { ask, installation, events, turns, attended, asked }))
     }
 
     /// Takes the pods that an owner has now.
     pub(crate) fn attend(&self, owner: &OwnerKey, pods: &[PodFacts]) {
+        self.take(owner, pods);
+        self.0.asked.send_replace(());
+    }
+
+    fn take(&self, owner: &OwnerKey, pods: &[PodFacts]) {
         let mut attended = self.0.attended();
         let alive: BTreeMap<&str, Seen> = pods
             .iter()
@@ -105,11 +117,19 @@ impl Bridges {
                 continue;
             }
             // A bridge that was started anew has nothing to do with what the old one said.
-            let status = known.filter(|known| known.seen.starts == seen.starts).and_then(|known| known.status.clone());
+            let known = known.filter(|known| known.seen.starts == seen.starts);
+            let (status, asked) = known.map_or((None, false), |known| (known.status.clone(), known.asked));
             let follow = follow(self.0.clone(), owner.clone(), uid.to_owned(), seen.clone());
             let task = tokio::spawn(follow).abort_handle();
-            attended.insert(uid.to_owned(), Box::new(Attended { seen, status, task }));
+            attended.insert(uid.to_owned(), Box::new(Attended { seen, status, asked, task }));
         }
+    }
+
+    /// Waits until each pod of an owner that runs was asked once, or seems not to answer.
+    pub(crate) async fn asked(&self, owner: &OwnerKey) {
+        let all = |(): &()| self.0.attended().get(&owner.uid).is_none_or(|pods| pods.values().all(|pod| pod.asked));
+        // The sender lives as long as this value.
+        tokio::time::timeout(FIRST_WORD, self.0.asked.subscribe().wait_for(all)).await.ok();
     }
 
     /// What the bridge of a pod said last.
@@ -138,6 +158,17 @@ impl Inner {
         known.status = Some(said);
         changed
     }
+
+    fn was_asked(&self, owner: &OwnerKey, pod_uid: &str) {
+        let mut attended = self.attended();
+        let known = attended.get_mut(&owner.uid).and_then(|pods| pods.get_mut(pod_uid));
+        let first = known.is_some_and(|known| !std::mem::replace(&mut known.asked, true));
+        // Those that wait look at what is locked here.
+        drop(attended);
+        if first {
+            self.asked.send_replace(());
+        }
+    }
 }
 
 /// A status without what changes with each call.
@@ -157,9 +188,9 @@ async fn follow(inner: Arc<Inner>, owner: OwnerKey, pod_uid: String, seen: Seen)
         };
         let settled = said.as_ref().is_some_and(|said| matches!(said.phase, Phase::Ready | Phase::Asleep));
         let early = |said: &BridgeStatus| said.phase == Phase::Starting && begun.elapsed() < STARTING;
-        if let Some(said) = said.filter(|said| !early(said))
-            && inner.take(&owner, &pod_uid, said)
-        {
+        let news = said.filter(|said| !early(said)).is_some_and(|said| inner.take(&owner, &pod_uid, said));
+        inner.was_asked(&owner, &pod_uid);
+        if news {
             // Nobody listening is no loss: who listens later looks at everything.
             inner.events.send(RuntimeEvent::Changed(owner.clone())).ok();
         }

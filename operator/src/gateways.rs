@@ -14,7 +14,7 @@ use mcp_hub_dataplane_api::secret::SecretString;
 use mcp_hub_reconcile::installation::Installation;
 use mcp_hub_reconcile::owner::OwnerKey;
 use mcp_hub_reconcile::ports::SinkEvent;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio::task::AbortHandle;
 
 use crate::lower::CONTROL_PORT;
@@ -30,6 +30,8 @@ pub trait AskGateway: fmt::Debug + Send + Sync {
     async fn events(&self, address: &str, port: u16, token: &SecretString) -> BoxStream<'static, ReplicaStatus>;
 }
 
+/// A replica that has said nothing for so long is not waited for.
+const FIRST_WORD: Duration = Duration::from_secs(5);
 const FIRST: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(10);
 
@@ -42,6 +44,8 @@ struct Inner {
     installation: Installation,
     events: broadcast::Sender<SinkEvent>,
     replicas: Mutex<HashMap<String, Replica>>,
+    /// Tells that a replica has said something for the first time, did not answer, or is no more.
+    heard: watch::Sender<()>,
 }
 
 #[derive(Debug)]
@@ -50,6 +54,8 @@ struct Replica {
     /// Where it listens, and which start of its container: another one is followed anew.
     at: (String, i32),
     status: Option<ReplicaStatus>,
+    /// Whether it has said something, or was asked in vain.
+    heard: bool,
     task: AbortHandle,
 }
 
@@ -65,7 +71,8 @@ impl Gateways {
         installation: Installation,
         events: broadcast::Sender<SinkEvent>,
     ) -> Self {
-        Self(Arc::new(Inner { ask, installation, events, replicas: Mutex::default() }))
+        let (replicas, heard) = (Mutex::default(), watch::Sender::new(()));
+        Self(Arc::new(Inner { ask, installation, events, replicas, heard }))
     }
 
     /// Takes the pods that a hub's gateway has now.
@@ -82,8 +89,18 @@ impl Gateways {
                 continue;
             }
             let task = tokio::spawn(follow(self.0.clone(), hub.clone(), uid.to_owned(), at.0.clone())).abort_handle();
-            replicas.insert(uid.to_owned(), Replica { hub: hub.clone(), at, status: None, task });
+            replicas.insert(uid.to_owned(), Replica { hub: hub.clone(), at, status: None, heard: false, task });
         }
+        // Those that wait look at what is locked here.
+        drop(replicas);
+        self.0.heard.send_replace(());
+    }
+
+    /// Waits until each replica has said something, or has been silent for a few seconds.
+    pub(crate) async fn heard(&self) {
+        let all = |(): &()| self.0.replicas().values().all(|replica| replica.heard);
+        // The sender lives as long as this value.
+        self.0.heard.subscribe().wait_for(all).await.ok();
     }
 
     /// What the replicas of a hub said last, by the pod's uid.
@@ -153,20 +170,43 @@ impl Inner {
         replica.status = Some(said);
         news
     }
+
+    fn was_heard(&self, pod_uid: &str) {
+        let mut replicas = self.replicas();
+        let first = replicas.get_mut(pod_uid).is_some_and(|replica| !std::mem::replace(&mut replica.heard, true));
+        // Those that wait look at what is locked here.
+        drop(replicas);
+        if first {
+            self.heard.send_replace(());
+        }
+    }
 }
 
 async fn follow(inner: Arc<Inner>, hub: OwnerKey, pod_uid: String, ip: String) {
+    let listen = listen(&inner, &hub, &pod_uid, &ip);
+    tokio::pin!(listen);
+    if tokio::time::timeout(FIRST_WORD, &mut listen).await.is_err() {
+        inner.was_heard(&pod_uid);
+        listen.await;
+    }
+}
+
+/// Takes for ever what a replica says.
+async fn listen(inner: &Inner, hub: &OwnerKey, pod_uid: &str, ip: &str) {
     let token = ControlKeys::of(&inner.installation.sealing_key(&hub.uid)).token().clone();
     let mut wait = FIRST;
     loop {
-        let mut statuses = inner.ask.events(&ip, CONTROL_PORT, &token).await;
+        let mut statuses = inner.ask.events(ip, CONTROL_PORT, &token).await;
         while let Some(said) = statuses.next().await {
             wait = FIRST;
-            for event in inner.take(&pod_uid, said) {
+            let news = inner.take(pod_uid, said);
+            inner.was_heard(pod_uid);
+            for event in news {
                 // Nobody listening is no loss: who listens later looks at everything.
                 inner.events.send(event).ok();
             }
         }
+        inner.was_heard(pod_uid);
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(LONGEST);
     }

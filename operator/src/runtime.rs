@@ -330,6 +330,7 @@ impl Runtime for KubeRuntime {
 
     async fn observe(&self, owner: &OwnerKey) -> Result<Observed, RuntimeError> {
         self.ready().await;
+        self.bridges.asked(owner).await;
         let kinds = self.children.iter().filter(|(kind, _)| **kind != ChildKind::Secret);
         let children: Vec<Child> = kinds.flat_map(|(_, cache)| cache.of(&owner.uid)).collect();
         let pods = self.pods_of(owner);

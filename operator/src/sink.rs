@@ -25,6 +25,7 @@ use mcp_hub_reconcile::ports::{GatewaySink, HubState, Runtime, RuntimeEvent, Sin
 use mcp_hub_reconcile::workload::{GatewayWorkload, Workload};
 use serde_json::{Value, json};
 use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::children::{ChildKind, hide};
@@ -54,6 +55,8 @@ pub struct KubeSink {
     events: broadcast::Sender<SinkEvent>,
     /// Port of each hub's Service, by uid.
     ports: Mutex<BTreeMap<String, u16>>,
+    /// Whether all gateways that there were at the start are followed.
+    attended: Arc<watch::Sender<bool>>,
     following: JoinHandle<()>,
 }
 
@@ -73,8 +76,18 @@ impl KubeSink {
     pub fn start(runtime: Arc<KubeRuntime>, installation: Installation, ask: Arc<dyn AskGateway>) -> Arc<Self> {
         let events = broadcast::Sender::new(EVENTS);
         let gateways = Arc::new(Gateways::new(ask, installation.clone(), events.clone()));
-        let following = tokio::spawn(follow_pods(runtime.clone(), gateways.clone(), events.clone()));
-        Arc::new(Self { runtime, installation, gateways, events, ports: Mutex::default(), following })
+        let attended = Arc::new(watch::Sender::new(false));
+        let follow = follow_pods(runtime.clone(), gateways.clone(), events.clone(), attended.clone());
+        let following = tokio::spawn(follow);
+        Arc::new(Self { runtime, installation, gateways, events, ports: Mutex::default(), attended, following })
+    }
+
+    /// Waits until each gateway that runs has said once what it does, or seems not to answer. Without, the first passes of a
+    /// new operator would take what is not known yet for what is not so.
+    async fn heard(&self) {
+        // The sender lives in this very value.
+        self.attended.subscribe().wait_for(|attended| *attended).await.ok();
+        self.gateways.heard().await;
     }
 
     /// Writes the configuration's Secret, if what lies there is another.
@@ -210,6 +223,7 @@ impl GatewaySink for KubeSink {
     }
 
     async fn observe(&self, hub: &OwnerKey) -> Result<Option<HubState>, SinkError> {
+        self.heard().await;
         let observed = self.runtime.observe(hub).await.map_err(sink_error)?;
         let deployment = observed.objects.iter().find(|object| object.id.kind == "Deployment");
         let Some(deployment) = deployment else { return Ok(None) };
@@ -240,7 +254,8 @@ impl GatewaySink for KubeSink {
         }))
     }
 
-    fn upstream(&self, server_uid: &str) -> Option<UpstreamStatus> {
+    async fn upstream(&self, server_uid: &str) -> Option<UpstreamStatus> {
+        self.heard().await;
         self.gateways.upstream(server_uid)
     }
 
@@ -261,7 +276,12 @@ impl GatewaySink for KubeSink {
 }
 
 /// Follows the pods of gateways by the runtime's events.
-async fn follow_pods(runtime: Arc<KubeRuntime>, gateways: Arc<Gateways>, events: broadcast::Sender<SinkEvent>) {
+async fn follow_pods(
+    runtime: Arc<KubeRuntime>,
+    gateways: Arc<Gateways>,
+    events: broadcast::Sender<SinkEvent>,
+    attended: Arc<watch::Sender<bool>>,
+) {
     let mut changes = runtime.events();
     runtime.ready().await;
     let hubs = async || {
@@ -274,6 +294,7 @@ async fn follow_pods(runtime: Arc<KubeRuntime>, gateways: Arc<Gateways>, events:
             gateways.attend(&hub, &runtime.pods_of(&hub));
             events.send(SinkEvent::Hub(hub)).ok();
         }
+        attended.send_if_modified(|attended| !std::mem::replace(attended, true));
         due = match changes.next().await {
             Some(RuntimeEvent::Changed(owner)) if owner.kind == OwnerKind::MCPHub => vec![owner],
             Some(RuntimeEvent::Changed(_)) => Vec::new(),

@@ -111,7 +111,7 @@ async fn converge(server: &MCPServer, owner: &OwnerKey, ports: &Ports, findings:
     // First, so that a pass that ends early does not make status forget which version was found.
     findings.resolved = resolution(server);
     findings.observed = ports.runtime.observe(owner).await?;
-    findings.upstream = ports.sink.upstream(&owner.uid);
+    findings.upstream = ports.sink.upstream(&owner.uid).await;
     findings.bridge = kept_bridge(server);
     findings.unimplemented = accept::unimplemented_in_server(&server.spec);
     if !findings.unimplemented.is_empty() {

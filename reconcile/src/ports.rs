@@ -234,8 +234,9 @@ pub trait GatewaySink: fmt::Debug + Send + Sync {
         Duration::ZERO
     }
 
-    /// What gateways found of the server with this uid, the best answer over all hubs.
-    fn upstream(&self, server_uid: &str) -> Option<UpstreamStatus>;
+    /// What gateways found of the server with this uid, the best answer over all hubs. Waits for gateways that were not heard
+    /// yet, a few seconds at most.
+    async fn upstream(&self, server_uid: &str) -> Option<UpstreamStatus>;
 
     fn events(&self) -> BoxStream<'static, SinkEvent>;
 }

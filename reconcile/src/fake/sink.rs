@@ -129,7 +129,7 @@ impl GatewaySink for FakeSink {
         }))
     }
 
-    fn upstream(&self, server_uid: &str) -> Option<UpstreamStatus> {
+    async fn upstream(&self, server_uid: &str) -> Option<UpstreamStatus> {
         self.gateways().upstreams.get(server_uid).cloned()
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use mcp_hub_dataplane_api::Era;
@@ -109,6 +110,9 @@ pub fn handshake(server: &str) -> Handshake {
     }
 }
 
+/// Nothing on a network is there at once.
+pub(crate) const LATENCY: Duration = Duration::from_millis(20);
+
 /// The pod that has this address and is not on its way out.
 pub(crate) fn pod_at(api: &FakeApi, address: &str) -> Option<Value> {
     let alive = |pod: &Value| pod["status"]["podIP"] == address && pod["metadata"]["deletionTimestamp"].is_null();
@@ -128,6 +132,7 @@ impl AskBridge for Way {
         if self.line.is_dead() {
             std::future::pending::<()>().await;
         }
+        tokio::time::sleep(LATENCY).await;
         self.bridges.answer(&pod_at(&self.bridges.api, address)?, port, token)
     }
 }

@@ -20,7 +20,7 @@ use mcp_hub_operator::AskGateway;
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::bridges::{handshake, pod_at};
+use crate::bridges::{LATENCY, handshake, pod_at};
 use crate::wire::Line;
 
 /// How a remote server answers the gateways.
@@ -157,6 +157,7 @@ impl AskGateway for Way {
         if self.line.is_dead() {
             std::future::pending::<()>().await;
         }
+        tokio::time::sleep(LATENCY).await;
         self.gateways.push(&pod_at(&self.gateways.0.api, address)?, &sealed)
     }
 
@@ -164,6 +165,7 @@ impl AskGateway for Way {
         if self.line.is_dead() {
             std::future::pending::<()>().await;
         }
+        tokio::time::sleep(LATENCY).await;
         let gateways = self.gateways.clone();
         let pod = pod_at(&gateways.0.api, address);
         let known = pod.filter(|pod| gateways.keys(pod).is_some_and(|keys| keys.token() == token));
