@@ -8,10 +8,10 @@ use std::process::Command;
 
 use mcp_hub_test_cluster::{Cluster, Options, Shape};
 
+use crate::cluster;
 use crate::images::{self, PREFIX, TEST_TAG};
 use crate::needs::Need;
 use crate::shell::{self, Error};
-use crate::{cluster, generate};
 
 /// What the level needs: a cluster, and what images are built with.
 pub(crate) const NEEDS: [Need; 6] = {
@@ -23,8 +23,6 @@ const NAMESPACE: &str = "mcp-hub-system";
 
 /// The whole level, on clusters of this machine.
 pub(crate) fn run() -> Result<(), Error> {
-    // Now helm is there, with which the kustomization is made.
-    generate::run(true)?;
     let archives = images::for_tests()?;
     let paths = std::env::join_paths(&archives)
         .map_err(|error| Error::Output { command: "cargo xtask images".to_owned(), message: error.to_string() })?;

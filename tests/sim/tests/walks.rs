@@ -3,7 +3,7 @@
 //!
 //! `SIM_SEED` repeats a run, `SIM_CASES` walks longer.
 
-#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking, and says its seed")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, and says its seed")]
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -206,8 +206,10 @@ async fn each_deleted_child_is_back_in_a_moment() {
     converges(&world, &want, "every child deleted once").await;
 }
 
+type Edit = fn(&mut Value);
+
 /// What people do to objects that they do not own.
-fn edits(kind: &str) -> Vec<(&'static str, fn(&mut Value))> {
+fn edits(kind: &str) -> Vec<(&'static str, Edit)> {
     match kind {
         "Deployment" => vec![
             ("another image", |d| d["spec"]["template"]["spec"]["containers"][0]["image"] = json!("evil:1")),

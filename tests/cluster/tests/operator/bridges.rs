@@ -1,8 +1,6 @@
 //! One stand-in for the bridges of all pods that KWOK plays: they share one address.
 
 use std::net::TcpListener;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use mcp_hub_dataplane_api::Era;
 use mcp_hub_dataplane_api::status::{Activity, BridgeStatus, Handshake, Phase};
@@ -12,7 +10,6 @@ use tokio::task::JoinHandle;
 /// Answers `/status` to whoever asks. Ends with the value.
 #[derive(Debug)]
 pub(crate) struct Bridges {
-    ready: Arc<AtomicBool>,
     serving: JoinHandle<()>,
 }
 
@@ -26,21 +23,14 @@ impl Bridges {
     pub(crate) fn listen(listener: TcpListener) -> Self {
         listener.set_nonblocking(true).unwrap();
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-        let ready = Arc::new(AtomicBool::new(true));
-        let serving = tokio::spawn(serve(listener, ready.clone()));
-        Self { ready, serving }
-    }
-
-    /// Whether their servers have shaken hands from now on.
-    pub(crate) fn say_ready(&self, ready: bool) {
-        self.ready.store(ready, Ordering::Relaxed);
+        Self { serving: tokio::spawn(serve(listener)) }
     }
 }
 
-async fn serve(listener: tokio::net::TcpListener, ready: Arc<AtomicBool>) {
+async fn serve(listener: tokio::net::TcpListener) {
     loop {
         let (mut stream, _) = listener.accept().await.unwrap();
-        let body = serde_json::to_string(&status(ready.load(Ordering::Relaxed))).unwrap();
+        let body = serde_json::to_string(&status()).unwrap();
         tokio::spawn(async move {
             let mut request = Vec::new();
             while !request.ends_with(b"\r\n\r\n") {
@@ -57,7 +47,7 @@ async fn serve(listener: tokio::net::TcpListener, ready: Arc<AtomicBool>) {
     }
 }
 
-fn status(ready: bool) -> BridgeStatus {
+fn status() -> BridgeStatus {
     let handshake = Handshake {
         era: Era::Modern,
         server_name: "stand-in".to_owned(),
@@ -72,8 +62,8 @@ fn status(ready: bool) -> BridgeStatus {
         digest: String::new(),
         // Whoever asks knows where the pod is.
         endpoint: String::new(),
-        phase: if ready { Phase::Ready } else { Phase::Starting },
-        handshake: ready.then_some(handshake),
+        phase: Phase::Ready,
+        handshake: Some(handshake),
         restarts: 0,
         last_exit: None,
         last_error: None,

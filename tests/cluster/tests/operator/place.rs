@@ -38,7 +38,7 @@ pub(crate) const AGENT: &str = "mcp-hub-test";
 pub(crate) struct Place {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) client: Administrator,
-    pub(crate) bridges: Bridges,
+    _bridges: Bridges,
 }
 
 /// A client with all rights.
@@ -73,7 +73,7 @@ impl Place {
             Api::all(client.clone()).create(&PostParams::default(), &namespace).await.unwrap();
         }
         let bridges = Bridges::listen(cluster.listen((NODE, 7337).into()).unwrap());
-        Self { cluster, client: Administrator(client), bridges }
+        Self { cluster, client: Administrator(client), _bridges: bridges }
     }
 
     pub(crate) fn api<K>(&self) -> Api<K>
