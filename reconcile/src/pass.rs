@@ -210,6 +210,9 @@ pub async fn hub(hub: &MCPHub, ports: &Ports) -> Result<(), Error> {
 
 async fn deliver(hub: &MCPHub, owner: &OwnerKey, ports: &Ports, findings: &mut HubFindings) -> Result<(), Error> {
     findings.unimplemented = accept::unimplemented_in_hub(&hub.spec);
+    // A configuration of those servers that happened to be listed first would take the others from their clients. A store
+    // that was dropped has nothing more to list, and its controller is ending.
+    ports.store.servers().wait_until_ready().await.ok();
     let all = ports.store.servers().state();
     let selected: Vec<_> = all
         .into_iter()

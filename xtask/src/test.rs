@@ -160,6 +160,8 @@ fn ignore_absent(error: std::io::Error) -> std::io::Result<()> {
 /// A real Kubernetes on this machine, and what only that can show.
 #[cfg(target_os = "linux")]
 fn cluster_tests() -> Result<(), Error> {
+    // Tests of the operator find it beside themselves.
+    shell::run(&mut shell::cargo(&["build", "--locked", "--package", "mcp-hub-operator"]))?;
     shell::run(&mut shell::cargo(&["test", "--locked", "--package", "mcp-hub-test-cluster"]))
 }
 
