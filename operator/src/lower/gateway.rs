@@ -66,6 +66,7 @@ pub(super) fn lower(gateway: &GatewayWorkload, settings: &ClusterSettings) -> Lo
             format!("--drain-delay={DRAIN_DELAY}"),
             format!("--drain-limit={DRAIN_LIMIT}"),
         ],
+        "env": [{"name": "POD_IP", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}}],
         "ports": [
             {"name": CLIENTS_PORT, "containerPort": port, "protocol": "TCP"},
             {"name": "control", "containerPort": CONTROL_PORT, "protocol": "TCP"},
