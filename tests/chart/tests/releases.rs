@@ -91,9 +91,12 @@ fn servers_and_gateways_run_on_through_the_whole_life_of_a_release() {
 
     // What is uninstalled is the operator; the resources, and what runs, stay.
     place.helm(["uninstall", RELEASE, "--wait"]);
-    let left = place.get(&["all,networkpolicy,pdb,serviceaccount,role,rolebinding", "--namespace", NAMESPACE]);
-    let left: Vec<&Value> = left["items"].as_array().unwrap().iter().map(|item| &item["metadata"]["name"]).collect();
-    assert!(!format!("{left:?}").contains("mcp-hub"), "{left:?}");
+    eventually("its pods have ended", || {
+        let left = place.get(&["all,networkpolicy,pdb,serviceaccount,role,rolebinding", "--namespace", NAMESPACE]);
+        let left: Vec<&Value> =
+            left["items"].as_array().unwrap().iter().map(|item| &item["metadata"]["name"]).collect();
+        if format!("{left:?}").contains("mcp-hub") { Err(format!("{left:?}")) } else { Ok(()) }
+    });
     let cluster_wide = place.kubectl([
         "get",
         "clusterrole,clusterrolebinding,validatingadmissionpolicy,validatingadmissionpolicybinding",
