@@ -46,6 +46,18 @@ impl Session {
         self.service.list_all_tools().await.unwrap().into_iter().map(|tool| tool.name.to_string()).collect()
     }
 
+    /// The tools as soon as all of these are listed: a gateway lists what it has learned of its servers by then.
+    pub async fn until_listed(&self, wanted: &[&str]) -> Vec<String> {
+        crate::eventually("the tools to be listed", async || {
+            let tools = self.tools().await;
+            match wanted.iter().find(|tool| !tools.iter().any(|listed| listed == *tool)) {
+                None => Ok(tools),
+                Some(missing) => Err(format!("{missing} is not in {tools:?}")),
+            }
+        })
+        .await
+    }
+
     /// Calls a tool; the text of its answer, an error as the protocol gives it.
     pub async fn call(&self, tool: &str, arguments: Value) -> Result<String, String> {
         let mut params = CallToolRequestParams::new(tool.to_owned());

@@ -24,7 +24,7 @@ async fn a_change_reaches_every_replica_long_before_its_file_does() {
 
     // A kubelet brings a changed Secret into a pod within a minute or so; a push takes no part of a second.
     let session = place.connect("default", None).await;
-    assert!(session.tools().await.contains(&"a_echo".to_owned()));
+    session.until_listed(&["a_echo"]).await;
     place.apply(&fixture("a", &["stdio"], "  tools: {rename: {echo: parrot}}\n")).await;
     let changed = Instant::now();
     eventually("the new name", async || {
@@ -58,10 +58,8 @@ async fn a_hub_offers_servers_of_other_namespaces_only_if_they_want_it() {
     far.until_reason("closed", "Ready").await;
     home.until_served("default", 2).await;
     let session = home.connect("default", None).await;
-    let tools = session.tools().await;
-    assert!(tools.contains(&"own_echo".to_owned()), "{tools:?}");
-    let foreign = tools.iter().find(|tool| tool.contains("open") && tool.ends_with("echo"));
-    let foreign = foreign.unwrap_or_else(|| panic!("{tools:?}"));
+    let foreign = &format!("{}.open_echo", far.name);
+    let tools = session.until_listed(&["own_echo", foreign]).await;
     assert!(!tools.iter().any(|tool| tool.contains("closed")), "{tools:?}");
     assert_eq!(session.call(foreign, json!({"text": "from afar"})).await.unwrap(), "from afar");
 }
