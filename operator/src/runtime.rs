@@ -305,6 +305,9 @@ impl KubeRuntime {
         };
         let living = pods.iter().filter(|pod| !pod.ending);
         let answers = living.filter_map(|pod| Some((pod.ready, pod.port?, self.bridges.status(owner, &pod.uid)?)));
+        // The Service names a pod when the kubelet says that it is ready, a moment after its bridge said so: until then
+        // nobody can call it.
+        let answers = answers.filter(|(ready, _, status)| *ready || rank(status) < 2);
         let (_, port, mut best) = answers.max_by_key(|(ready, _, status)| (*ready, rank(status)))?;
         let service = lower::server_name(owner);
         best.endpoint = format!("http://{service}.{}.svc:{port}/mcp", owner.namespace);
