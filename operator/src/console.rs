@@ -73,9 +73,14 @@ impl PodConsole {
                 tail_lines: i64::try_from(query.tail).ok(),
                 ..LogParams::default()
             };
-            let lines = self.pods(namespace).log_stream(&name, &params).await;
-            let lines =
-                lines.map_err(|source| failed(format!("could not read the log of pod {name}"), source))?.lines();
+            let lines = match self.pods(namespace).log_stream(&name, &params).await {
+                Ok(lines) => lines.lines(),
+                // It has said nothing yet.
+                Err(kube::Error::Api(status)) if status.code == 400 && status.message.contains("waiting to start") => {
+                    continue;
+                }
+                Err(source) => return Err(failed(format!("could not read the log of pod {name}"), source)),
+            };
             let shown = move |mut line: String| {
                 line.truncate(line.floor_char_boundary(LINE));
                 if several { format!("{name} {line}") } else { line }

@@ -339,6 +339,12 @@ fn prepare_state(findings: &Findings) -> Option<&PrepareState> {
 }
 
 fn last_error(bridge: &BridgeStatus) -> Option<String> {
+    // A server that is back after such a kill will be killed again.
+    let killed = bridge.last_exit.as_ref().filter(|exit| exit.out_of_memory && bridge.last_error.is_none());
+    if let Some(exit) = killed {
+        let hint = "raise spec.resources.limits.memory";
+        return Some(format!("killed for want of memory at {}, and started again (hint: {hint})", exit.at));
+    }
     let error = bridge.last_error.as_ref()?;
     match bridge.stderr_tail.last() {
         Some(line) if !error.contains(line.as_str()) => Some(format!("{error}; last line of stderr: {line}")),
