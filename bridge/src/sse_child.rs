@@ -11,7 +11,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use mcp_hub_mcp::framing::LINE_MAX;
-use mcp_hub_mcp::http_sse::Address;
+use mcp_hub_mcp::http_sse::{Address, ENDPOINT};
 use mcp_hub_mcp::sse;
 
 use crate::link::{Link, Outgoing};
@@ -43,15 +43,15 @@ async fn converse(link: &Link, outgoing: Outgoing, origin: String, path: &str) {
     let mut events = Vec::new();
     while let Some(Ok(frame)) = stream.frame().await {
         let Ok(data) = frame.into_data() else { continue };
-        if decoder.feed(&data, |event| events.push(event)).is_err() {
+        if decoder.feed_named(&data, |name, event| events.push((name == ENDPOINT.as_bytes(), event))).is_err() {
             return link.on_oversize(&[], &[], LINE_MAX as u64);
         }
-        for event in events.drain(..) {
+        for (is_endpoint, event) in events.drain(..) {
             match outgoing.take() {
                 // The first event names the address for messages. Only its path counts: they go nowhere else than to the
                 // server itself.
                 Some(outgoing) => {
-                    let Some(address) = Address::read(&event, path) else { return };
+                    let Some(address) = Address::read(&event, path).filter(|_| is_endpoint) else { return };
                     let address = format!("{origin}{}", address.path());
                     tokio::spawn(send(http.clone(), link.clone(), outgoing, address));
                 }

@@ -210,6 +210,18 @@ pub enum UpstreamStatus {
     },
 }
 
+impl UpstreamStatus {
+    /// The best of what several gateways found of one server.
+    pub fn best(found: impl IntoIterator<Item = Self>) -> Option<Self> {
+        found.into_iter().max_by_key(|status| match status {
+            Self::Ready { .. } => 3,
+            Self::AuthRequired { .. } => 2,
+            Self::Failed { .. } => 1,
+            Self::Unknown => 0,
+        })
+    }
+}
+
 /// What one replica of a gateway tells on its control listener.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -46,6 +46,10 @@ pub(crate) async fn answer(mut request: Request<Incoming>, inner: &Arc<Inner>, c
     });
     if path == ADOPT {
         let Some((greeting, _)) = caller.greeting.get().zip(principal) else { return not_taken() };
+        // Its own hand-over may be over already.
+        if inner.is_draining() {
+            return not_taken();
+        }
         let body = Limited::new(request.into_body(), HANDED_MAX).collect().await;
         let handed =
             body.ok().and_then(|body| peers.open_handed(greeting, std::str::from_utf8(&body.to_bytes()).ok()?));

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use futures::StreamExt;
 use http::HeaderValue;
 use mcp_hub_dataplane_api::Era;
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,8 @@ use crate::upstream::{LegacySession, Owner};
 
 /// Clients in one message.
 const BATCH: usize = 1000;
+/// Subscriptions asked for at a time.
+const SUBSCRIBED_AT_ONCE: usize = 64;
 
 /// What one client's session, or all requests of one token, have here.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -51,14 +54,20 @@ impl Inner {
                 batches.entry(successor).or_default().push((owner, handed));
             }
         }
-        for (successor, batch) in batches {
+        // At once, so that one that is slow takes nothing from the others' time.
+        let handing = batches.iter().map(async |(successor, batch)| {
             for part in batch.chunks(BATCH) {
-                // Whoever does not take it opens the sessions anew.
-                if let Ok(text) = serde_json::to_string(part) {
-                    peers.hand(successor, &text).await;
+                let taken = match serde_json::to_string(part) {
+                    Ok(text) => peers.hand(*successor, &text).await,
+                    Err(_) => false,
+                };
+                if !taken {
+                    // Whoever serves these clients next opens their sessions anew.
+                    tracing::warn!(%successor, clients = part.len(), "what clients had here was not taken over");
                 }
             }
-        }
+        });
+        futures::future::join_all(handing).await;
     }
 
     /// Whether there is something here of this owner's. A log level is no sign of it: others keep it too.
@@ -95,6 +104,7 @@ impl Inner {
     pub(crate) async fn adopt(self: &Arc<Self>, text: &str) -> bool {
         let Ok(batch) = serde_json::from_str::<Batch>(text) else { return false };
         let served = self.served();
+        let mut wanted = Vec::new();
         for (owner, handed) in batch {
             count(&self.metrics.adopted);
             for session in handed.sessions {
@@ -110,19 +120,22 @@ impl Inner {
             if let Some(level) = handed.level {
                 self.interests.set_level(nonce, level);
             }
-            for (server, uri) in handed.topics {
-                let Some(watched) = served.upstreams.get(&server) else { continue };
-                let seat = Seat { owner, capabilities: None };
-                // A server that does not answer is asked by the client's next subscription.
-                let own = watched.upstream.known_era() == Some(Era::Legacy) && !watched.upstream.is_shared();
-                if own && watched.upstream.open_session(owner).is_none() {
-                    continue;
-                }
-                if let Ok(topic) = watched.upstream.subscribe(self, &seat, &uri).await {
-                    self.interests.subscribe(nonce, &server, &uri, topic);
-                }
-            }
+            wanted.extend(handed.topics.into_iter().map(|(server, uri)| (owner, nonce, server, uri)));
         }
+        // When all sessions are here, and side by side: a server that is slow to answer costs nobody else's.
+        let subscribe = async |(owner, nonce, server, uri): (Owner, _, String, String)| {
+            let Some(watched) = served.upstreams.get(&server) else { return };
+            let seat = Seat { owner, capabilities: None };
+            let own = watched.upstream.known_era() == Some(Era::Legacy) && !watched.upstream.is_shared();
+            if own && watched.upstream.open_session(owner).is_none() {
+                return;
+            }
+            // A server that does not answer is asked by the client's next subscription.
+            if let Ok(topic) = watched.upstream.subscribe(self, &seat, &uri).await {
+                self.interests.subscribe(nonce, &server, &uri, topic);
+            }
+        };
+        futures::stream::iter(wanted).for_each_concurrent(SUBSCRIBED_AT_ONCE, subscribe).await;
         true
     }
 }

@@ -211,15 +211,16 @@ impl Peers {
         None
     }
 
-    /// Gives another replica what this one had for clients.
-    pub(crate) async fn hand(&self, to: SocketAddr, text: &str) {
-        let Some(link) = self.link(to).await else { return };
-        let Some(sealed) = self.seal.close(text, &adopt_bound(&link.greeting)) else { return };
+    /// Gives another replica what this one had for clients; whether it was taken.
+    pub(crate) async fn hand(&self, to: SocketAddr, text: &str) -> bool {
+        let Some(link) = self.link(to).await else { return false };
+        let Some(sealed) = self.seal.close(text, &adopt_bound(&link.greeting)) else { return false };
         let mut request = Request::new(Full::new(Bytes::from(sealed)));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = http::Uri::from_static(ADOPT);
         // A principal of its own: the request is nobody's.
-        self.send(link, Principal([0; 32]), request).await;
+        let sent = self.send(link, Principal([0; 32]), request).await;
+        matches!(sent, Sent::Answered(answer) if answer.status().is_success())
     }
 
     /// What another replica gives by the connection with this greeting.

@@ -20,7 +20,7 @@ use crate::upstream::{Broken, Events, Failure, collect, is_type};
 use crate::uris;
 
 /// An answer up to this size is read before it is passed on, so that one that breaks off becomes a defined error.
-const READ_FIRST: u64 = 64 << 10;
+pub(crate) const READ_FIRST: u64 = 64 << 10;
 
 /// A server's response as far as it was read.
 enum Read {

@@ -18,7 +18,11 @@ fn now_ms() -> u64 {
 }
 
 fn sealed(config: &GatewayConfig) -> Vec<u8> {
-    ControlKeys::of(&KEY).seal(config, now_ms()).unwrap()
+    sealed_at(now_ms(), config)
+}
+
+fn sealed_at(at_ms: u64, config: &GatewayConfig) -> Vec<u8> {
+    ControlKeys::of(&KEY).seal(config, at_ms).unwrap()
 }
 
 /// This configuration as the hub's `sequence`th.
@@ -78,10 +82,10 @@ async fn only_a_fresh_push_sealed_for_this_hub_is_taken() {
         assert_eq!(replica.push(body).await.0, wanted, "{what}");
     }
     // What was pushed once cannot be repeated over what came later.
-    let first = sealed(&GatewayConfig { version: "first".to_owned(), ..config(Vec::new()) });
+    let now = now_ms();
+    let first = sealed_at(now - 1, &GatewayConfig { version: "first".to_owned(), ..config(Vec::new()) });
     assert_eq!(replica.push(first.clone()).await.0, StatusCode::OK);
-    tokio::time::sleep(Duration::from_millis(2)).await;
-    let second = sealed(&GatewayConfig { version: "second".to_owned(), ..config(Vec::new()) });
+    let second = sealed_at(now, &GatewayConfig { version: "second".to_owned(), ..config(Vec::new()) });
     assert_eq!(replica.push(second).await.0, StatusCode::OK);
     assert_eq!(replica.push(first).await.0, StatusCode::CONFLICT);
     assert_eq!(replica.status().await.status.version, "second");

@@ -7,9 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::StreamExt;
 use futures::future::join_all;
-use futures::stream::{self, BoxStream};
+use futures::stream::BoxStream;
 use kube::ResourceExt;
 use mcp_hub_crds::MCPHub;
 use mcp_hub_dataplane_api::gateway::{GatewayConfig, GatewayStatus, UpstreamStatus};
@@ -17,9 +16,9 @@ use mcp_hub_gateway::Gateway;
 use mcp_hub_reconcile::error::{Retry, SinkError};
 use mcp_hub_reconcile::installation::Installation;
 use mcp_hub_reconcile::owner::OwnerKey;
-use mcp_hub_reconcile::ports::{GatewaySink, HubState, SinkEvent};
+use mcp_hub_reconcile::ports::{GatewaySink, HubState, SinkEvent, news};
 use tokio::net::TcpListener;
-use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::broadcast;
 use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -257,28 +256,11 @@ impl GatewaySink for LocalSink {
     }
 
     async fn upstream(&self, server_uid: &str) -> Option<UpstreamStatus> {
-        let rank = |status: &UpstreamStatus| match status {
-            UpstreamStatus::Ready { .. } => 3,
-            UpstreamStatus::AuthRequired { .. } => 2,
-            UpstreamStatus::Failed { .. } => 1,
-            UpstreamStatus::Unknown => 0,
-        };
-        self.gateways().iter().filter_map(|gateway| gateway.upstream(server_uid)).max_by_key(rank)
+        UpstreamStatus::best(self.gateways().iter().filter_map(|gateway| gateway.upstream(server_uid)))
     }
 
     fn events(&self) -> BoxStream<'static, SinkEvent> {
-        let listening = self.events.subscribe();
-        stream::unfold(listening, |mut listening| async move {
-            loop {
-                match listening.recv().await {
-                    Ok(event) => return Some((event, listening)),
-                    // A listener that lags behind by a thousand misses hints; the hourly look at each object makes up.
-                    Err(RecvError::Lagged(missed)) => tracing::warn!(missed, "events of gateways were missed"),
-                    Err(RecvError::Closed) => return None,
-                }
-            }
-        })
-        .boxed()
+        news(&self.events)
     }
 }
 

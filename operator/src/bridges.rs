@@ -26,9 +26,9 @@ pub trait AskBridge: fmt::Debug + Send + Sync {
 
 /// Bridges asked at a time: a restarted operator asks all of them.
 const AT_ONCE: usize = 64;
-/// A bridge that is not ready is asked again, at first after this time.
 /// A pod that was never asked is waited for so long: what it says is better told than that nothing is known of it.
 const FIRST_WORD: Duration = Duration::from_secs(2);
+/// A bridge that is not ready is asked again, at first after this time.
 const FIRST: Duration = Duration::from_millis(250);
 const LONGEST: Duration = Duration::from_secs(30);
 /// Thousands of bridges are a hundred small requests a second.

@@ -19,6 +19,8 @@ use crate::labels;
 
 /// Field manager of everything that makes up a server or a gateway.
 pub(crate) const FIELD_MANAGER: &str = "mcp-hub/objects";
+/// Field manager of what puts an object right before it is applied.
+pub(crate) const MENDING_MANAGER: &str = "mcp-hub/mending";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum ChildKind {

@@ -1,7 +1,7 @@
 //! Who set which field of an object, as server-side apply keeps it in `metadata.managedFields` (`FieldsV1`).
 
 use kube::core::DynamicObject;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 /// What `manager` applied, cut out of the object: the fields it owns with the values they have now. Lists whose items are
 /// told apart by keys hold its own items only, so that neither the server's defaults nor other people's additions show.
@@ -83,27 +83,51 @@ enum Step {
 
 impl Intruder {
     /// RFC 6901 pointer into the object as it was seen.
-    pub(crate) fn pointer(&self) -> String {
-        let step = |step: &Step| match step {
-            Step::Field(name) => format!("/{}", name.replace('~', "~0").replace('/', "~1")),
-            Step::Item(index, _) => format!("/{index}"),
-        };
-        self.0.iter().map(step).collect()
+    fn pointer(&self) -> String {
+        pointer(&self.0)
     }
+}
 
-    /// Whether `body` sets this place: then it is to be taken back, not out.
-    pub(crate) fn is_in(&self, body: &Value) -> bool {
-        let mut at = Some(body);
-        for step in &self.0 {
-            at = match step {
-                Step::Field(name) => at.and_then(|at| at.get(name)),
-                Step::Item(_, key) => {
-                    at.and_then(Value::as_array).and_then(|items| items.iter().find(|item| names(key, item)))
-                }
-            };
+fn pointer(place: &[Step]) -> String {
+    let step = |step: &Step| match step {
+        Step::Field(name) => format!("/{}", name.replace('~', "~0").replace('/', "~1")),
+        Step::Item(index, _) => format!("/{index}"),
+    };
+    place.iter().map(step).collect()
+}
+
+/// What `body` has at this place.
+fn at<'a>(body: &'a Value, place: &[Step]) -> Option<&'a Value> {
+    place.iter().try_fold(body, |at, step| match step {
+        Step::Field(name) => at.get(name),
+        Step::Item(_, key) => at.as_array()?.iter().find(|item| names(key, item)),
+    })
+}
+
+/// JSON-patch operations that take out what others put in. What `body` sets there itself is for the next apply to take
+/// back. A list that `body` has is set as a whole, because what is left of one without its strangers may be refused: a
+/// Service has a port at any time, and no two of one name.
+pub(crate) fn expulsion(intruders: &[Intruder], body: &Value) -> Vec<Value> {
+    let strangers = intruders.iter().filter(|intruder| at(body, &intruder.0).is_none());
+    let mut operations: Vec<(String, Option<&Value>)> = Vec::new();
+    for Intruder(place) in strangers {
+        let list = place.split_last().filter(|(last, _)| matches!(last, Step::Item(..)));
+        let operation = match list.and_then(|(_, list)| Some((pointer(list), at(body, list)?))) {
+            Some((path, wanted)) => (path, Some(wanted)),
+            None => (pointer(place), None),
+        };
+        if !operations.contains(&operation) {
+            operations.push(operation);
         }
-        at.is_some()
     }
+    // What lies in another place that is dealt with goes with it.
+    let places: Vec<String> = operations.iter().map(|(path, _)| format!("{path}/")).collect();
+    operations.retain(|(path, _)| !places.iter().any(|place| path.starts_with(place)));
+    let operation = |(path, value): (String, Option<&Value>)| match value {
+        Some(value) => json!({"op": "replace", "path": path, "value": value}),
+        None => json!({"op": "remove", "path": path}),
+    };
+    operations.into_iter().map(operation).collect()
 }
 
 /// What others put where only `manager` may: anything below `spec` but the pod template's metadata, which
@@ -138,10 +162,11 @@ fn search(value: Option<&Value>, mine: Option<&Value>, fields: &Value, place: Ve
     if intruder.pointer() == LEFT_TO_OTHERS {
         return;
     }
-    let Some(mine) = mine else {
-        found.push(intruder);
-        return;
-    };
+    // Where nothing is ours, all that lies below is someone else's too: it counts if we want something in this place.
+    let mine = mine.unwrap_or_else(|| {
+        found.push(intruder.clone());
+        &Value::Null
+    });
     for (key, below) in fields.as_object().into_iter().flatten() {
         let step = |step| intruder.0.iter().cloned().chain([step]).collect();
         if let Some(name) = key.strip_prefix("f:") {
@@ -157,8 +182,6 @@ fn search(value: Option<&Value>, mine: Option<&Value>, fields: &Value, place: Ve
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     /// A Deployment that we applied; the server added defaults, a person an image, a container and a variable.
@@ -218,11 +241,25 @@ mod tests {
     }
 
     #[test]
-    fn what_others_put_into_a_spec_is_found_last_place_first() {
+    fn what_others_put_into_a_spec_is_taken_out_last_place_first() {
         let (object, whole) = deployment();
         let found = intruders(&object, &whole, "mcp-hub");
-        let pointers: Vec<String> = found.iter().map(Intruder::pointer).collect();
         let spec = "/spec/template/spec";
+        // What we want there ourselves is taken back by applying it; taking it out would leave no image at all. A list of
+        // ours is set whole, and what lies in it goes with that.
+        let server = json!({"name": "server", "image": "ours", "env": [{"name": "A", "value": "1"}]});
+        let wanted = json!({"spec": {"template": {"spec": {"containers": [server]}}}});
+        assert_eq!(
+            expulsion(&found, &wanted),
+            [
+                json!({"op": "remove", "path": format!("{spec}/hostNetwork")}),
+                json!({"op": "replace", "path": format!("{spec}/containers"), "value": [server]}),
+            ]
+        );
+        // Where we want nothing its strangers go one by one, the last first, each with all that is in it.
+        let none = json!({"spec": {"template": {"spec": {}}}});
+        let pointers: Vec<Value> =
+            expulsion(&found, &none).into_iter().map(|operation| operation["path"].clone()).collect();
         assert_eq!(
             pointers,
             [
@@ -232,9 +269,43 @@ mod tests {
                 format!("{spec}/containers/0"),
             ]
         );
-        // What we want there ourselves is taken back by applying it; taking it out would leave no image at all.
-        let wanted = json!({"spec": {"template": {"spec": {"containers": [{"name": "server", "image": "ours"}]}}}});
-        let kept: Vec<bool> = found.iter().map(|intruder| intruder.is_in(&wanted)).collect();
-        assert_eq!(kept, [false, true, false, false]);
+    }
+
+    #[test]
+    fn an_item_that_was_made_another_is_a_stranger_and_the_list_is_set_whole() {
+        let whole = json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": "mcp-a", "managedFields": [
+                {"manager": "mcp-hub", "operation": "Apply", "apiVersion": "v1", "fieldsType": "FieldsV1",
+                 "fieldsV1": {"f:spec": {"f:selector": {}}}},
+                {"manager": "kubectl-edit", "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1",
+                 "fieldsV1": {"f:spec": {"f:ports": {
+                     "k:{\"port\":81,\"protocol\":\"TCP\"}": {".": {}, "f:name": {}, "f:port": {}, "f:protocol": {}},
+                 }}}},
+            ]},
+            "spec": {"selector": {"a": "b"}, "ports": [{"name": "mcp", "port": 81, "protocol": "TCP"}]},
+        });
+        let object: DynamicObject = serde_json::from_value(whole.clone()).unwrap();
+        let ports = json!([{"name": "mcp", "port": 80, "protocol": "TCP"}]);
+        let wanted = json!({"spec": {"selector": {"a": "b"}, "ports": ports}});
+        let found = intruders(&object, &whole, "mcp-hub");
+        assert_eq!(expulsion(&found, &wanted), [json!({"op": "replace", "path": "/spec/ports", "value": ports})]);
+    }
+
+    #[test]
+    fn a_map_that_was_made_another_loses_what_it_got() {
+        let whole = json!({
+            "apiVersion": "v1", "kind": "Secret",
+            "metadata": {"name": "s", "managedFields": [
+                {"manager": "kubectl-edit", "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1",
+                 "fieldsV1": {"f:data": {".": {}, "f:token": {}}}},
+            ]},
+            "data": {"token": "ZXZpbA=="},
+        });
+        let object: DynamicObject = serde_json::from_value(whole.clone()).unwrap();
+        let found = intruders(&object, &whole, "mcp-hub");
+        let ours = json!({"data": {"key": "b3Vycw=="}});
+        assert_eq!(expulsion(&found, &ours), [json!({"op": "remove", "path": "/data/token"})]);
+        assert_eq!(expulsion(&found, &json!({})), [json!({"op": "remove", "path": "/data"})]);
     }
 }

@@ -96,9 +96,10 @@ impl Gateways {
         self.0.heard.send_replace(());
     }
 
-    /// Waits until each replica has said something, or has been silent for a few seconds.
-    pub(crate) async fn heard(&self) {
-        let all = |(): &()| self.0.replicas().values().all(|replica| replica.heard);
+    /// Waits until each replica of this hub, or of all, has said something or has been silent for a few seconds.
+    pub(crate) async fn heard(&self, hub: Option<&OwnerKey>) {
+        let meant = |replica: &&Replica| hub.is_none_or(|hub| replica.hub == *hub);
+        let all = |(): &()| self.0.replicas().values().filter(meant).all(|replica| replica.heard);
         // The sender lives as long as this value.
         self.0.heard.subscribe().wait_for(all).await.ok();
     }
@@ -112,15 +113,9 @@ impl Gateways {
 
     /// The best that any replica found of a server.
     pub(crate) fn upstream(&self, server_uid: &str) -> Option<UpstreamStatus> {
-        let rank = |status: &UpstreamStatus| match status {
-            UpstreamStatus::Ready { .. } => 3,
-            UpstreamStatus::AuthRequired { .. } => 2,
-            UpstreamStatus::Failed { .. } => 1,
-            UpstreamStatus::Unknown => 0,
-        };
         let replicas = self.0.replicas();
         let statuses = replicas.values().filter_map(|replica| replica.status.as_ref());
-        statuses.filter_map(|status| status.status.upstreams.get(server_uid)).max_by_key(|status| rank(status)).cloned()
+        UpstreamStatus::best(statuses.filter_map(|status| status.status.upstreams.get(server_uid)).cloned())
     }
 
     /// Hands a sealed configuration to a replica; whether this version is in force there now.

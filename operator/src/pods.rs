@@ -8,6 +8,7 @@ use mcp_hub_reconcile::owner::OwnerKey;
 
 use crate::cache::Shown;
 use crate::labels;
+use crate::lower::GATEWAY;
 
 /// Name of the container that a server runs in, behind its bridge.
 pub(crate) const SERVER: &str = "server";
@@ -46,10 +47,13 @@ impl PodFacts {
             let conditions = status.and_then(|status| status.conditions.as_ref());
             conditions.into_iter().flatten().find(|condition| condition.type_ == name)
         };
-        let main = status.and_then(|status| status.container_statuses.as_ref()).into_iter().flatten().next();
+        // Others may stand before it, such as those of an injector.
+        let is_main = |name: &str| name == SERVER || name == GATEWAY;
+        let statuses = status.and_then(|status| status.container_statuses.as_ref());
+        let main = statuses.into_iter().flatten().find(|container| is_main(&container.name));
         let ending = pod.metadata.deletion_timestamp.is_some();
         let containers = pod.spec.as_ref().map(|spec| &spec.containers);
-        let port = containers.into_iter().flatten().find(|container| container.name != BRIDGE).and_then(|container| {
+        let port = containers.into_iter().flatten().find(|container| is_main(&container.name)).and_then(|container| {
             let port = container.ports.as_ref()?.first()?.container_port;
             u16::try_from(port).ok()
         });

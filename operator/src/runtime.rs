@@ -19,14 +19,15 @@ use mcp_hub_reconcile::observed::Observed;
 use mcp_hub_reconcile::owner::{OwnerKey, OwnerKind};
 use mcp_hub_reconcile::ports::{Console, Enforces, Progress, Runtime, RuntimeEvent, RuntimeInfo, Step, hints};
 use mcp_hub_reconcile::workload::Workload;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 
 use crate::bridges::{AskBridge, Bridges};
 use crate::cache::Cache;
-use crate::children::{Child, ChildKind, FIELD_MANAGER};
+use crate::children::{Child, ChildKind, FIELD_MANAGER, MENDING_MANAGER};
 use crate::console::PodConsole;
+use crate::fields::expulsion;
 use crate::images::{Images, ResolveImage};
 use crate::labels;
 use crate::lower::{self, ClusterSettings};
@@ -187,11 +188,9 @@ impl KubeRuntime {
         let predecessor =
             match self.child(kind, &owner.namespace, &object.id.name).filter(|known| known.owner == *owner) {
                 Some(known) => {
-                    let strangers = known.intruders.iter().filter(|intruder| !intruder.is_in(&object.body));
-                    let removals: Vec<Value> =
-                        strangers.map(|intruder| json!({"op": "remove", "path": intruder.pointer()})).collect();
-                    if !removals.is_empty() {
-                        self.take_out(&api, &object.id, removals).await.map_err(failed)?;
+                    let operations = expulsion(&known.intruders, &object.body);
+                    if !operations.is_empty() {
+                        self.take_out(&api, &object.id, operations).await.map_err(failed)?;
                     }
                     None
                 }
@@ -252,9 +251,15 @@ impl KubeRuntime {
     }
 
     /// Takes out what others put into an object, if it is still the object that was seen.
-    async fn take_out(&self, api: &Api<DynamicObject>, id: &ObjectId, removals: Vec<Value>) -> Result<(), kube::Error> {
-        let patch = serde_json::from_value(Value::from(removals)).map_err(kube::Error::SerdeError)?;
-        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    async fn take_out(
+        &self,
+        api: &Api<DynamicObject>,
+        id: &ObjectId,
+        operations: Vec<Value>,
+    ) -> Result<(), kube::Error> {
+        let patch = serde_json::from_value(Value::from(operations)).map_err(kube::Error::SerdeError)?;
+        // Not the manager of applies: what this sets would stay ours when an apply no longer wants it.
+        let params = PatchParams { field_manager: Some(MENDING_MANAGER.to_owned()), ..PatchParams::default() };
         match api.patch(&id.name, &params, &Patch::Json::<()>(patch)).await {
             Ok(_) => Ok(()),
             // Someone was here in between; the next look finds what is left.

@@ -1,8 +1,7 @@
 //! Hubs of a cluster: a gateway's pods, the Secret that they mount, and the push that makes a change reach them at once.
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -10,7 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt;
 use futures::future::join_all;
-use futures::stream::{self, BoxStream};
+use futures::stream::BoxStream;
 use mcp_hub_crds::MCPHub;
 use mcp_hub_crds::hub::AuthMode;
 use mcp_hub_dataplane_api::control::ControlKeys;
@@ -21,10 +20,10 @@ use mcp_hub_reconcile::installation::Installation;
 use mcp_hub_reconcile::lower::{Change, Object, ObjectId};
 use mcp_hub_reconcile::owner::{OwnerKey, OwnerKind};
 use mcp_hub_reconcile::plan::{is_in_sync, plan};
-use mcp_hub_reconcile::ports::{GatewaySink, HubState, Runtime, RuntimeEvent, SinkEvent, Step};
+use mcp_hub_reconcile::ports::{GatewaySink, HubState, Runtime, RuntimeEvent, SinkEvent, Step, news};
 use mcp_hub_reconcile::workload::{GatewayWorkload, Workload};
 use serde_json::{Value, json};
-use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::broadcast;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -40,7 +39,7 @@ const EVENTS: usize = 4096;
 const PACE: Duration = Duration::from_millis(750);
 /// Replicas of a gateway whose hub names no number.
 const REPLICAS: i32 = 2;
-const PORT: i32 = 8080;
+const PORT: u16 = 8080;
 /// A Secret holds 1 MiB with everything in it.
 const SECRET_MAX: usize = 900 << 10;
 /// Annotation with the order of the configuration in a Secret.
@@ -53,8 +52,6 @@ pub struct KubeSink {
     installation: Installation,
     gateways: Arc<Gateways>,
     events: broadcast::Sender<SinkEvent>,
-    /// Port of each hub's Service, by uid.
-    ports: Mutex<BTreeMap<String, u16>>,
     /// Whether all gateways that there were at the start are followed.
     attended: Arc<watch::Sender<bool>>,
     following: JoinHandle<()>,
@@ -79,15 +76,15 @@ impl KubeSink {
         let attended = Arc::new(watch::Sender::new(false));
         let follow = follow_pods(runtime.clone(), gateways.clone(), events.clone(), attended.clone());
         let following = tokio::spawn(follow);
-        Arc::new(Self { runtime, installation, gateways, events, ports: Mutex::default(), attended, following })
+        Arc::new(Self { runtime, installation, gateways, events, attended, following })
     }
 
     /// Waits until each gateway that runs has said once what it does, or seems not to answer. Without, the first passes of a
     /// new operator would take what is not known yet for what is not so.
-    async fn heard(&self) {
+    async fn heard(&self, hub: Option<&OwnerKey>) {
         // The sender lives in this very value.
         self.attended.subscribe().wait_for(|attended| *attended).await.ok();
-        self.gateways.heard().await;
+        self.gateways.heard(hub).await;
     }
 
     /// Writes the configuration's Secret, if what lies there is another.
@@ -175,11 +172,9 @@ impl GatewaySink for KubeSink {
             ));
         }
         let gateway = hub_spec.spec.gateway.as_ref();
-        let port = gateway.and_then(|gateway| gateway.port).unwrap_or(PORT);
         // The schema holds it between 1 and 65535.
-        let port = u16::try_from(port).unwrap_or(8080);
+        let port = gateway.and_then(|gateway| u16::try_from(gateway.port?).ok()).unwrap_or(PORT);
         let replicas = gateway.and_then(|gateway| gateway.replicas).unwrap_or(REPLICAS);
-        self.ports.lock().unwrap_or_else(PoisonError::into_inner).insert(hub.uid.clone(), port);
         self.runtime.ready().await;
         // The Secret first: pods do not start without it.
         let config = self.store(hub, config).await?;
@@ -223,7 +218,7 @@ impl GatewaySink for KubeSink {
     }
 
     async fn observe(&self, hub: &OwnerKey) -> Result<Option<HubState>, SinkError> {
-        self.heard().await;
+        self.heard(Some(hub)).await;
         let observed = self.runtime.observe(hub).await.map_err(sink_error)?;
         let deployment = observed.objects.iter().find(|object| object.id.kind == "Deployment");
         let Some(deployment) = deployment else { return Ok(None) };
@@ -239,9 +234,11 @@ impl GatewaySink for KubeSink {
         let wanted = deployment.body["spec"]["replicas"].as_i64().unwrap_or_default();
         let synced =
             pods.iter().filter(|pod| replicas.get(&pod.uid).is_some_and(|said| said.status.version == version));
-        let port = self.ports.lock().unwrap_or_else(PoisonError::into_inner).get(&hub.uid).copied();
+        let service = ObjectId::new("Service", gateway_name(hub));
+        let service = observed.objects.iter().find(|object| object.id == service);
+        let port = service.and_then(|service| service.body["spec"]["ports"][0]["port"].as_u64());
         Ok(Some(HubState {
-            endpoint: endpoint(hub, port.unwrap_or(8080)),
+            endpoint: endpoint(hub, port.and_then(|port| u16::try_from(port).ok()).unwrap_or(PORT)),
             replicas: i32::try_from(wanted).unwrap_or(i32::MAX),
             serving: count(pods.iter().filter(|pod| pod.ready).count()),
             problem: observed.failure.map(|failure| match failure.hint {
@@ -255,23 +252,12 @@ impl GatewaySink for KubeSink {
     }
 
     async fn upstream(&self, server_uid: &str) -> Option<UpstreamStatus> {
-        self.heard().await;
+        self.heard(None).await;
         self.gateways.upstream(server_uid)
     }
 
     fn events(&self) -> BoxStream<'static, SinkEvent> {
-        let listening = self.events.subscribe();
-        stream::unfold(listening, |mut listening| async move {
-            loop {
-                match listening.recv().await {
-                    Ok(event) => return Some((event, listening)),
-                    // A listener that lags behind by thousands misses hints; the hourly look at each object makes up.
-                    Err(RecvError::Lagged(missed)) => tracing::warn!(missed, "events of gateways were missed"),
-                    Err(RecvError::Closed) => return None,
-                }
-            }
-        })
-        .boxed()
+        news(&self.events)
     }
 }
 

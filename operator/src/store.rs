@@ -1,6 +1,6 @@
 //! Specs and statuses in the API server.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Debug};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,13 +19,14 @@ use kube::{Api, Client, Resource, ResourceExt};
 use mcp_hub_crds::source::SecretKeyRef;
 use mcp_hub_crds::{MCPHub, MCPHubStatus, MCPServer, MCPServerStatus};
 use mcp_hub_dataplane_api::secret::SecretString;
+use mcp_hub_reconcile::controller::uses_secret;
 use mcp_hub_reconcile::error::StoreError;
 use mcp_hub_reconcile::owner::{OwnerKey, OwnerKind};
-use mcp_hub_reconcile::ports::{Change, Event, EventKind, ResourceStore};
+use mcp_hub_reconcile::ports::{Change, Event, EventKind, ResourceStore, changes};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 
 use crate::scope::{PAGE, Scope};
@@ -75,7 +76,7 @@ impl KubeStore {
         let hubs =
             Shelf::start(client, scope, &mut watches, changes.clone(), |hub| Change::Hub(ObjectRef::from_obj(hub)));
         let missing: Arc<Mutex<BTreeSet<(String, String)>>> = Arc::default();
-        watches.spawn(look_for(client.clone(), missing.clone(), changes.clone()));
+        watches.spawn(look_for(client.clone(), servers.store.clone(), missing.clone(), changes.clone()));
         let reporter = Reporter { controller: "mcp-hub-operator".into(), instance: Some(instance.to_owned()) };
         let recorder = Mutex::new((Recorder::new(client.clone(), reporter.clone()), 0));
         let client = client.clone();
@@ -114,6 +115,15 @@ impl KubeStore {
                 Ok(())
             }
             Err(kube::Error::Api(refusal)) if refusal.code == 409 || refusal.code == 404 => {
+                // If it is gone, the watch is late, and whoever went on with it would make what the garbage collector takes
+                // away. A failure to find out is the next pass's to meet.
+                let gone = match api.get_metadata_opt(&name).await {
+                    Ok(found) => found.is_none_or(|found| found.uid() != object.uid()),
+                    Err(_) => false,
+                };
+                if let Some(change) = Some(object).filter(|_| gone).and_then(|object| shelf.outdated(object)) {
+                    self.changes.send(change).ok();
+                }
                 Err(StoreError::Conflict { object: shown })
             }
             Err(source) => {
@@ -134,30 +144,7 @@ impl ResourceStore for KubeStore {
     }
 
     fn changes(&self) -> BoxStream<'static, Change> {
-        // Listening comes first: what changes between the two is told twice, not never.
-        let listening = self.changes.subscribe();
-        let (servers, hubs) = (self.servers.store.clone(), self.hubs.store.clone());
-        let everything = move || -> VecDeque<Change> {
-            let servers = servers.state().into_iter().map(|server| Change::Server(ObjectRef::from_obj(&*server)));
-            servers.chain(hubs.state().into_iter().map(|hub| Change::Hub(ObjectRef::from_obj(&*hub)))).collect()
-        };
-        let begin = everything();
-        stream::unfold((listening, begin), move |(mut listening, mut due)| {
-            let everything = everything.clone();
-            async move {
-                loop {
-                    if let Some(change) = due.pop_front() {
-                        return Some((change, (listening, due)));
-                    }
-                    match listening.recv().await {
-                        Ok(change) => return Some((change, (listening, due))),
-                        Err(RecvError::Lagged(_)) => due = everything(),
-                        Err(RecvError::Closed) => return None,
-                    }
-                }
-            }
-        })
-        .boxed()
+        changes(&self.changes, self.servers.store.clone(), self.hubs.store.clone())
     }
 
     async fn write_server_status(&self, server: &MCPServer, status: &MCPServerStatus) -> Result<(), StoreError> {
@@ -170,12 +157,10 @@ impl ResourceStore for KubeStore {
 
     async fn secret(&self, namespace: &str, key: &SecretKeyRef) -> Result<Option<SecretString>, StoreError> {
         let value = read_secret(&self.client, namespace, key).await?;
-        let watched = (namespace.to_owned(), key.name.clone());
-        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
-        match value {
-            Some(_) => missing.remove(&watched),
-            None => missing.insert(watched),
-        };
+        if value.is_none() {
+            let wanted = (namespace.to_owned(), key.name.clone());
+            self.missing.lock().unwrap_or_else(PoisonError::into_inner).insert(wanted);
+        }
         Ok(value)
     }
 
@@ -317,6 +302,12 @@ impl<K: Kept> Shelf<K> {
         self.take(writer, Some(known), object)
     }
 
+    /// Forgets an object of which the API server said that it is no more.
+    fn outdated(&self, object: &K) -> Option<Change> {
+        self.store.get(&ObjectRef::from_obj(object)).filter(|known| known.uid() == object.uid())?;
+        self.forget(&key(object))
+    }
+
     fn take(&self, mut writer: MutexGuard<'_, Writer<K>>, known: Option<Arc<K>>, mut object: K) -> Option<Change> {
         // Large, and nothing that a pass looks at.
         object.meta_mut().managed_fields = None;
@@ -383,11 +374,8 @@ impl<K: Kept> Shelf<K> {
     fn complete(&self) {
         let mut writer = self.writer();
         writer.apply_watcher_event(&watcher::Event::Init);
-        let keys: Vec<ObjectRef<K>> = self.store.state().iter().map(|object| ObjectRef::from_obj(&**object)).collect();
-        // One after the other moves over to what becomes the store: nobody looks yet, and all of them twice would be much.
-        for object in keys.iter().filter_map(|key| self.store.get(key)) {
+        for object in self.store.state() {
             writer.apply_watcher_event(&watcher::Event::InitApply((*object).clone()));
-            writer.apply_watcher_event(&watcher::Event::Delete(Arc::unwrap_or_clone(object)));
         }
         writer.apply_watcher_event(&watcher::Event::InitDone);
     }
@@ -431,11 +419,27 @@ fn read<K: Resource>(object: DeserializeGuard<K>) -> Option<K> {
 }
 
 /// Looks for secrets that were missing, and tells when one is there.
-async fn look_for(client: Client, missing: Arc<Mutex<BTreeSet<(String, String)>>>, changes: broadcast::Sender<Change>) {
+async fn look_for(
+    client: Client,
+    servers: Store<MCPServer>,
+    missing: Arc<Mutex<BTreeSet<(String, String)>>>,
+    changes: broadcast::Sender<Change>,
+) {
     loop {
         tokio::time::sleep(LOOK_AGAIN).await;
-        let names: Vec<(String, String)> =
-            missing.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
+        let names: Vec<(String, String)> = {
+            let mut missing = missing.lock().unwrap_or_else(PoisonError::into_inner);
+            if !missing.is_empty() {
+                let state = servers.state();
+                let in_use = |namespace: &str, name: &str| {
+                    let mut here = state.iter().filter(|server| server.namespace().as_deref() == Some(namespace));
+                    here.any(|server| uses_secret(server, name))
+                };
+                // Nobody asks for what a deleted server lacked.
+                missing.retain(|(namespace, name)| in_use(namespace, name));
+            }
+            missing.iter().cloned().collect()
+        };
         for (namespace, name) in names {
             let api: Api<Secret> = Api::namespaced(client.clone(), &namespace);
             // A failure is the next pass's to report.

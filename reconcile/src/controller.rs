@@ -10,7 +10,6 @@ use futures::stream::{self, BoxStream, StreamExt};
 use kube::{Resource, ResourceExt};
 use kube_runtime::controller::{Action, Config, applier};
 use kube_runtime::reflector::ObjectRef;
-use mcp_hub_crds::source::SecretKeyRef;
 use mcp_hub_crds::{MCPHub, MCPServer};
 use tokio::sync::watch;
 
@@ -239,9 +238,9 @@ fn hub_queue(context: &Arc<Context>) -> BoxStream<'static, ObjectRef<MCPHub>> {
     stream::select(changes, sink).boxed()
 }
 
-fn uses_secret(server: &MCPServer, name: &str) -> bool {
-    let env = server.spec.env.iter().flatten().filter_map(|var| var.secret_ref.as_ref());
-    env.chain(gateway::header_secrets(server)).any(|key: &SecretKeyRef| key.name == name)
+/// Whether a server's environment or headers refer to a secret of this name.
+pub fn uses_secret(server: &MCPServer, name: &str) -> bool {
+    pass::secrets_of(server).any(|key| key.name == name)
 }
 
 /// Removes what is left of owners that the store no longer has.
@@ -260,6 +259,10 @@ async fn drive_sweeps(context: Arc<Context>, stopped: watch::Receiver<bool>) {
 pub async fn sweep(ports: &Ports) -> Result<(), Error> {
     // A store that was dropped holds nothing to protect, and its controller is ending.
     if ports.store.servers().wait_until_ready().await.is_err() {
+        return Ok(());
+    }
+    // What owner references collect is nobody's to guess about: an object that cannot be read is no orphan.
+    if ports.runtime.info().collects_garbage {
         return Ok(());
     }
     let owners = ports.runtime.owners().await?;

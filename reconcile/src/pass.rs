@@ -111,8 +111,12 @@ async fn converge(server: &MCPServer, owner: &OwnerKey, ports: &Ports, findings:
     // First, so that a pass that ends early does not make status forget which version was found.
     findings.resolved = resolution(server);
     findings.observed = ports.runtime.observe(owner).await?;
-    findings.upstream = ports.sink.upstream(&owner.uid).await;
-    findings.bridge = kept_bridge(server);
+    let remote = matches!(server.spec.source, Source::Remote(_));
+    if remote {
+        findings.upstream = ports.sink.upstream(&owner.uid).await;
+    } else {
+        findings.bridge = kept_bridge(server);
+    }
     findings.unimplemented = accept::unimplemented_in_server(&server.spec);
     if !findings.unimplemented.is_empty() {
         return Ok(());
@@ -120,7 +124,9 @@ async fn converge(server: &MCPServer, owner: &OwnerKey, ports: &Ports, findings:
     let secrets = read_secrets(server, ports).await?;
     findings.missing_secrets = secrets.missing;
     let mut workload = ServerWorkload::of(server, &ports.installation, &secrets.fingerprints)?;
-    findings.bridge = workload.bridge.clone().or_else(|| ports.runtime.info().bridge.clone());
+    if !remote {
+        findings.bridge = workload.bridge.clone().or_else(|| ports.runtime.info().bridge.clone());
+    }
 
     // Twice at most: what the first round resolves, the second one runs.
     for _ in 0..2 {

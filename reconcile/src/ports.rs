@@ -172,14 +172,47 @@ pub enum RuntimeEvent {
 
 /// The events of a runtime from now on; whoever lags behind is told to look at everything.
 pub fn hints(events: &broadcast::Sender<RuntimeEvent>) -> BoxStream<'static, RuntimeEvent> {
-    let listening = events.subscribe();
-    stream::unfold(listening, |mut listening| async move {
-        match listening.recv().await {
-            Ok(event) => Some((event, listening)),
-            Err(RecvError::Lagged(_)) => Some((RuntimeEvent::Resync, listening)),
-            Err(RecvError::Closed) => None,
-        }
+    told(events, || vec![RuntimeEvent::Resync])
+}
+
+/// The changes of a store: begins with all that exist, and so does whoever lagged behind.
+pub fn changes(
+    events: &broadcast::Sender<Change>,
+    servers: Store<MCPServer>,
+    hubs: Store<MCPHub>,
+) -> BoxStream<'static, Change> {
+    let everything = move || -> Vec<Change> {
+        let servers = servers.state().into_iter().map(|server| Change::Server(ObjectRef::from_obj(&*server)));
+        servers.chain(hubs.state().into_iter().map(|hub| Change::Hub(ObjectRef::from_obj(&*hub)))).collect()
+    };
+    // Listening comes first: what changes between the two is told twice, not never.
+    let later = told(events, everything.clone());
+    stream::iter(everything()).chain(later).boxed()
+}
+
+/// The events of gateways from now on. Whoever lags behind misses hints; the hourly look at each object makes up.
+pub fn news(events: &broadcast::Sender<SinkEvent>) -> BoxStream<'static, SinkEvent> {
+    told(events, || {
+        tracing::warn!("events of gateways were missed");
+        Vec::new()
     })
+}
+
+/// What is sent from now on; `instead` stands for what a slow listener missed.
+fn told<T: Clone + Send + 'static>(
+    events: &broadcast::Sender<T>,
+    instead: impl Fn() -> Vec<T> + Send + 'static,
+) -> BoxStream<'static, T> {
+    let listening = events.subscribe();
+    stream::unfold((listening, instead), |(mut listening, instead)| async move {
+        let told = match listening.recv().await {
+            Ok(event) => vec![event],
+            Err(RecvError::Lagged(_)) => instead(),
+            Err(RecvError::Closed) => return None,
+        };
+        Some((stream::iter(told), (listening, instead)))
+    })
+    .flatten()
     .boxed()
 }
 

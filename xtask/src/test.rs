@@ -7,6 +7,9 @@ use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Instant;
 
+#[cfg(target_os = "linux")]
+use mcp_hub_test_cluster::{Cluster, Options, Shape};
+
 use crate::mcpctl::Mcpctl;
 use crate::needs::Need;
 use crate::shell::{self, Error};
@@ -33,6 +36,7 @@ const LEVELS: &[Level] = &[
     Level { name: "cluster", needs: &cluster::NEEDS, run: cluster_tests },
     #[cfg(target_os = "linux")]
     Level { name: "kubernetes", needs: &kubernetes::NEEDS, run: kubernetes::run },
+    #[cfg(target_os = "linux")]
     Level { name: "operator-writes", needs: &cluster::NEEDS, run: bench::operator::check },
 ];
 
@@ -162,7 +166,12 @@ fn ignore_absent(error: std::io::Error) -> std::io::Result<()> {
 fn cluster_tests() -> Result<(), Error> {
     // Tests of the operator find it beside themselves.
     shell::run(&mut shell::cargo(&["build", "--locked", "--package", "mcp-hub-operator"]))?;
-    shell::run(&mut shell::cargo(&["test", "--locked", "--package", "mcp-hub-test-cluster"]))
+    shell::run(&mut shell::cargo(&["test", "--locked", "--package", "mcp-hub-test-cluster"]))?;
+    // The fake API server is as good as its likeness to the real one.
+    let real = Cluster::up(Options::new(Shape::ApiServer))?;
+    let mut likeness = shell::cargo(&["test", "--locked", "--package", "mcp-hub-fakeapi", "--test", "same_as_real"]);
+    let compared = shell::run(likeness.args(["--", "--ignored"]).env("MCP_HUB_TEST_KUBECONFIG", real.kubeconfig()));
+    compared.and(real.down().map_err(Error::from))
 }
 
 /// Whole-product tests: mcpctl, real servers, real clients, faults.

@@ -20,12 +20,11 @@ use crate::body::{self, Body, EVENTS, Forwarded, JSON, full};
 use crate::exchange::{INTRODUCTION, Seat};
 use crate::metrics::count;
 use crate::peers::{Bound, FORWARD, IF_HELD, Link, Peers, Sent, Stop};
+use crate::relay::READ_FIRST;
 use crate::upstream::{Owner, Upstream, is_type};
 
 /// Connections to one replica that are tried for one request.
 const ATTEMPTS_MAX: usize = 3;
-/// An answer up to this size is read before it is passed on, so that one that breaks off becomes a defined error.
-const READ_FIRST: u64 = 64 << 10;
 /// Longest wait for another replica to hear what all are told.
 const TELLING: Duration = Duration::from_secs(5);
 /// Headers of the client's connection and of its token, and what only replicas say.

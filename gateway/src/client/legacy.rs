@@ -12,7 +12,7 @@ use mcp_hub_mcp::{error, methods};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::{Ask, Scope, server_info};
+use super::{Ask, CAPABILITIES, Scope, server_info};
 use crate::body::{self, Body, full, json};
 use crate::exchange::{INTRODUCTION, Seat, whole};
 use crate::fields::{self, Fields};
@@ -20,8 +20,6 @@ use crate::metrics::count;
 use crate::translate;
 use crate::upstream::{Failure, Upstream};
 
-/// What the aggregate offers to every legacy client, whatever its servers offer now.
-const CAPABILITIES: &str = r#"{"tools":{"listChanged":true},"prompts":{"listChanged":true},"resources":{"subscribe":true,"listChanged":true},"completions":{},"logging":{}}"#;
 /// Client capabilities that are kept in a session id; a client with more is taken for one that can do nothing special.
 const CAPABILITIES_MAX: usize = 2048;
 /// Messages of one batch.

@@ -34,6 +34,9 @@ use crate::translate;
 use crate::upstream::{Owner, Upstream, list};
 use crate::{Inner, Served};
 
+/// What the aggregate offers to every client, whatever its servers offer now.
+const CAPABILITIES: &str = r#"{"tools":{"listChanged":true},"prompts":{"listChanged":true},"resources":{"subscribe":true,"listChanged":true},"completions":{},"logging":{}}"#;
+
 /// A client that has not sent its message by then is not going to; 32 MiB in it are less than 5 Mbit/s.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 

@@ -8,16 +8,13 @@ use mcp_hub_mcp::object::RawObject;
 use mcp_hub_mcp::{error, headers, methods};
 use serde_json::{Value, json};
 
-use super::{Ask, Scope, server_info};
+use super::{Ask, CAPABILITIES, Scope, server_info};
 use crate::body::{self, Body, full};
 use crate::exchange::{INTRODUCTION, whole};
 use crate::fields;
 use crate::metrics::count;
 use crate::translate;
 use crate::upstream::{Failure, Upstream};
-
-/// What the aggregate offers to every modern client, whatever its servers offer now.
-const CAPABILITIES: &str = r#"{"tools":{"listChanged":true},"prompts":{"listChanged":true},"resources":{"subscribe":true,"listChanged":true},"completions":{},"logging":{}}"#;
 
 impl Ask {
     pub(super) async fn modern(self, message: &Bytes, envelope: &Envelope<'_>, params: &Params<'_>) -> Response<Body> {

@@ -1,14 +1,11 @@
 //! The objects as passes and tables see them: reflector stores, and streams that tell of changes.
 
-use std::collections::VecDeque;
-
-use futures::StreamExt;
-use futures::stream::{self, BoxStream};
+use futures::stream::BoxStream;
 use kube_runtime::reflector::{ObjectRef, Store, store::Writer};
 use kube_runtime::watcher;
 use mcp_hub_crds::{MCPHub, MCPServer, Resource, ResourceKey, ResourceKind};
-use mcp_hub_reconcile::ports::Change;
-use tokio::sync::broadcast::{self, error::RecvError};
+use mcp_hub_reconcile::ports::{Change, changes};
+use tokio::sync::broadcast;
 
 /// Changes that a slow listener may lag behind before it is told of everything. Their room, 128 bytes each, is taken at
 /// once.
@@ -79,30 +76,7 @@ impl Live {
 
     /// Begins with all that exist; so does a listener that lagged behind.
     pub(super) fn changes(&self) -> BoxStream<'static, Change> {
-        // Listening comes first: what changes between the two is told twice, not never.
-        let listening = self.changes.subscribe();
-        let (servers, hubs) = (self.servers.clone(), self.hubs.clone());
-        let everything = move || -> VecDeque<Change> {
-            let servers = servers.state().into_iter().map(|server| Change::Server(ObjectRef::from(&*server)));
-            servers.chain(hubs.state().into_iter().map(|hub| Change::Hub(ObjectRef::from(&*hub)))).collect()
-        };
-        let begin = everything();
-        stream::unfold((listening, begin), move |(mut listening, mut due)| {
-            let everything = everything.clone();
-            async move {
-                loop {
-                    if let Some(change) = due.pop_front() {
-                        return Some((change, (listening, due)));
-                    }
-                    match listening.recv().await {
-                        Ok(change) => return Some((change, (listening, due))),
-                        Err(RecvError::Lagged(_)) => due = everything(),
-                        Err(RecvError::Closed) => return None,
-                    }
-                }
-            }
-        })
-        .boxed()
+        changes(&self.changes, self.servers.clone(), self.hubs.clone())
     }
 }
 

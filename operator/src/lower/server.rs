@@ -1,6 +1,6 @@
 //! A server: a Deployment whose pods bring the bridge, a headless Service, a NetworkPolicy.
 
-use mcp_hub_crds::server::{FilesystemPermission, Permissions, RunAs, RuntimeChoice, Volume};
+use mcp_hub_crds::server::{FilesystemPermission, Permissions, RunAs, Volume};
 use mcp_hub_crds::source::{ImageSource, Resolved, Source};
 use mcp_hub_dataplane_api::SessionMode;
 use mcp_hub_dataplane_api::launch::{
@@ -8,7 +8,7 @@ use mcp_hub_dataplane_api::launch::{
 };
 use mcp_hub_reconcile::lower::{Change, Degraded, Lowered, Object, ObjectId, Stage, Unsupported};
 use mcp_hub_reconcile::owner::OwnerKey;
-use mcp_hub_reconcile::workload::{EnvValue, ServerWorkload};
+use mcp_hub_reconcile::workload::{EnvValue, RESTARTED_AT_ANNOTATION, ServerWorkload};
 use serde_json::{Value, json};
 
 use super::{ClusterSettings, child, network, no, pod, template};
@@ -19,8 +19,6 @@ use crate::pods::{BRIDGE, SERVER};
 /// Where the bridge and its run folder lie in a pod.
 const BRIDGE_DIR: &str = "/mcp-hub";
 const TMP_DIR: &str = "/tmp";
-/// Annotation of pods that a restart asked for.
-const RESTARTED_AT: &str = "mcphub.io/restarted-at";
 /// A pod writes no log files; the kubelet keeps its stderr.
 const NO_LOG: LogPolicy = LogPolicy { max_bytes: 0, files: 0 };
 /// Endpoints are told of a pod's end within a few seconds; what is under way has half a minute.
@@ -74,7 +72,7 @@ pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Resu
         bridge,
     } = server;
     if let Some(choice) = runtime {
-        let message = format!("a cluster has no runtime {}", runtime_name(*choice));
+        let message = format!("a cluster has no runtime {}", choice.as_str());
         return Err(no("spec.runtime", message, Some("leave it empty")));
     }
     if *roots == Roots::Forward && (sessions.mode != SessionMode::PerClient || *transport != ChildTransport::Stdio) {
@@ -241,7 +239,7 @@ pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Resu
     }
     let mut pods = json!({"metadata": {"labels": pod_labels}, "spec": spec});
     if let Some(at) = restarted_at {
-        pods["metadata"]["annotations"] = json!({RESTARTED_AT: at});
+        pods["metadata"]["annotations"] = json!({RESTARTED_AT_ANNOTATION: at});
     }
     if let Some(patch) = pod_template {
         template::merge(&mut pods, patch)?;
@@ -271,10 +269,6 @@ pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Resu
         child(ChildKind::Service, owner, name, &service),
     ];
     Ok(Lowered { objects, degraded })
-}
-
-fn runtime_name(choice: RuntimeChoice) -> &'static str {
-    choice.as_str()
 }
 
 /// The program and its arguments. `source.image.command` replaces ENTRYPOINT and drops CMD; `args` replaces CMD.

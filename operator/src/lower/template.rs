@@ -37,12 +37,14 @@ pub(super) fn merge(template: &mut Value, patch: &Value) -> Result<(), Unsupport
         containers.into_iter().any(|c| c["name"] == SERVER && c["securityContext"]["readOnlyRootFilesystem"] == true)
     };
     let was_read_only = read_only(template);
+    // Of what is generated, not of what the patch makes of it: that would be its own leave.
+    let may_be_root = template["spec"]["securityContext"]["runAsUser"] == 0;
     overlay(template, patch, "");
     if was_read_only && !read_only(template) {
         let path = format!("{FIELD}.spec.containers[{SERVER}].securityContext.readOnlyRootFilesystem");
         return Err(no(path, "must be true", Some("set spec.permissions.filesystem to unrestricted")));
     }
-    match weakened(&template["spec"]) {
+    match weakened(&template["spec"], may_be_root) {
         None => Ok(()),
         Some((path, message)) => Err(no(format!("{FIELD}.spec{path}"), message, None)),
     }
@@ -109,7 +111,7 @@ fn check_patch(patch: &Value) -> Result<(), Unsupported> {
 
 /// The first thing in a pod's spec that the restricted Pod Security level forbids, or that gives the pod credentials of the
 /// API server, with its path below the spec.
-fn weakened(spec: &Value) -> Option<(String, &'static str)> {
+fn weakened(spec: &Value, may_be_root: bool) -> Option<(String, &'static str)> {
     let truth = |value: &Value| value.as_bool() == Some(true);
     for field in ["hostNetwork", "hostPID", "hostIPC"] {
         if truth(&spec[field]) {
@@ -135,9 +137,13 @@ fn weakened(spec: &Value) -> Option<(String, &'static str)> {
     if let Some(found) = weak_context(&spec["securityContext"], ".securityContext") {
         return Some(found);
     }
-    let may_be_root = spec["securityContext"]["runAsUser"] == 0;
-    if !may_be_root && !truth(&spec["securityContext"]["runAsNonRoot"]) {
-        return Some((".securityContext.runAsNonRoot".to_owned(), "root needs spec.runAs with allowRoot"));
+    // Containers have the pod's, and none of their own.
+    if spec["securityContext"]["seccompProfile"]["type"].is_null() {
+        return Some((".securityContext.seccompProfile".to_owned(), "must be RuntimeDefault or Localhost"));
+    }
+    let as_root = spec["securityContext"]["runAsUser"] == 0 || !truth(&spec["securityContext"]["runAsNonRoot"]);
+    if as_root && !may_be_root {
+        return Some((".securityContext".to_owned(), "root needs spec.runAs with allowRoot"));
     }
     for list in ["containers", "initContainers"] {
         for container in spec[list].as_array().into_iter().flatten() {
@@ -162,7 +168,8 @@ fn weakened(spec: &Value) -> Option<(String, &'static str)> {
             if name == BRIDGE && context["readOnlyRootFilesystem"].as_bool() != Some(true) {
                 return Some((format!("{path}.readOnlyRootFilesystem"), "must be true"));
             }
-            if context["runAsNonRoot"].as_bool() == Some(false) || context["runAsUser"] == 0 {
+            let as_root = context["runAsNonRoot"].as_bool() == Some(false) || context["runAsUser"] == 0;
+            if as_root && !may_be_root {
                 return Some((path, "root needs spec.runAs with allowRoot"));
             }
             for port in container["ports"].as_array().into_iter().flatten() {
@@ -195,4 +202,122 @@ fn weak_context(context: &Value, path: &str) -> Option<(String, &'static str)> {
         return Some((format!("{path}.sysctls"), "a server changes nothing of the kernel"));
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::lower::pod;
+
+    fn template(user: i64) -> Value {
+        let container = |name: &str| json!({"name": name, "image": "i", "securityContext": pod::confined(true)});
+        json!({"metadata": {"labels": {"mcphub.io/role": "server"}}, "spec": {
+            "automountServiceAccountToken": false, "securityContext": pod::identity(user, user),
+            "initContainers": [container(BRIDGE)], "containers": [container(SERVER)],
+        }})
+    }
+
+    fn refused(patch: &Value) -> Option<String> {
+        merge(&mut template(65_532), patch).err().map(|refusal| refusal.field)
+    }
+
+    #[test]
+    fn what_weakens_a_pod_is_refused_by_its_path() {
+        let spec = |more: Value| json!({"spec": more});
+        let server = |more: Value| {
+            let mut container = json!({"name": SERVER});
+            overlay(&mut container, &more, "");
+            json!({"spec": {"containers": [container]}})
+        };
+        let context = |more: Value| server(json!({"securityContext": more}));
+        let sidecar = |more: Value| {
+            let mut container = json!({"name": "side", "image": "i", "securityContext": pod::confined(true)});
+            overlay(&mut container, &more, "");
+            json!({"spec": {"containers": [container]}})
+        };
+        let cases = [
+            (json!({"status": {}}), "status"),
+            (json!({"metadata": {"name": "x"}}), "metadata.name"),
+            (json!({"metadata": {"labels": {"mcphub.io/role": "gateway"}}}), "metadata.labels.mcphub.io/role"),
+            (server(json!({"image": "other"})), "spec.containers[server].image"),
+            (server(json!({"command": ["sh"]})), "spec.containers[server].command"),
+            (spec(json!({"hostNetwork": true})), "spec.hostNetwork"),
+            (spec(json!({"hostPID": true})), "spec.hostPID"),
+            (spec(json!({"hostIPC": true})), "spec.hostIPC"),
+            (spec(json!({"hostUsers": true})), "spec.hostUsers"),
+            (spec(json!({"automountServiceAccountToken": true})), "spec.automountServiceAccountToken"),
+            (spec(json!({"automountServiceAccountToken": null})), "spec.automountServiceAccountToken"),
+            (spec(json!({"volumes": [{"name": "v", "hostPath": {"path": "/"}}]})), "spec.volumes[v].hostPath"),
+            (
+                spec(json!({"volumes": [{"name": "v", "projected": {"sources": [{"serviceAccountToken": {}}]}}]})),
+                "spec.volumes[v].projected",
+            ),
+            (spec(json!({"securityContext": null})), "spec.securityContext.seccompProfile"),
+            (spec(json!({"securityContext": {"seccompProfile": null}})), "spec.securityContext.seccompProfile"),
+            (
+                spec(json!({"securityContext": {"seccompProfile": {"type": "Unconfined"}}})),
+                "spec.securityContext.seccompProfile",
+            ),
+            (spec(json!({"securityContext": {"sysctls": []}})), "spec.securityContext.sysctls"),
+            (spec(json!({"securityContext": {"runAsNonRoot": null}})), "spec.securityContext"),
+            (spec(json!({"securityContext": {"runAsUser": 0, "runAsNonRoot": false}})), "spec.securityContext"),
+            (context(json!({"runAsUser": 0})), "spec.containers[server].securityContext"),
+            (context(json!({"privileged": true})), "spec.containers[server].securityContext.privileged"),
+            (context(json!({"procMount": "Unmasked"})), "spec.containers[server].securityContext.procMount"),
+            (
+                context(json!({"appArmorProfile": {"type": "Unconfined"}})),
+                "spec.containers[server].securityContext.appArmorProfile",
+            ),
+            (
+                context(json!({"allowPrivilegeEscalation": true})),
+                "spec.containers[server].securityContext.allowPrivilegeEscalation",
+            ),
+            (
+                context(json!({"capabilities": {"drop": ["NET_RAW"]}})),
+                "spec.containers[server].securityContext.capabilities.drop",
+            ),
+            (
+                context(json!({"capabilities": {"add": ["SYS_ADMIN"]}})),
+                "spec.containers[server].securityContext.capabilities.add",
+            ),
+            (
+                context(json!({"readOnlyRootFilesystem": false})),
+                "spec.containers[server].securityContext.readOnlyRootFilesystem",
+            ),
+            (
+                sidecar(json!({"securityContext": {"privileged": true}})),
+                "spec.containers[side].securityContext.privileged",
+            ),
+            (sidecar(json!({"ports": [{"containerPort": 1, "hostPort": 1}]})), "spec.containers[side].ports"),
+        ];
+        for (patch, path) in cases {
+            assert_eq!(refused(&patch), Some(format!("{FIELD}.{path}")), "{patch}");
+        }
+    }
+
+    #[test]
+    fn what_leaves_a_pod_confined_is_merged() {
+        let patch = json!({"metadata": {"annotations": {"a": "1"}}, "spec": {
+            "nodeSelector": {"disk": "fast"},
+            "containers": [
+                {"name": SERVER, "resources": {"limits": {"cpu": "1"}}},
+                {"name": "side", "image": "i", "securityContext": pod::confined(true)},
+            ],
+        }});
+        let mut merged = template(65_532);
+        merge(&mut merged, &patch).unwrap();
+        assert_eq!(merged["spec"]["nodeSelector"]["disk"], "fast");
+        let names: Vec<&Value> = merged["spec"]["containers"].as_array().unwrap().iter().map(|c| &c["name"]).collect();
+        assert_eq!(names, [SERVER, "side"]);
+        assert_eq!(merged["spec"]["containers"][0]["resources"]["limits"]["cpu"], "1");
+        assert_eq!(merged["spec"]["containers"][0]["image"], "i");
+        // Whoever may be root by the spec may be so in the template.
+        merge(
+            &mut template(0),
+            &json!({"spec": {"containers": [{"name": SERVER, "securityContext": {"runAsUser": 0}}]}}),
+        )
+        .unwrap();
+    }
 }

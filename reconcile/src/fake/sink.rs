@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::stream::{BoxStream, StreamExt};
+use futures::stream::BoxStream;
 use kube::ResourceExt;
 use mcp_hub_crds::MCPHub;
 use mcp_hub_dataplane_api::gateway::{GatewayConfig, UpstreamStatus};
@@ -14,7 +14,7 @@ use tokio::sync::broadcast;
 use super::Writes;
 use crate::error::SinkError;
 use crate::owner::OwnerKey;
-use crate::ports::{GatewaySink, HubState, SinkEvent};
+use crate::ports::{GatewaySink, HubState, SinkEvent, news};
 
 /// Clones are the same sink.
 #[derive(Debug, Clone)]
@@ -134,8 +134,6 @@ impl GatewaySink for FakeSink {
     }
 
     fn events(&self) -> BoxStream<'static, SinkEvent> {
-        let receiver = self.events.subscribe();
-        futures::stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await.ok()?, receiver)) })
-            .boxed()
+        news(&self.events)
     }
 }

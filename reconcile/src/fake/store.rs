@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use futures::stream::{self, BoxStream, StreamExt};
+use futures::stream::BoxStream;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::ObjectMeta;
@@ -20,7 +20,7 @@ use tokio::sync::broadcast;
 use super::Writes;
 use crate::error::StoreError;
 use crate::owner::{OwnerKey, OwnerKind};
-use crate::ports::{Change, Event, ResourceStore};
+use crate::ports::{Change, Event, ResourceStore, changes};
 
 /// Clones are the same store. Names of tests' objects are unique over both namespaces, so that a name says which is meant.
 #[derive(Debug, Clone)]
@@ -181,13 +181,7 @@ impl ResourceStore for FakeStore {
     }
 
     fn changes(&self) -> BoxStream<'static, Change> {
-        let receiver = self.0.changes.subscribe();
-        let servers = self.0.servers.state().into_iter().map(|server| Change::Server(ObjectRef::from_obj(&*server)));
-        let hubs = self.0.hubs.state().into_iter().map(|hub| Change::Hub(ObjectRef::from_obj(&*hub)));
-        let existing: Vec<Change> = servers.chain(hubs).collect();
-        let later =
-            stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await.ok()?, receiver)) });
-        stream::iter(existing).chain(later).boxed()
+        changes(&self.0.changes, self.0.servers.clone(), self.0.hubs.clone())
     }
 
     async fn write_server_status(&self, server: &MCPServer, status: &MCPServerStatus) -> Result<(), StoreError> {

@@ -5,7 +5,7 @@
 //!
 //! # fn main() -> Result<(), mcp_hub_test_cluster::Error> {
 //! let cluster = Cluster::up(Options::new(Shape::Node))?;
-//! cluster.load("target/images/mcp-hub-bridge.tar".as_ref())?;
+//! cluster.load("target/images/bridge.tar".as_ref())?;
 //! cluster.kubectl(["apply", "--filename", "examples/kubernetes"])?;
 //! let client_config = cluster.kubeconfig();
 //! # Ok(())
