@@ -1,13 +1,15 @@
 //! Hubs: what they offer, how a change reaches their gateways, and what a rollout does to calls.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Instant;
 
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, ResourceQuota};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::ResourceExt;
-use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use mcp_hub_crds::{MCPHub, MCPServer};
 use mcp_hub_kubernetes_tests::{Place, eventually, fixture, hub, remains};
 use serde_json::json;
@@ -72,22 +74,36 @@ async fn no_call_is_lost_when_server_and_gateway_are_rolled() {
     place.until_served("default", 1).await;
 
     // Calls of two seconds are always under way, while first the server's pod and then the gateways' are replaced.
-    let callers: Vec<_> = (0..4)
-        .map(|_| {
-            let place = place.clone();
+    let done = Arc::new(AtomicBool::new(false));
+    let answered: Vec<Arc<AtomicU32>> = (0..4).map(|_| Arc::default()).collect();
+    let callers: Vec<_> = answered
+        .iter()
+        .cloned()
+        .map(|answered| {
+            let (place, done) = (place.clone(), done.clone());
             tokio::spawn(async move {
                 let mut lost = Vec::new();
                 let session = place.connect("default", None).await;
-                for _ in 0..12 {
-                    if let Err(error) = session.call("a_sleep", json!({"ms": 2000})).await {
-                        lost.push(error);
+                while !done.load(Ordering::Relaxed) {
+                    match session.call("a_sleep", json!({"ms": 2000})).await {
+                        Ok(_) => drop(answered.fetch_add(1, Ordering::Relaxed)),
+                        Err(error) => lost.push(error),
                     }
                 }
                 lost
             })
         })
         .collect();
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    let answers = || answered.iter().map(|count| count.load(Ordering::Relaxed)).collect::<Vec<_>>();
+    let another_answer_each = async || {
+        let before = answers();
+        eventually("another answer to each caller", async || {
+            let now = answers();
+            if now.iter().zip(&before).all(|(now, before)| now > before) { Ok(()) } else { Err(format!("{now:?}")) }
+        })
+        .await;
+    };
+    another_answer_each().await;
     let pods = |owner: &'static str| {
         let place = place.clone();
         async move { place.pods_of(owner).await.iter().map(ResourceExt::name_any).collect::<Vec<_>>() }
@@ -107,6 +123,8 @@ async fn no_call_is_lost_when_server_and_gateway_are_rolled() {
         if now.len() == 2 && !now.iter().any(|pod| before.contains(pod)) { Ok(()) } else { Err(format!("{now:?}")) }
     })
     .await;
+    another_answer_each().await;
+    done.store(true, Ordering::Relaxed);
     for caller in callers {
         let lost = caller.await.unwrap();
         assert!(lost.is_empty(), "{lost:?}");
@@ -127,10 +145,19 @@ async fn a_gateway_that_cannot_run_is_not_called_ready_and_a_removed_hub_leaves_
     place.until_served("default", 0).await;
 
     // Its pod is taken away and may not come back for a moment: nothing serves, and status says so.
+    let quota = json!({"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}});
+    let quota: ResourceQuota = serde_json::from_value(quota).unwrap();
+    place.api::<ResourceQuota>().create(&PostParams::default(), &quota).await.unwrap();
     let pods: Vec<Pod> = place.pods_of("default").await;
     for pod in &pods {
         place.api::<Pod>().delete(&pod.name_any(), &DeleteParams::default().grace_period(0)).await.unwrap();
     }
+    let unready = place.until("default", "the hub to be ready no more", |hub: &MCPHub| {
+        let conditions = hub.status.as_ref().and_then(|status| status.conditions.as_ref());
+        conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "False")
+    });
+    unready.await;
+    place.api::<ResourceQuota>().delete("none", &DeleteParams::default()).await.unwrap();
     place.until_served("default", 0).await;
     place.api::<MCPHub>().delete("default", &DeleteParams::default()).await.unwrap();
     eventually("everything to go", async || {

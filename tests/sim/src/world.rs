@@ -111,7 +111,7 @@ impl World {
         self.operator_on(name, line)
     }
 
-    pub fn operator_on(&self, name: &str, line: Line) -> Operator {
+    fn operator_on(&self, name: &str, line: Line) -> Operator {
         let client =
             client::patient(ClientBuilder::new(line.wire(self.api.service(&format!("{OPERATOR}{name}"))), "default"));
         let settings = ClusterSettings {
@@ -138,7 +138,7 @@ impl World {
     }
 
     /// A line whose writes are looked at as they go out.
-    pub fn line(&self) -> Line {
+    fn line(&self) -> Line {
         let (bridges, gateways, api) = (self.bridges.clone(), self.gateways.clone(), self.api.clone());
         let (secrets, breaches) = (self.secrets.clone(), self.breaches.clone());
         Line::new(Arc::new(move |path, body| {

@@ -31,6 +31,7 @@ async fn keys(place: &Place) -> Vec<Option<Secret>> {
 
 /// What an operator asks for is never refused but where others were faster; 504 is the end of one that was killed.
 fn assert_welcome(writes: &[Write]) {
+    assert!(!writes.is_empty(), "no write of an operator was recognised");
     let refused: Vec<&Write> =
         writes.iter().filter(|write| write.code >= 400 && ![404, 409, 504].contains(&write.code)).collect();
     assert!(refused.is_empty(), "{refused:#?}");
