@@ -71,8 +71,8 @@ impl Programs {
         if there { Ok(programs) } else { Err(Error::NotBuilt) }
     }
 
-    /// Builds what is missing: about ten minutes on two cores the first time, seconds from Go's own cache. `say` gets a
-    /// line for each program that is built.
+    /// Builds what is missing, which takes about ten minutes on two cores, once for these pins. `say` gets a line for each
+    /// program that is built.
     ///
     /// # Errors
     /// If Go is not installed, a module cannot be fetched, or a build fails.
@@ -83,14 +83,19 @@ impl Programs {
         let file = std::fs::File::create(&lock).map_err(Error::file("create", &lock))?;
         // Another process may be building the same; then nothing is left to do here.
         file.lock().map_err(Error::file("lock", &lock))?;
+        // Five gigabytes that nothing else needs, so they do not stay in the user's own cache.
+        let objects = programs.folder.join("objects");
         for program in &PROGRAMS {
             let path = programs.path(program.name);
             if !path.is_file() {
                 say(&format!("building {} into {}", program.name, programs.folder.display()));
-                program.build(&path)?;
+                program.build(&path, &objects)?;
             }
         }
-        Ok(programs)
+        match std::fs::remove_dir_all(&objects) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::file("remove", &objects)(error)),
+            _ => Ok(programs),
+        }
     }
 
     /// Where the program of this name is.
@@ -100,14 +105,14 @@ impl Programs {
 }
 
 impl Program {
-    fn build(&self, path: &Path) -> Result<(), Error> {
+    fn build(&self, path: &Path, objects: &Path) -> Result<(), Error> {
         // A name of its own until it is whole, because a program that is there is taken for good.
         let draft = path.with_extension("partial");
         let mut go = Command::new("nice");
         go.args(["-n", "10", "go", "build", "-trimpath", "-buildvcs=false", "-mod=readonly", "-ldflags", &flags()]);
         go.arg("-o").arg(&draft).arg(self.package).current_dir(modules().join(self.module));
         // The modules stand for themselves, whatever this machine says about workspaces and flags.
-        go.env("CGO_ENABLED", "0").env("GOWORK", "off").env_remove("GOFLAGS");
+        go.env("CGO_ENABLED", "0").env("GOWORK", "off").env("GOCACHE", objects).env_remove("GOFLAGS");
         go.stdin(Stdio::null());
         crate::process::run(&mut go)?;
         std::fs::rename(&draft, path).map_err(Error::file("write", path))
