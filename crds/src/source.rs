@@ -198,6 +198,8 @@ pub struct Resolved {
     /// Folders that the program reads (interpreter, package), for file-system confinement.
     pub reads: Option<Vec<String>>,
     pub image: Option<ResolvedImage>,
+    /// Image in which a cluster installs and runs a package: that of the operator which saw the source first.
+    pub runner: Option<String>,
 }
 
 #[skip_serializing_none]

@@ -1,13 +1,14 @@
 //! What the reconcile side and the data plane say to each other.
 //!
-//! Three documents, plain data without behaviour that needs a runtime:
+//! Four documents, plain data without behaviour that needs a runtime:
 //! - [`launch::LaunchSpec`]: how a bridge is to run its MCP server (written by a runtime, read by the bridge);
 //! - [`status::BridgeStatus`]: what the bridge knows of that server (read by runtimes, at `/status`);
+//! - [`install::InstallFailure`]: why a pod's installer ended (written by it, read by the operator through the kubelet);
 //! - [`gateway::GatewayConfig`] and [`gateway::GatewayStatus`]: what a gateway serves, and what it found upstream.
 //!
 //! With the feature `control`: [`control`], how an operator drives a gateway, and [`document`], its configuration as a file.
 //!
-//! All three are versioned documents between programs of possibly different releases: unknown fields are ignored when
+//! All are versioned documents between programs of possibly different releases: unknown fields are ignored when
 //! read, and a field is never given another meaning.
 
 #[cfg(feature = "control")]
@@ -15,6 +16,7 @@ pub mod control;
 #[cfg(feature = "control")]
 pub mod document;
 pub mod gateway;
+pub mod install;
 pub mod launch;
 pub mod secret;
 pub mod status;

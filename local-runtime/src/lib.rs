@@ -4,7 +4,6 @@
 pub mod cgroup;
 pub mod host;
 pub mod origins;
-pub mod packages;
 mod port_holder;
 pub mod process;
 pub mod runtime_set;

@@ -25,6 +25,7 @@ use mcp_hub_crds::source::SecretKeyRef;
 use mcp_hub_dataplane_api::launch::LaunchSpec;
 use mcp_hub_dataplane_api::secret::SecretString;
 use mcp_hub_dataplane_api::status::Phase;
+use mcp_hub_packages::Packages;
 use mcp_hub_reconcile::error::{Retry, RuntimeError};
 use mcp_hub_reconcile::lower::{Lowered, Object, Unsupported};
 use mcp_hub_reconcile::observed::{Failure, Observed, ObservedObject};
@@ -36,7 +37,6 @@ use tokio::sync::broadcast;
 use tokio::task::AbortHandle;
 
 use crate::host::Host;
-use crate::packages::Packages;
 use console::ProcessConsole;
 use control::Control;
 use folder::RunFolder;
@@ -204,7 +204,7 @@ impl ProcessRuntime {
                 bridge: None,
             },
             preparations: Preparations::new(
-                Packages::new(&config.cache_dir, config.host.clone()),
+                Packages::new(&config.cache_dir.join("packages"), config.host.env.clone()),
                 config.host.clone(),
                 events.clone(),
             ),

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mcp_hub_crds::source::{CommandSource, Resolved, Source};
+use mcp_hub_packages::{PackageError, Packages};
 use mcp_hub_reconcile::error::Retry;
 use mcp_hub_reconcile::lower::Object;
 use mcp_hub_reconcile::observed::{Failure, Prepare, PrepareState};
@@ -14,7 +15,6 @@ use mcp_hub_reconcile::ports::RuntimeEvent;
 use tokio::sync::{Semaphore, broadcast};
 
 use crate::host::Host;
-use crate::packages::Packages;
 
 /// Installations at a time: they are bound by network and disk, and a second one hides the waits of the first.
 const PARALLEL: usize = 2;
@@ -153,7 +153,16 @@ impl Inner {
             Source::Package(package) => {
                 // Closed never: the semaphore lives as long as this.
                 let _slot = self.slots.acquire().await;
-                Ok(self.packages.resolve(package, source_digest).await?)
+                let installed = self.packages.install(package).await.map_err(failed)?;
+                Ok(Resolved {
+                    source_digest: source_digest.to_owned(),
+                    version: Some(installed.version),
+                    command: Some(installed.command),
+                    env: None,
+                    reads: Some(installed.reads),
+                    image: None,
+                    runner: None,
+                })
             }
             Source::Command(command) => self.find(command, source_digest, base),
             Source::Image(_) | Source::Remote(_) => Err(Failure {
@@ -187,6 +196,17 @@ impl Inner {
             command: Some(vec![program]),
             env: None,
             image: None,
+            runner: None,
         })
     }
+}
+
+fn failed(error: PackageError) -> Failure {
+    let retry = match &error {
+        // It may be installed while the daemon runs, which nothing tells of.
+        PackageError::InterpreterMissing { .. } => Retry::After(Duration::from_secs(60)),
+        error if error.is_passing() => Retry::Backoff,
+        _ => Retry::OnChange,
+    };
+    Failure { reason: error.reason().as_str(), message: error.chain(), hint: error.hint(), retry }
 }

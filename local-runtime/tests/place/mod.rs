@@ -162,6 +162,7 @@ impl Place {
             env: None,
             reads: Some(vec![prefix, self.script()]),
             image: None,
+            runner: None,
         };
         ServerWorkload { resolved: Some(resolved), ..workload }
     }

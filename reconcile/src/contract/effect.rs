@@ -47,6 +47,7 @@ pub fn of_server(runtime: &dyn Runtime, server: &MCPServer) -> Effect {
                     cmd: None,
                     user: None,
                 }),
+                runner: None,
             };
             let resolved = ServerWorkload { resolved: Some(found), ..unresolved.clone() };
             for workload in [unresolved, resolved] {

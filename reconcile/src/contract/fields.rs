@@ -44,7 +44,7 @@ pub fn of(base: &Base) -> Vec<Field> {
     let env = |variable: Value| common(json!({"env": [variable]}));
     let image = |more: Value| source(json!({"image": overlaid(json!({"ref": "a:1"}), more)}));
     let package = |registry: &str, name: &str, more: Value| {
-        source(json!({"package": overlaid(json!({"registry": registry, "name": name}), more)}))
+        source(json!({"package": overlaid(json!({"registry": registry, "name": name, "version": "1.0.0"}), more)}))
     };
     let http = |port: u16, more: Value| {
         common(json!({"transport": overlaid(json!({"type": "streamable-http", "port": port}), more)}))
@@ -65,7 +65,7 @@ pub fn of(base: &Base) -> Vec<Field> {
         (
             "spec.source.package.version",
             package("npm", "a", json!({})),
-            package("npm", "a", json!({"version": "1.0.0"})),
+            package("npm", "a", json!({"version": "2.0.0"})),
         ),
         (
             "spec.source.package.executable",

@@ -401,6 +401,7 @@ fn resolved(source_digest: &str, name: &str, version: &str) -> Resolved {
         env: None,
         reads: None,
         image: None,
+        runner: None,
     }
 }
 

@@ -1,6 +1,8 @@
-//! Packages of npm and PyPI: installed once into a versioned cache, then run by their interpreter.
+//! Packages of npm and PyPI: installed once into a versioned folder, then run by their interpreter.
 //!
-//! `CACHE/packages/REGISTRY/NAME/VERSION` is complete or absent: an installation is made beside it and renamed. Programs
+//! The local daemon keeps a cache of them; in a pod, `mcp-runner` of the runner image installs the only one.
+//!
+//! `FOLDER/REGISTRY/NAME/VERSION` is complete or absent: an installation is made beside it and renamed. Programs
 //! are started as `node BIN.js` or the virtual environment's python, never through npx or uvx, which leave orphans and
 //! depend on PATH at run time.
 
@@ -12,12 +14,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use mcp_hub_crds::source::{PackageRegistry, PackageSource, Resolved};
-use mcp_hub_reconcile::error::Retry;
-use mcp_hub_reconcile::observed::Failure;
+use mcp_hub_crds::source::{PackageRegistry, PackageSource};
+use mcp_hub_dataplane_api::install::InstallReason;
 use tokio::process::Command;
-
-use crate::host::Host;
 
 /// Longest installation; a cold one of the largest published server took 20 s.
 const INSTALL_LIMIT: Duration = Duration::from_secs(600);
@@ -27,8 +26,9 @@ const DRAFT: &str = ".installing-";
 /// A place for installed packages.
 #[derive(Debug, Clone)]
 pub struct Packages {
-    cache: PathBuf,
-    host: Host,
+    folder: PathBuf,
+    /// All that installers know of the machine: `PATH`, proxies, registries.
+    env: BTreeMap<String, String>,
 }
 
 /// What went wrong with a package.
@@ -38,6 +38,8 @@ pub enum PackageError {
     InterpreterMissing { interpreter: &'static str, package: String },
     #[error("there is no package `{package}` in {registry}")]
     NotFound { package: String, registry: &'static str },
+    #[error("no answer from {registry}: {output}")]
+    Unreachable { registry: &'static str, output: String },
     #[error("`{command}` failed: {output}")]
     Tool { command: String, output: String },
     #[error("package `{package}` brings no program")]
@@ -56,17 +58,22 @@ pub enum PackageError {
 }
 
 impl PackageError {
-    fn reason(&self) -> &'static str {
+    /// Reason for conditions.
+    pub fn reason(&self) -> InstallReason {
         match self {
-            Self::InterpreterMissing { .. } => "InterpreterMissing",
-            Self::NotFound { .. } => "PackageNotFound",
-            Self::Tool { .. } => "InstallFailed",
-            Self::NoProgram { .. } | Self::WrongProgram { .. } | Self::SeveralPrograms { .. } => "ProgramNotFound",
-            Self::File { .. } => "CacheFailed",
+            Self::InterpreterMissing { .. } => InstallReason::InterpreterMissing,
+            Self::NotFound { .. } => InstallReason::PackageNotFound,
+            Self::Unreachable { .. } => InstallReason::RegistryUnreachable,
+            Self::Tool { .. } => InstallReason::InstallFailed,
+            Self::NoProgram { .. } | Self::WrongProgram { .. } | Self::SeveralPrograms { .. } => {
+                InstallReason::ProgramNotFound
+            }
+            Self::File { .. } => InstallReason::CacheFailed,
         }
     }
 
-    fn hint(&self) -> Option<String> {
+    /// What a person does next, where that is known.
+    pub fn hint(&self) -> Option<String> {
         match self {
             Self::InterpreterMissing { interpreter: "node", .. } => {
                 Some("install Node.js with npm: `apt-get install nodejs npm`, `brew install node`, or nodejs.org".to_owned())
@@ -76,6 +83,7 @@ impl PackageError {
                     .to_owned(),
             ),
             Self::NotFound { .. } => Some("check spec.source.package.name and version".to_owned()),
+            Self::Unreachable { .. } => Some("check the network, proxies and CA certificates".to_owned()),
             Self::WrongProgram { .. } | Self::SeveralPrograms { .. } => {
                 Some("name one of them in spec.source.package.executable".to_owned())
             }
@@ -83,84 +91,92 @@ impl PackageError {
         }
     }
 
-    fn retry(&self) -> Retry {
+    /// The error with its cause, in one line.
+    pub fn chain(&self) -> String {
+        match std::error::Error::source(self) {
+            Some(source) => format!("{self}: {source}"),
+            None => self.to_string(),
+        }
+    }
+
+    /// Whether the same installation may succeed later.
+    pub fn is_passing(&self) -> bool {
         match self {
-            Self::Tool { .. } | Self::File { .. } => Retry::Backoff,
-            // An interpreter may be installed while the daemon runs, which nothing tells of.
-            Self::InterpreterMissing { .. } => Retry::After(Duration::from_secs(60)),
+            Self::InterpreterMissing { .. } | Self::Unreachable { .. } | Self::Tool { .. } | Self::File { .. } => true,
             Self::NotFound { .. }
             | Self::NoProgram { .. }
             | Self::WrongProgram { .. }
-            | Self::SeveralPrograms { .. } => Retry::OnChange,
+            | Self::SeveralPrograms { .. } => false,
         }
-    }
-}
-
-impl From<PackageError> for Failure {
-    fn from(error: PackageError) -> Self {
-        let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
-        Self { reason: error.reason(), message: format!("{error}{source}"), hint: error.hint(), retry: error.retry() }
     }
 }
 
 /// An installed package: its exact version and the words that start its program.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Installed {
-    version: String,
-    command: Vec<String>,
+pub struct Installed {
+    pub version: String,
+    pub command: Vec<String>,
     /// Folders that the program reads.
-    reads: Vec<String>,
+    pub reads: Vec<String>,
 }
 
 impl Packages {
-    pub fn new(cache: &Path, host: Host) -> Self {
-        Self { cache: cache.join("packages"), host }
+    /// Installers see this environment and nothing else of the machine.
+    pub fn new(folder: &Path, env: BTreeMap<String, String>) -> Self {
+        Self { folder: folder.to_owned(), env }
     }
 
     /// Installs the package unless it is there, and tells how to run it. Two callers with the same package share the work
     /// of the one that finishes first.
-    pub async fn resolve(&self, source: &PackageSource, source_digest: &str) -> Result<Resolved, PackageError> {
-        let installed = match source.registry {
-            PackageRegistry::Npm => npm::install(self, source).await?,
-            PackageRegistry::Pypi => pypi::install(self, source).await?,
-        };
-        Ok(Resolved {
-            source_digest: source_digest.to_owned(),
-            version: Some(installed.version),
-            command: Some(installed.command),
-            env: None::<BTreeMap<String, String>>,
-            reads: Some(installed.reads),
-            image: None,
-        })
+    ///
+    /// # Errors
+    /// [`PackageError`] says what a user can do about it, and whether time may mend it.
+    ///
+    /// # Cancel safety
+    /// Dropped, it ends its installer; what was installed in part is removed.
+    pub async fn install(&self, source: &PackageSource) -> Result<Installed, PackageError> {
+        match source.registry {
+            PackageRegistry::Npm => npm::install(self, source).await,
+            PackageRegistry::Pypi => pypi::install(self, source).await,
+        }
     }
 
     /// Folder of a version. Scoped npm names hold a slash, which makes a folder of the scope.
     fn folder(&self, source: &PackageSource, version: &str) -> PathBuf {
-        self.cache.join(source.registry.as_str()).join(&source.name).join(version)
+        self.folder.join(source.registry.as_str()).join(&source.name).join(version)
     }
 
     /// A program of the search path, absolute.
     fn program(&self, name: &'static str, package: &str) -> Result<PathBuf, PackageError> {
-        which::which_in(name, Some(self.host.path()), "/")
+        let path = self.env.get("PATH").map_or("/usr/local/bin:/usr/bin:/bin", String::as_str);
+        which::which_in(name, Some(path), "/")
             .map_err(|_| PackageError::InterpreterMissing { interpreter: name, package: package.to_owned() })
     }
 
-    /// Runs a tool to its end and returns its stdout. Never through a shell.
-    async fn run(&self, program: &Path, args: &[&str], folder: &Path) -> Result<String, PackageError> {
+    /// Runs a tool to its end and returns its stdout. Never through a shell. `explain` may know what its output means.
+    async fn run(
+        &self,
+        program: &Path,
+        args: &[&str],
+        folder: &Path,
+        explain: impl FnOnce(&str) -> Option<PackageError>,
+    ) -> Result<String, PackageError> {
         let shown = || format!("{} {}", program.file_name().unwrap_or_default().to_string_lossy(), args.join(" "));
         let failed = |output: String| PackageError::Tool { command: shown(), output };
         let mut command = Command::new(program);
-        command.args(args).env_clear().envs(&self.host.env).envs(quiet()).current_dir(folder);
+        // What was said of the installation counts more than what keeps it quiet.
+        command.args(args).env_clear().envs(quiet()).envs(&self.env).current_dir(folder);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let output = tokio::time::timeout(INSTALL_LIMIT, command.output())
             .await
             .map_err(|_| failed(format!("no end after {} s", INSTALL_LIMIT.as_secs())))?
             .map_err(|error| failed(error.to_string()))?;
         if output.status.success() {
-            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-        } else {
-            Err(failed(last_lines(&output.stderr, &output.stdout)))
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
+        let said = if output.stderr.trim_ascii().is_empty() { &output.stdout } else { &output.stderr };
+        let said = String::from_utf8_lossy(said);
+        Err(explain(&said).unwrap_or_else(|| failed(last_lines(&said))))
     }
 
     /// Makes `folder` by filling a sibling and renaming it, so that it is never there half made.
@@ -175,7 +191,7 @@ impl Packages {
             let path = folder.to_owned();
             move |source| PackageError::File { action, path, source }
         };
-        let parent = folder.parent().unwrap_or(&self.cache);
+        let parent = folder.parent().unwrap_or(&self.folder);
         std::fs::create_dir_all(parent).map_err(file("create the parent of"))?;
         sweep_drafts(parent);
         // Dropped on failure or when the daemon ends; what a killed daemon leaves is swept by a later installation.
@@ -200,26 +216,33 @@ fn sweep_drafts(parent: &Path) {
     }
 }
 
-/// Keeps installers from asking, from showing bars, and from looking for their own updates.
-fn quiet() -> [(&'static str, &'static str); 6] {
+/// Keeps installers from asking, from showing bars, from looking for their own updates, and from waiting a quarter of an
+/// hour for a registry that does not answer: who installs tries again, and says meanwhile what is wrong.
+fn quiet() -> [(&'static str, &'static str); 9] {
     [
         ("CI", "true"),
         ("NO_COLOR", "1"),
         ("NO_UPDATE_NOTIFIER", "1"),
         ("npm_config_update_notifier", "false"),
+        ("npm_config_fetch_retries", "1"),
+        ("npm_config_fetch_timeout", "120000"),
         ("PIP_DISABLE_PIP_VERSION_CHECK", "1"),
         ("PIP_NO_INPUT", "1"),
+        ("PIP_RETRIES", "2"),
     ]
 }
 
 /// What a person needs of a failed tool's output: its last lines that say something.
-fn last_lines(stderr: &[u8], stdout: &[u8]) -> String {
-    let text = if stderr.trim_ascii().is_empty() { stdout } else { stderr };
-    let text = String::from_utf8_lossy(text);
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+fn last_lines(said: &str) -> String {
+    let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let mut short = lines[lines.len().saturating_sub(4)..].join("; ");
     short.truncate(short.floor_char_boundary(1000));
     short
+}
+
+/// The first line that holds one of these signs.
+fn line_with<'a>(said: &'a str, signs: &[&str]) -> Option<&'a str> {
+    said.lines().map(str::trim).find(|line| signs.iter().any(|sign| line.contains(sign)))
 }
 
 /// Picks the program: the one named, the only one, or the one named like the package.

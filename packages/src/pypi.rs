@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use mcp_hub_crds::source::PackageSource;
 use serde_json::Value;
 
-use super::{Installed, PackageError, Packages, choose};
+use super::{Installed, PackageError, Packages, choose, last_lines, line_with};
 
 /// Prints the version and the console scripts of an installed distribution as JSON.
 const INSPECT: &str = "import importlib.metadata as m, json, sys
@@ -29,11 +29,12 @@ pub(super) async fn install(packages: &Packages, source: &PackageSource) -> Resu
     packages
         .install_into(&folder, async |draft| {
             let venv = draft.to_string_lossy();
-            packages.run(&python, &["-m", "venv", &venv], draft).await.map_err(|error| no_venv(error, &source.name))?;
+            packages.run(&python, &["-m", "venv", &venv], draft, |said| no_venv(said, &source.name)).await?;
             let args = ["-m", "pip", "install", "--quiet", "--no-compile", &spec];
-            packages.run(&interpreter(draft), &args, draft).await.map_err(|error| not_found(error, &spec))?;
+            packages.run(&interpreter(draft), &args, draft, |said| explain(said, &spec)).await?;
             // Isolated: neither the working directory nor the user's own packages may stand in for the environment's.
-            let printed = packages.run(&interpreter(draft), &["-I", "-c", INSPECT, &source.name], draft).await?;
+            let printed =
+                packages.run(&interpreter(draft), &["-I", "-c", INSPECT, &source.name], draft, |_| None).await?;
             let path = draft.join(INSPECTED);
             std::fs::write(&path, printed).map_err(|source| PackageError::File { action: "write", path, source })
         })
@@ -67,20 +68,16 @@ fn reads(folder: &Path, python: &Path) -> Vec<String> {
     [Some(folder.to_owned()), base].into_iter().flatten().map(|path| path.to_string_lossy().into_owned()).collect()
 }
 
-fn no_venv(error: PackageError, package: &str) -> PackageError {
-    match error {
-        PackageError::Tool { output, .. } if output.contains("ensurepip") => {
-            PackageError::InterpreterMissing { interpreter: "python3-venv", package: package.to_owned() }
-        }
-        error => error,
-    }
+fn no_venv(said: &str, package: &str) -> Option<PackageError> {
+    line_with(said, &["ensurepip"])?;
+    Some(PackageError::InterpreterMissing { interpreter: "python3-venv", package: package.to_owned() })
 }
 
-fn not_found(error: PackageError, package: &str) -> PackageError {
-    match error {
-        PackageError::Tool { output, .. } if output.contains("No matching distribution") => {
-            PackageError::NotFound { package: package.to_owned(), registry: "PyPI" }
-        }
-        error => error,
+/// pip says "no matching distribution" also when nobody answered; what it tried before tells the two apart.
+fn explain(said: &str, package: &str) -> Option<PackageError> {
+    if let Some(line) = line_with(said, &["connection broken by", "Could not fetch URL"]) {
+        return Some(PackageError::Unreachable { registry: "PyPI", output: last_lines(line) });
     }
+    line_with(said, &["No matching distribution"])?;
+    Some(PackageError::NotFound { package: package.to_owned(), registry: "PyPI" })
 }

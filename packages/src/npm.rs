@@ -6,7 +6,7 @@ use std::path::Path;
 use mcp_hub_crds::source::PackageSource;
 use serde_json::Value;
 
-use super::{Installed, PackageError, Packages, choose};
+use super::{Installed, PackageError, Packages, choose, last_lines, line_with};
 
 pub(super) async fn install(packages: &Packages, source: &PackageSource) -> Result<Installed, PackageError> {
     let node = packages.program("node", &source.name)?;
@@ -23,7 +23,7 @@ pub(super) async fn install(packages: &Packages, source: &PackageSource) -> Resu
             // Install scripts are code of every dependency, run before anything confines it; published servers need none.
             let args =
                 ["install", "--prefix", &prefix, "--no-audit", "--no-fund", "--ignore-scripts", "--no-save", &spec];
-            packages.run(&npm, &args, draft).await.map(drop).map_err(|error| not_found(error, &spec))
+            packages.run(&npm, &args, draft, |said| explain(said, &spec)).await.map(drop)
         })
         .await?;
     let root = folder.join("node_modules").join(&source.name);
@@ -37,26 +37,36 @@ pub(super) async fn install(packages: &Packages, source: &PackageSource) -> Resu
 
 async fn newest(packages: &Packages, npm: &Path, source: &PackageSource) -> Result<String, PackageError> {
     let args = ["view", &source.name, "version", "--json"];
-    let printed = packages.run(npm, &args, Path::new("/")).await.map_err(|error| not_found(error, &source.name))?;
+    let printed = packages.run(npm, &args, Path::new("/"), |said| explain(said, &source.name)).await?;
     match serde_json::from_str(&printed) {
         Ok(Value::String(version)) => Ok(version),
         _ => Err(PackageError::Tool { command: "npm view".to_owned(), output: "no version in its answer".to_owned() }),
     }
 }
 
-/// npm's two codes for "no such package" and "no such version", and the words before each of their lines: only the last
-/// lines of its output are kept.
-fn not_found(error: PackageError, package: &str) -> PackageError {
-    match error {
-        PackageError::Tool { output, .. }
-            if ["E404", "error 404", "ETARGET", "notarget", "No matching version"]
-                .iter()
-                .any(|sign| output.contains(sign)) =>
-        {
-            PackageError::NotFound { package: package.to_owned(), registry: "npm" }
-        }
-        error => error,
+/// npm's codes for "no such package" and "no such version", and those of a connection that was not made or broke.
+fn explain(said: &str, package: &str) -> Option<PackageError> {
+    const UNKNOWN: &[&str] = &["code E404", "code ETARGET"];
+    const UNREACHABLE: &[&str] = &[
+        "code ECONNREFUSED",
+        "code ECONNRESET",
+        "code EHOSTUNREACH",
+        "code ENETUNREACH",
+        "code ENOTFOUND",
+        "code EAI_AGAIN",
+        "code ETIMEDOUT",
+        "code ERR_SOCKET_TIMEOUT",
+        "code FETCH_ERROR",
+        "code SELF_SIGNED_CERT_IN_CHAIN",
+        "code DEPTH_ZERO_SELF_SIGNED_CERT",
+        "code UNABLE_TO_GET_ISSUER_CERT_LOCALLY",
+        "code UNABLE_TO_VERIFY_LEAF_SIGNATURE",
+    ];
+    if line_with(said, UNKNOWN).is_some() {
+        return Some(PackageError::NotFound { package: package.to_owned(), registry: "npm" });
     }
+    line_with(said, UNREACHABLE)?;
+    Some(PackageError::Unreachable { registry: "npm", output: last_lines(said) })
 }
 
 /// `bin` of a package.json: one path, named like the package, or a map.
