@@ -1,4 +1,5 @@
-//! Resolving of images: once for each change of a server's source, in the background.
+//! Resolving of sources: once for each change of a server's source, in the background. A registry is asked what an image
+//! is; of a package the runner image is kept, so that a new operator rolls no server.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -131,18 +132,25 @@ async fn resolve(inner: Arc<Inner>, owner: OwnerKey, object: Object, failures: u
         inner.events.send(RuntimeEvent::Changed(owner.clone())).ok();
     };
     let digest = object.body["sourceDigest"].as_str().unwrap_or_default().to_owned();
+    let source = serde_json::from_value(object.body["source"].clone());
+    let version = match &source {
+        Ok(Source::Package(package)) => package.version.clone(),
+        _ => None,
+    };
+    let runner = object.body["runner"].as_str().map(str::to_owned);
     let found = |image: Option<ResolvedImage>| {
         PrepareState::Done(Resolved {
             source_digest: digest.clone(),
-            version: None,
+            version: version.clone(),
             command: None,
             env: None,
             reads: None,
             image,
+            runner: runner.clone(),
         })
     };
-    let Ok(Source::Image(image)) = serde_json::from_value(object.body["source"].clone()) else {
-        // Only images lower to a preparation here.
+    let Ok(Source::Image(image)) = source else {
+        // Of a package everything is known: pods install it.
         tell.send_replace(found(None));
         return changed();
     };

@@ -31,5 +31,5 @@ pub use console::PodConsole;
 pub use gateways::AskGateway;
 pub use http::PodHttp;
 pub use images::{ResolveError, ResolveImage};
-pub use lower::{CLIENTS_PORT, ClusterSettings, GATEWAY, TOKEN_KEY, URL_KEY, token_secret};
+pub use lower::{CLIENTS_PORT, ClusterSettings, GATEWAY, PackageSettings, TOKEN_KEY, URL_KEY, token_secret};
 pub use scope::Scope;

@@ -20,7 +20,7 @@ use mcp_hub_operator::registry::KubeImages;
 use mcp_hub_operator::runtime::{Askers, KubeRuntime};
 use mcp_hub_operator::sink::KubeSink;
 use mcp_hub_operator::store::KubeStore;
-use mcp_hub_operator::{ClusterSettings, PodHttp, Scope, client};
+use mcp_hub_operator::{ClusterSettings, PackageSettings, PodHttp, Scope, client};
 use mcp_hub_reconcile::controller;
 use mcp_hub_reconcile::installation::Installation;
 use mcp_hub_reconcile::passes::Passes;
@@ -44,6 +44,11 @@ struct Args {
     /// Image that brings the bridge into servers' pods
     #[arg(long, env = "BRIDGE_IMAGE")]
     bridge_image: String,
+    /// Image in which packages of npm and PyPI are installed and run
+    #[arg(long, env = "RUNNER_IMAGE")]
+    runner_image: String,
+    #[command(flatten)]
+    packages: Packages,
     /// Image of gateways
     #[arg(long, env = "GATEWAY_IMAGE")]
     gateway_image: String,
@@ -59,6 +64,26 @@ struct Args {
     /// Address of /healthz, /readyz and /metrics
     #[arg(long, default_value = "0.0.0.0:8081")]
     health: SocketAddr,
+}
+
+/// How servers' pods install packages. It stands in each such pod for all who may read pods.
+#[derive(Debug, clap::Args)]
+struct Packages {
+    /// Registry of npm packages, instead of the public one
+    #[arg(long, env = "NPM_REGISTRY", value_name = "URL", value_parser = PackageSettings::url)]
+    npm_registry: Option<String>,
+    /// Index of PyPI packages (PEP 503), instead of the public one
+    #[arg(long, env = "PYPI_INDEX", value_name = "URL", value_parser = PackageSettings::url)]
+    pypi_index: Option<String>,
+    /// Proxy through which pods reach these
+    #[arg(long, env = "PACKAGE_PROXY", value_name = "URL", value_parser = PackageSettings::url)]
+    package_proxy: Option<String>,
+    /// Hosts that pods reach without the proxy, separated by commas
+    #[arg(long, env = "PACKAGE_NO_PROXY", value_name = "HOSTS")]
+    package_no_proxy: Option<String>,
+    /// Certificates, in PEM, of authorities that installers trust besides the public ones
+    #[arg(long, env = "PACKAGE_CA", value_name = "PEM", value_parser = PackageSettings::pem)]
+    package_ca: Option<String>,
 }
 
 /// `mcp-hub-operator probe URL` instead of all that.
@@ -164,6 +189,14 @@ async fn run(args: Args) -> Result<(), Failure> {
     let settings = ClusterSettings {
         namespace: args.namespace,
         bridge_image: args.bridge_image,
+        runner_image: args.runner_image,
+        packages: PackageSettings {
+            npm_registry: args.packages.npm_registry,
+            pypi_index: args.packages.pypi_index,
+            proxy: args.packages.package_proxy,
+            no_proxy: args.packages.package_no_proxy,
+            authorities: args.packages.package_ca,
+        },
         gateway_image: args.gateway_image,
         network_policies_enforced: args.network_policies_enforced,
     };

@@ -19,7 +19,7 @@ use mcp_hub_reconcile::ports::Step;
 use crate::children::{Child, ChildKind};
 use crate::identity::{self, IdentityError};
 use crate::labels;
-use crate::lower::ClusterSettings;
+use crate::lower::{ClusterSettings, PackageSettings};
 use crate::scope::Scope;
 use crate::store::read_secret;
 
@@ -52,6 +52,12 @@ pub struct RunningOperator {
 /// Flags of the operator and the environment variables that stand for them.
 const NAMESPACE: [&str; 2] = ["namespace", "POD_NAMESPACE"];
 const BRIDGE_IMAGE: [&str; 2] = ["bridge-image", "BRIDGE_IMAGE"];
+const RUNNER_IMAGE: [&str; 2] = ["runner-image", "RUNNER_IMAGE"];
+const NPM_REGISTRY: [&str; 2] = ["npm-registry", "NPM_REGISTRY"];
+const PYPI_INDEX: [&str; 2] = ["pypi-index", "PYPI_INDEX"];
+const PACKAGE_PROXY: [&str; 2] = ["package-proxy", "PACKAGE_PROXY"];
+const PACKAGE_NO_PROXY: [&str; 2] = ["package-no-proxy", "PACKAGE_NO_PROXY"];
+const PACKAGE_CA: [&str; 2] = ["package-ca", "PACKAGE_CA"];
 const GATEWAY_IMAGE: [&str; 2] = ["gateway-image", "GATEWAY_IMAGE"];
 const WATCH_NAMESPACES: [&str; 2] = ["watch-namespaces", "WATCH_NAMESPACES"];
 const POLICIES_ENFORCED: [&str; 2] = ["network-policies-enforced", "NETWORK_POLICIES_ENFORCED"];
@@ -87,6 +93,14 @@ impl RunningOperator {
                 // By a fieldRef, as a rule, which is the pod's own.
                 namespace: setting(container, NAMESPACE).unwrap_or(own_namespace),
                 bridge_image: setting(container, BRIDGE_IMAGE).unwrap_or_default(),
+                runner_image: setting(container, RUNNER_IMAGE).ok_or_else(|| unsaid("runner image"))?,
+                packages: PackageSettings {
+                    npm_registry: setting(container, NPM_REGISTRY),
+                    pypi_index: setting(container, PYPI_INDEX),
+                    proxy: setting(container, PACKAGE_PROXY),
+                    no_proxy: setting(container, PACKAGE_NO_PROXY),
+                    authorities: setting(container, PACKAGE_CA),
+                },
                 gateway_image: setting(container, GATEWAY_IMAGE).ok_or_else(|| unsaid("gateway image"))?,
                 network_policies_enforced: enforced,
             },
@@ -211,13 +225,13 @@ mod tests {
         let old = pod(
             "old",
             "2026-01-01T00:00:00Z",
-            json!({"name": "o", "args": ["--bridge-image=b:1", "--gateway-image=g:1"]}),
+            json!({"name": "o", "args": ["--bridge-image=b:1", "--runner-image=r:1", "--gateway-image=g:1"]}),
         );
         let new = pod(
             "new",
             "2026-01-02T00:00:00Z",
-            json!({"name": "o", "image": "o:2", "args": ["--bridge-image", "b:2", "--network-policies-enforced", "--watch-namespaces=a,b"],
-                "env": [{"name": "GATEWAY_IMAGE", "value": "g:2"},
+            json!({"name": "o", "image": "o:2", "args": ["--bridge-image", "b:2", "--runner-image=r:2", "--npm-registry=http://npm", "--network-policies-enforced", "--watch-namespaces=a,b"],
+                "env": [{"name": "GATEWAY_IMAGE", "value": "g:2"}, {"name": "PACKAGE_CA", "value": "pem"},
                         {"name": "POD_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}}]}),
         );
         let operator = RunningOperator::among(&[old, new]).unwrap();
@@ -227,6 +241,12 @@ mod tests {
             ClusterSettings {
                 namespace: "hubs".to_owned(),
                 bridge_image: "b:2".to_owned(),
+                runner_image: "r:2".to_owned(),
+                packages: PackageSettings {
+                    npm_registry: Some("http://npm".to_owned()),
+                    authorities: Some("pem".to_owned()),
+                    ..PackageSettings::default()
+                },
                 gateway_image: "g:2".to_owned(),
                 network_policies_enforced: true,
             }

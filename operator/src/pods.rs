@@ -1,7 +1,8 @@
 //! Pods as the kubelet reports them: which bridges can be asked, and what keeps a pod from running.
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};
 use kube::ResourceExt;
+use mcp_hub_dataplane_api::install::{InstallFailure, InstallReason};
 use mcp_hub_reconcile::error::Retry;
 use mcp_hub_reconcile::observed::Failure;
 use mcp_hub_reconcile::owner::OwnerKey;
@@ -14,6 +15,8 @@ use crate::lower::GATEWAY;
 pub(crate) const SERVER: &str = "server";
 /// Name of the init container that brings the bridge.
 pub(crate) const BRIDGE: &str = "bridge";
+/// Name of the init container that installs a server's package.
+pub(crate) const PACKAGE: &str = "package";
 
 /// What passes look at of a pod.
 #[derive(Debug, Clone, PartialEq)]
@@ -97,12 +100,43 @@ fn failure(pod: &Pod) -> Option<Failure> {
     init.chain(status.container_statuses.iter().flatten()).find_map(container_failure)
 }
 
+/// What a container of a pod is there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Bridge,
+    Package,
+    Server,
+}
+
+impl Part {
+    fn of(container: &str) -> Self {
+        match container {
+            BRIDGE => Self::Bridge,
+            PACKAGE => Self::Package,
+            // Also what was put beside it, which keeps it from running just as well.
+            _ => Self::Server,
+        }
+    }
+
+    fn shown(self) -> &'static str {
+        match self {
+            Self::Bridge => "the init container that installs the bridge",
+            Self::Package => "the init container that installs the package",
+            Self::Server => "the server's container",
+        }
+    }
+}
+
 fn container_failure(status: &ContainerStatus) -> Option<Failure> {
-    let of_bridge = status.name == BRIDGE;
-    let last = status.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+    let part = Part::of(&status.name);
     let now = status.state.as_ref();
     if let Some(end) = now.and_then(|state| state.terminated.as_ref()).filter(|end| end.exit_code != 0) {
-        return Some(ended(of_bridge, end.exit_code, end.reason.as_deref(), end.message.as_deref()));
+        return Some(ended(part, end));
+    }
+    let last = status.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+    // Tried again under the failure that was shown before, so that status does not go back and forth.
+    if part == Part::Package && now.is_some_and(|state| state.running.is_some()) {
+        return last.filter(|end| end.exit_code != 0).map(|end| ended(part, end));
     }
     let waiting = now?.waiting.as_ref()?;
     let (reason, message) = (waiting.reason.as_deref()?, waiting.message.as_deref().unwrap_or_default());
@@ -116,9 +150,10 @@ fn container_failure(status: &ContainerStatus) -> Option<Failure> {
         | "ImageInspectError" => Some(failed(
             "ImagePullFailed",
             format!("image {image} cannot be pulled: {message}"),
-            Some(match of_bridge {
-                true => "check the operator's --bridge-image and whether the nodes can pull it",
-                false => "check spec.source.image.ref; a private registry needs spec.source.image.pullSecretRef",
+            Some(match part {
+                Part::Bridge => "check the operator's --bridge-image and whether the nodes can pull it",
+                Part::Package => "check the operator's --runner-image and whether the nodes can pull it",
+                Part::Server => "check spec.source.image.ref; a private registry needs spec.source.image.pullSecretRef",
             }),
         )),
         "CreateContainerConfigError" => Some(failed(
@@ -134,7 +169,7 @@ fn container_failure(status: &ContainerStatus) -> Option<Failure> {
             Some("check spec.source.image.command, spec.workingDir and spec.volumes"),
         )),
         "CrashLoopBackOff" => match last {
-            Some(end) => Some(ended(of_bridge, end.exit_code, end.reason.as_deref(), end.message.as_deref())),
+            Some(end) => Some(ended(part, end)),
             None => Some(failed("BridgeCrashLoop", message.to_owned(), None)),
         },
         // ContainerCreating, PodInitializing: on its way.
@@ -142,20 +177,80 @@ fn container_failure(status: &ContainerStatus) -> Option<Failure> {
     }
 }
 
-fn ended(of_bridge: bool, code: i32, reason: Option<&str>, message: Option<&str>) -> Failure {
-    let what = if of_bridge { "the init container that installs the bridge" } else { "the server's container" };
-    let message = message.map(|message| format!(": {}", message.trim())).unwrap_or_default();
-    if reason == Some("OOMKilled") {
+fn ended(part: Part, end: &ContainerStateTerminated) -> Failure {
+    let what = part.shown();
+    if end.reason.as_deref() == Some("OOMKilled") {
         return failed(
             "OutOfMemory",
             format!("{what} was killed for want of memory"),
             Some("raise spec.resources.limits.memory"),
         );
     }
-    let reason_shown = reason.unwrap_or("Error");
-    failed("ContainerEnded", format!("{what} ended with exit code {code} ({reason_shown}){message}"), None)
+    let message = end.message.as_deref().map(str::trim).unwrap_or_default();
+    if let (Part::Package, Ok(InstallFailure { reason, message, hint })) = (part, serde_json::from_str(message)) {
+        let hint = match reason {
+            InstallReason::RegistryUnreachable => Some(
+                "pods must reach the registry: spec.permissions.network.egress counts for the installation, too; \
+                 registries, a proxy and CA certificates are settings of the operator"
+                    .to_owned(),
+            ),
+            _ => hint,
+        };
+        return Failure { reason: reason.as_str(), message, hint, retry: Retry::OnChange };
+    }
+    let message = if message.is_empty() { String::new() } else { format!(": {message}") };
+    let (code, reason) = (end.exit_code, end.reason.as_deref().unwrap_or("Error"));
+    failed("ContainerEnded", format!("{what} ended with exit code {code} ({reason}){message}"), None)
 }
 
 fn failed(reason: &'static str, message: String, hint: Option<&str>) -> Failure {
     Failure { reason, message, hint: hint.map(str::to_owned), retry: Retry::OnChange }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn installing(state: &Value, last: &Value) -> Option<Failure> {
+        let status = json!({"name": PACKAGE, "image": "r:1", "imageID": "", "ready": false, "restartCount": 1,
+            "state": state, "lastState": last});
+        container_failure(&serde_json::from_value(status).unwrap())
+    }
+
+    #[test]
+    fn the_installers_last_words_are_the_reason_until_it_succeeds() {
+        let words = r#"{"reason":"PackageNotFound","message":"there is no package `a@9` in npm","hint":"check it"}"#;
+        let end = json!({"terminated": {"exitCode": 1, "reason": "Error", "message": words}});
+        let waits = json!({"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}});
+        let runs = json!({"running": {}});
+        for (state, last) in [(&end, &json!({})), (&waits, &end), (&runs, &end)] {
+            let failure = installing(state, last).unwrap();
+            let shown = (failure.reason, failure.message.as_str(), failure.hint.as_deref());
+            assert_eq!(shown, ("PackageNotFound", "there is no package `a@9` in npm", Some("check it")), "{state}");
+        }
+        assert_eq!(installing(&runs, &json!({})), None);
+        assert_eq!(installing(&json!({"terminated": {"exitCode": 0}}), &end), None);
+    }
+
+    #[test]
+    fn a_registry_that_no_pod_reaches_points_to_the_egress_list() {
+        let words = r#"{"reason":"RegistryUnreachable","message":"no answer from npm: x","hint":"check the network"}"#;
+        let failure = installing(&json!({"terminated": {"exitCode": 1, "message": words}}), &json!({})).unwrap();
+        assert_eq!(failure.reason, "RegistryUnreachable");
+        assert!(failure.hint.unwrap().contains("spec.permissions.network.egress"));
+    }
+
+    #[test]
+    fn an_installer_that_says_nothing_is_told_by_its_exit_code() {
+        let end = json!({"terminated": {"exitCode": 137, "reason": "OOMKilled"}});
+        assert_eq!(installing(&end, &json!({})).unwrap().reason, "OutOfMemory");
+        let end = json!({"terminated": {"exitCode": 2, "reason": "Error", "message": "usage"}});
+        let failure = installing(&end, &json!({})).unwrap();
+        assert_eq!(
+            failure.message,
+            "the init container that installs the package ended with exit code 2 (Error): usage"
+        );
+    }
 }

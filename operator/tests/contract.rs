@@ -62,7 +62,10 @@ impl Harness for Cluster {
         let volume = json!([{"name": "data", "mountPath": "/data", "hostPath": "/data"}]);
         vec![
             ("spec.source.command", of("command", json!({"command": {"path": "/bin/run"}}), json!({}))),
-            ("spec.source.package", of("package", json!({"package": {"registry": "npm", "name": "a"}}), json!({}))),
+            (
+                "spec.source.package.version",
+                of("package", json!({"package": {"registry": "npm", "name": "a"}}), json!({})),
+            ),
             ("spec.runtime", image("runtime", json!({"runtime": "docker"}))),
             ("spec.volumes", image("volume", json!({"volumes": volume}))),
             (

@@ -94,6 +94,19 @@ async fn the_lowering_is_as_agreed_at_this_revision() {
                 }),
             ),
         ),
+        (
+            "package",
+            server(
+                "package",
+                &json!({
+                    "source": {"package": {
+                        "registry": "npm", "name": "@example/server", "version": "1.2.3", "executable": "serve",
+                    }},
+                    "args": ["--help"],
+                    "permissions": {"network": {"egress": ["10.0.0.0/8:443"]}},
+                }),
+            ),
+        ),
         ("gateway", gateway(2)),
         ("gateway_of_one", gateway(1)),
     ];

@@ -2,6 +2,7 @@
 
 mod gateway;
 mod network;
+mod package;
 mod pod;
 mod quantity;
 mod server;
@@ -17,6 +18,7 @@ use crate::labels;
 
 pub use gateway::{CLIENTS_PORT, GATEWAY, TOKEN_KEY, URL_KEY, token_secret};
 pub(crate) use gateway::{CONFIG_KEY, CONTROL_PORT, SEALING_KEY, config_secret, gateway_name};
+pub use package::PackageSettings;
 pub(crate) use server::server_name;
 
 /// What lowering needs to know of the installation besides the workload.
@@ -26,6 +28,9 @@ pub struct ClusterSettings {
     pub namespace: String,
     /// Image that brings the bridge, for servers whose spec changes from now on.
     pub bridge_image: String,
+    /// Image in which packages are installed and run, for servers whose source changes from now on.
+    pub runner_image: String,
+    pub packages: PackageSettings,
     /// Image of gateways.
     pub gateway_image: String,
     /// Whether the cluster's network plugin is known to enforce network policies.

@@ -1,7 +1,7 @@
 //! A server: a Deployment whose pods bring the bridge, a headless Service, a NetworkPolicy.
 
-use mcp_hub_crds::server::{FilesystemPermission, Permissions, RunAs, Volume};
-use mcp_hub_crds::source::{ImageSource, Resolved, Source};
+use mcp_hub_crds::server::{FilesystemPermission, NetworkPermissions, Permissions, RunAs, Volume};
+use mcp_hub_crds::source::{ImageSource, PackageSource, Resolved, Source};
 use mcp_hub_dataplane_api::SessionMode;
 use mcp_hub_dataplane_api::launch::{
     Child, ChildTransport, Drain, LAUNCH_ENV, LaunchSpec, Limits, LogPolicy, Owner, Roots, in_pod_env,
@@ -11,7 +11,7 @@ use mcp_hub_reconcile::owner::OwnerKey;
 use mcp_hub_reconcile::workload::{EnvValue, RESTARTED_AT_ANNOTATION, ServerWorkload};
 use serde_json::{Value, json};
 
-use super::{ClusterSettings, child, network, no, pod, template};
+use super::{ClusterSettings, child, network, no, package, pod, template};
 use crate::children::ChildKind;
 use crate::labels;
 use crate::pods::{BRIDGE, SERVER};
@@ -19,6 +19,10 @@ use crate::pods::{BRIDGE, SERVER};
 /// Where the bridge and its run folder lie in a pod.
 const BRIDGE_DIR: &str = "/mcp-hub";
 const TMP_DIR: &str = "/tmp";
+/// Where the installed package lies.
+const PACKAGE_DIR: &str = "/mcp-hub/package";
+/// The largest published servers install 300 MB; a pod that needs more is ended by the kubelet.
+const PACKAGE_SIZE: &str = "1Gi";
 /// A pod writes no log files; the kubelet keeps its stderr.
 const NO_LOG: LogPolicy = LogPolicy { max_bytes: 0, files: 0 };
 /// Endpoints are told of a pod's end within a few seconds; what is under way has half a minute.
@@ -78,16 +82,10 @@ pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Resu
     if *roots == Roots::Forward && (sessions.mode != SessionMode::PerClient || *transport != ChildTransport::Stdio) {
         return Err(no("spec.roots", "roots are forwarded to stdio servers with sessions.mode perClient only", None));
     }
-    let image = match source {
-        Source::Image(image) => image,
+    let from = match source {
+        Source::Image(image) => From::Image(image),
+        Source::Package(package) => From::Package(package, package::version(package)?),
         Source::Remote(_) => return Ok(Lowered::default()),
-        Source::Package(_) => {
-            return Err(no(
-                "spec.source.package",
-                "packages run in local mode only",
-                Some("use an image that holds it"),
-            ));
-        }
         Source::Command(_) => {
             return Err(no("spec.source.command", "a cluster has no programs of its own", Some("use an image")));
         }
@@ -102,6 +100,9 @@ pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Resu
                 .to_owned(),
         });
     }
+    if let (From::Package(..), Some(NetworkPermissions { egress: Some(_) })) = (&from, egress) {
+        degraded.push(package::under_egress_list());
+    }
     let port = bridge_port(transport);
     let policy = network::of_server(&labels::pods_of(owner), port, expose_to, egress, settings)?;
     let volumes = volumes.iter().map(volume).collect::<Result<Vec<_>, _>>()?;
@@ -109,11 +110,25 @@ pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Resu
         return Ok(Lowered { objects: Vec::new(), degraded });
     }
     let Some(resolved) = resolved else {
-        let body = json!({"source": serde_json::to_value(source).unwrap_or_default(), "sourceDigest": source_digest});
-        let id = ObjectId::new("image", &owner.name);
+        let mut body =
+            json!({"source": serde_json::to_value(source).unwrap_or_default(), "sourceDigest": source_digest});
+        if let From::Package(..) = from {
+            body["runner"] = Value::from(settings.runner_image.clone());
+        }
+        let id = ObjectId::new(source.kind(), &owner.name);
         return Ok(Lowered { objects: vec![Object::new(id, Stage::Prepare, Change::InPlace, body)], degraded });
     };
-    let mut command = command(image, resolved, args)?.into_iter();
+    let (image_to_run, command) = match &from {
+        From::Image(image) => {
+            degraded.extend(unpinned(image, resolved)?);
+            (image_to_run(image, resolved), command(image, resolved, args)?)
+        }
+        From::Package(..) => {
+            let runner = resolved.runner.as_ref().unwrap_or(&settings.runner_image);
+            (runner.clone(), package::command(PACKAGE_DIR, args))
+        }
+    };
+    let mut command = command.into_iter();
     let Some(program) = command.next() else {
         return Err(no(
             "spec.source.image",
@@ -121,20 +136,6 @@ pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Resu
             Some("set spec.source.image.command"),
         ));
     };
-    if image.pin_digest != Some(false) && resolved.image.is_none() {
-        if image.pin_digest == Some(true) {
-            return Err(no(
-                "spec.source.image.pinDigest",
-                "the registry did not tell the image's digest",
-                Some("leave it out, or make the registry reachable from the operator"),
-            ));
-        }
-        degraded.push(Degraded {
-            field: "spec.source.image.pinDigest".to_owned(),
-            message: "the registry did not tell the image's digest, so that pods run what the tag means at their start"
-                .to_owned(),
-        });
-    }
     let who = identity(run_as.as_ref(), resolved, &mut degraded);
     let launch = LaunchSpec {
         owner: Owner { id: owner.id(), namespace: owner.namespace.clone(), name: owner.name.clone() },
@@ -190,12 +191,16 @@ pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Resu
             mounts.push(json!({"name": "mcp-hub-tmp", "mountPath": TMP_DIR}));
         }
         mounts.extend(more.iter().map(|mounted| mounted.mount.clone()));
+        if let From::Package(..) = from {
+            // A server cannot change what its next start runs.
+            mounts.push(json!({"name": package::VOLUME, "mountPath": PACKAGE_DIR, "readOnly": true}));
+        }
         mounts
     };
     let bridge_image = bridge.as_deref().unwrap_or(&settings.bridge_image);
     let mut container = json!({
         "name": SERVER,
-        "image": image_to_run(image, resolved),
+        "image": image_to_run.clone(),
         "command": [format!("{BRIDGE_DIR}/mcp-bridge"), "pod", format!("{BRIDGE_DIR}/run")],
         "env": variables,
         "ports": [{"name": "mcp", "containerPort": port, "protocol": "TCP"}],
@@ -216,6 +221,19 @@ pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Resu
         all_volumes.push(json!({"name": "mcp-hub-tmp", "emptyDir": {}}));
     }
     all_volumes.extend(volumes.iter().map(|mounted| mounted.volume.clone()));
+    let mut init_containers = vec![json!({
+        "name": BRIDGE,
+        "image": bridge_image,
+        "args": ["install", BRIDGE_DIR],
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": pod::confined(true),
+        "volumeMounts": [{"name": "mcp-hub", "mountPath": BRIDGE_DIR}],
+    })];
+    if let From::Package(source, version) = from {
+        let installer = package::init_container(source, version, &image_to_run, PACKAGE_DIR, &settings.packages);
+        init_containers.push(installer);
+        all_volumes.push(json!({"name": package::VOLUME, "emptyDir": {"sizeLimit": PACKAGE_SIZE}}));
+    }
     let mut pod_labels = labels::of(owner);
     pod_labels.insert(labels::ROLE.to_owned(), "server".to_owned());
     let mut spec = json!({
@@ -223,18 +241,11 @@ pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Resu
         "enableServiceLinks": false,
         "securityContext": pod::identity(who.user, who.group),
         "terminationGracePeriodSeconds": GRACE_SECONDS,
-        "initContainers": [{
-            "name": BRIDGE,
-            "image": bridge_image,
-            "args": ["install", BRIDGE_DIR],
-            "terminationMessagePolicy": "FallbackToLogsOnError",
-            "securityContext": pod::confined(true),
-            "volumeMounts": [{"name": "mcp-hub", "mountPath": BRIDGE_DIR}],
-        }],
+        "initContainers": init_containers,
         "containers": [container],
         "volumes": all_volumes,
     });
-    if let Some(secret) = &image.pull_secret_ref {
+    if let From::Image(ImageSource { pull_secret_ref: Some(secret), .. }) = from {
         spec["imagePullSecrets"] = json!([{"name": secret.name}]);
     }
     let mut pods = json!({"metadata": {"labels": pod_labels}, "spec": spec});
@@ -269,6 +280,32 @@ pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Resu
         child(ChildKind::Service, owner, name, &service),
     ];
     Ok(Lowered { objects, degraded })
+}
+
+/// Where a server that has pods comes from.
+#[derive(Clone, Copy)]
+enum From<'a> {
+    Image(&'a ImageSource),
+    /// With its version.
+    Package(&'a PackageSource, &'a str),
+}
+
+/// What is to be said of an image that runs by its tag, if nobody asked for that.
+fn unpinned(image: &ImageSource, resolved: &Resolved) -> Result<Option<Degraded>, Unsupported> {
+    match image.pin_digest {
+        _ if resolved.image.is_some() => Ok(None),
+        Some(false) => Ok(None),
+        Some(true) => Err(no(
+            "spec.source.image.pinDigest",
+            "the registry did not tell the image's digest",
+            Some("leave it out, or make the registry reachable from the operator"),
+        )),
+        None => Ok(Some(Degraded {
+            field: "spec.source.image.pinDigest".to_owned(),
+            message: "the registry did not tell the image's digest, so that pods run what the tag means at their start"
+                .to_owned(),
+        })),
+    }
 }
 
 /// The program and its arguments. `source.image.command` replaces ENTRYPOINT and drops CMD; `args` replaces CMD.
@@ -357,7 +394,7 @@ struct Mounted {
 fn volume(wanted: &Volume) -> Result<Mounted, Unsupported> {
     let Volume { name, mount_path, read_only, host_path, empty_dir, pvc, config_map } = wanted;
     let field = |what: &str| format!("spec.volumes[{name}]{what}");
-    if name == "mcp-hub" || name == "mcp-hub-tmp" {
+    if ["mcp-hub", "mcp-hub-tmp", package::VOLUME].contains(&name.as_str()) {
         return Err(no(field(".name"), "this name is the bridge's own", None));
     }
     if mount_path == BRIDGE_DIR || mount_path.starts_with(&format!("{BRIDGE_DIR}/")) {

@@ -5,7 +5,7 @@ use mcp_hub_reconcile::lower::Unsupported;
 use serde_json::Value;
 
 use super::no;
-use crate::pods::{BRIDGE, SERVER};
+use crate::pods::{BRIDGE, PACKAGE, SERVER};
 
 const FIELD: &str = "spec.kubernetes.podTemplate";
 
@@ -96,7 +96,7 @@ fn check_patch(patch: &Value) -> Result<(), Unsupported> {
     for list in ["containers", "initContainers"] {
         for container in patch["spec"][list].as_array().into_iter().flatten() {
             let name = container["name"].as_str().unwrap_or_default();
-            if name == SERVER || name == BRIDGE {
+            if [SERVER, BRIDGE, PACKAGE].contains(&name) {
                 for key in ["image", "command", "args"] {
                     if container.get(key).is_some() {
                         let path = format!("spec.{list}[{name}].{key}");
@@ -165,7 +165,7 @@ fn weakened(spec: &Value, may_be_root: bool) -> Option<(String, &'static str)> {
             if added.into_iter().any(|capability| capability != "NET_BIND_SERVICE") {
                 return Some((format!("{path}.capabilities.add"), "no more than NET_BIND_SERVICE can be added"));
             }
-            if name == BRIDGE && context["readOnlyRootFilesystem"].as_bool() != Some(true) {
+            if [BRIDGE, PACKAGE].contains(&name) && context["readOnlyRootFilesystem"].as_bool() != Some(true) {
                 return Some((format!("{path}.readOnlyRootFilesystem"), "must be true"));
             }
             let as_root = context["runAsNonRoot"].as_bool() == Some(false) || context["runAsUser"] == 0;

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use mcp_hub_crds::MCPServer;
-use mcp_hub_crds::source::{ImageSource, Resolved, ResolvedImage};
+use mcp_hub_crds::source::{ImageSource, Resolved, ResolvedImage, Source};
 use mcp_hub_dataplane_api::secret::SecretString;
 use mcp_hub_dataplane_api::status::{Activity, BridgeStatus, Phase};
 use mcp_hub_fakeapi::FakeApi;
 use mcp_hub_operator::runtime::{Askers, KubeRuntime};
-use mcp_hub_operator::{AskBridge, ClusterSettings, ResolveError, ResolveImage, Scope};
+use mcp_hub_operator::{AskBridge, ClusterSettings, PackageSettings, ResolveError, ResolveImage, Scope};
 use mcp_hub_reconcile::installation::Installation;
 use mcp_hub_reconcile::owner::OwnerKey;
 use mcp_hub_reconcile::workload::ServerWorkload;
@@ -73,6 +73,8 @@ pub fn settings() -> ClusterSettings {
     ClusterSettings {
         namespace: "mcp-hub-system".to_owned(),
         bridge_image: "registry.example.com/mcp-bridge:1".to_owned(),
+        runner_image: "registry.example.com/mcp-runner:1".to_owned(),
+        packages: PackageSettings::default(),
         gateway_image: "registry.example.com/mcp-gateway:1".to_owned(),
         network_policies_enforced: true,
     }
@@ -143,13 +145,16 @@ pub fn workload(server: &MCPServer) -> ServerWorkload {
 
 /// The same with its source resolved.
 pub fn resolved(workload: ServerWorkload) -> ServerWorkload {
+    let package = matches!(workload.source, Source::Package(_));
     let found = Resolved {
         source_digest: workload.source_digest.clone(),
         version: None,
         command: None,
         env: None,
         reads: None,
-        image: Some(image()),
+        image: (!package).then(image),
+        // Of the operator that saw the source first.
+        runner: package.then(|| "registry.example.com/mcp-runner:0".to_owned()),
     };
     ServerWorkload { resolved: Some(found), ..workload }
 }

@@ -9,7 +9,7 @@ use mcp_hub_fakeapi::{Entry, FakeApi, PodState};
 use mcp_hub_operator::runtime::{Askers, KubeRuntime};
 use mcp_hub_operator::sink::KubeSink;
 use mcp_hub_operator::store::KubeStore;
-use mcp_hub_operator::{ClusterSettings, Scope, client};
+use mcp_hub_operator::{ClusterSettings, PackageSettings, Scope, client};
 use mcp_hub_reconcile::controller;
 use mcp_hub_reconcile::installation::Installation;
 use mcp_hub_reconcile::ports::Ports;
@@ -117,6 +117,8 @@ impl World {
         let settings = ClusterSettings {
             namespace: "mcp-hub-system".to_owned(),
             bridge_image: "registry.example.com/mcp-bridge:1".to_owned(),
+            runner_image: "registry.example.com/mcp-runner:1".to_owned(),
+            packages: PackageSettings::default(),
             gateway_image: "registry.example.com/mcp-gateway:1".to_owned(),
             network_policies_enforced: true,
         };

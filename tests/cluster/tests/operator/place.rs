@@ -252,6 +252,7 @@ impl Operator {
         let mut command: Command = cluster.command(binary("mcp-hub-operator"));
         command.args(["--namespace", SYSTEM, "--identity", identity, "--health", "127.0.0.1:0"]);
         command.args(["--bridge-image", "example.org/bridge:1", "--gateway-image", "example.org/gateway:1"]);
+        command.args(["--runner-image", "example.org/runner:1"]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(log.path()).unwrap());
         Self { child: command.spawn().unwrap(), log, begun: Instant::now() }
     }

@@ -112,6 +112,7 @@ impl Scene {
         let mut command = self.cluster.command(&self.programs.0);
         command.args(["--namespace", NAMESPACE, "--identity", "bench", "--health", &format!("127.0.0.1:{HEALTH}")]);
         command.args(["--bridge-image", "registry.example/bridge:1", "--gateway-image", "registry.example/gateway:1"]);
+        command.args(["--runner-image", "registry.example/runner:1"]);
         self.operator = Some(start(&mut command, &self.folder.join("operator.log"))?);
         self.until("the operator leads", |scene| scene.metrics().contains("mcp_hub_operator_leader 1\n"))
     }
