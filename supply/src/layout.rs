@@ -5,7 +5,7 @@
 //! oci-archive:` read it.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -85,6 +85,38 @@ impl Layer {
             entry.owner = owner;
         }
         self
+    }
+
+    /// Adds what an archive holds, under the paths that `place` gives; what it gives none for is left out. All is root's,
+    /// and no program runs as another user than whoever starts it.
+    ///
+    /// # Errors
+    /// If the archive cannot be read, or what is wanted of it is neither folder, file nor symbolic link.
+    pub fn unpacked(mut self, archive: impl Read, place: impl Fn(&str) -> Option<String>) -> io::Result<Self> {
+        for entry in tar::Archive::new(archive).entries()? {
+            let mut entry = entry?;
+            let path = entry.path()?.to_string_lossy().into_owned();
+            let Some(path) = place(path.trim_start_matches("./").trim_end_matches('/')) else { continue };
+            let mode = entry.header().mode()? & 0o777;
+            let kind = match entry.header().entry_type() {
+                tar::EntryType::Directory => Kind::Folder,
+                tar::EntryType::Regular => {
+                    let mut content = Vec::new();
+                    entry.read_to_end(&mut content)?;
+                    Kind::File(content)
+                }
+                tar::EntryType::Symlink => {
+                    let target = entry.link_name()?.unwrap_or_default();
+                    Kind::Link(target.to_string_lossy().into_owned())
+                }
+                other => {
+                    let message = format!("{path} is {other:?}, which no layer holds");
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+                }
+            };
+            self = self.entry(&path, kind, mode);
+        }
+        Ok(self)
     }
 
     fn entry(mut self, path: &str, kind: Kind, mode: u32) -> Self {

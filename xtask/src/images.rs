@@ -9,7 +9,7 @@ use mcp_hub_supply::layout::{self, Image, Layer, Start};
 
 use crate::needs::{MUSL_TARGETS, Need};
 use crate::shell::{self, Error};
-use crate::{certificates, dist};
+use crate::{certificates, dist, runner};
 
 /// Whom programs run as: nobody's number, as the restricted pod security standard wants one.
 const USER: &str = "65532:65532";
@@ -47,19 +47,22 @@ struct Recipe {
     certificates: bool,
     /// Whether it brings the bridges of all platforms.
     bridges: bool,
+    /// Whether it brings Node.js and Python.
+    interpreters: bool,
     title: &'static str,
     is_for_tests: bool,
 }
 
 const BRIDGE: &str = "bridge";
 
-const RECIPES: [Recipe; 4] = [
+const RECIPES: [Recipe; 5] = [
     Recipe {
         name: "gateway",
         package: "mcp-hub-gateway",
         program: "mcp-hub-gateway",
         certificates: true,
         bridges: false,
+        interpreters: false,
         title: "MCP Hub gateway",
         is_for_tests: false,
     },
@@ -69,7 +72,18 @@ const RECIPES: [Recipe; 4] = [
         program: "mcp-hub-operator",
         certificates: true,
         bridges: true,
+        interpreters: false,
         title: "MCP Hub operator",
+        is_for_tests: false,
+    },
+    Recipe {
+        name: "runner",
+        package: "mcp-hub-packages",
+        program: "mcp-runner",
+        certificates: true,
+        bridges: false,
+        interpreters: true,
+        title: "MCP Hub runner: Node.js and Python for packages",
         is_for_tests: false,
     },
     Recipe {
@@ -78,6 +92,7 @@ const RECIPES: [Recipe; 4] = [
         program: "units-server",
         certificates: false,
         bridges: false,
+        interpreters: false,
         title: "MCP Hub example: a server that converts units",
         is_for_tests: false,
     },
@@ -87,13 +102,17 @@ const RECIPES: [Recipe; 4] = [
         program: "fixture-server",
         certificates: false,
         bridges: false,
+        interpreters: false,
         title: "MCP server for tests",
         is_for_tests: true,
     },
 ];
 
+/// What images are built with.
+pub(crate) const NEEDS: [Need; 4] = [Need::MuslTargets, Need::MuslCc, Need::Node, Need::Debian];
+
 pub(crate) fn run(plan: &Plan) -> Result<(), Error> {
-    for need in [Need::MuslTargets, Need::MuslCc] {
+    for need in NEEDS {
         if !need.is_there() {
             shell::say(&format!("images need {}; installing it", need.hint()));
             need.install()?;
@@ -141,7 +160,7 @@ fn recipes(plan: &Plan) -> impl Iterator<Item = &'static Recipe> {
 
 impl Recipe {
     fn image(&self, plan: &Plan) -> Result<Image, Error> {
-        let Self { package, program, certificates, bridges, title, .. } = self;
+        let Self { package, program, certificates, bridges, interpreters, title, .. } = self;
         let target = dist::own_target();
         let profile = if plan.release { "release" } else { "image" };
         let options = ["--package", package, "--bin", program, "--profile", profile, "--target", &target];
@@ -150,6 +169,9 @@ impl Recipe {
         dist::check(&built, &target)?;
         // What changes least comes first: whoever has that layer takes the next only.
         let mut layers = Vec::new();
+        if *interpreters {
+            layers.extend(runner::layers(&platform(&target).architecture, plan.release)?);
+        }
         if *certificates {
             layers.push(
                 ["/etc", "/etc/ssl", "/etc/ssl/certs"]
@@ -166,7 +188,11 @@ impl Recipe {
             layers.push(layer);
         }
         layers.push(Layer::default().file(&format!("/{program}"), 0o755, read(&built)?));
-        Ok(image(&target, &plan.tag, title, program, layers))
+        let mut image = image(&target, &plan.tag, title, program, layers);
+        if *interpreters {
+            image.start.env = runner::env();
+        }
+        Ok(image)
     }
 }
 

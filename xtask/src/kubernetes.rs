@@ -14,12 +14,15 @@ use crate::needs::Need;
 use crate::shell::{self, Error};
 
 /// What the level needs: a cluster, and what images are built with.
-pub(crate) const NEEDS: [Need; 6] = {
+pub(crate) const NEEDS: [Need; 8] = {
     let [root, go, tools, programs] = cluster::NEEDS;
-    [root, go, tools, programs, Need::MuslTargets, Need::MuslCc]
+    let [targets, cc, node, debian] = images::NEEDS;
+    [root, go, tools, programs, targets, cc, node, debian]
 };
 
 const NAMESPACE: &str = "mcp-hub-system";
+/// The registry of packages that a story serves on the cluster.
+const PACKAGES: &str = "http://packages.mcp-hub-test-packages.svc";
 
 /// The whole level, on clusters of this machine.
 pub(crate) fn run() -> Result<(), Error> {
@@ -71,7 +74,12 @@ impl Tools {
         let mut helm = self.command(&self.helm);
         helm.args(["upgrade", "--install", "mcp-hub"]).arg(shell::root().join("charts/mcp-hub"));
         helm.args(["--namespace", NAMESPACE, "--create-namespace", "--wait", "--timeout=180s"]);
-        for value in [format!("images.prefix={PREFIX}"), format!("images.tag={TEST_TAG}")] {
+        for value in [
+            format!("images.prefix={PREFIX}"),
+            format!("images.tag={TEST_TAG}"),
+            format!("packages.npmRegistry={PACKAGES}/npm"),
+            format!("packages.pypiIndex={PACKAGES}/simple"),
+        ] {
             helm.args(["--set", &value]);
         }
         shell::run(&mut helm)

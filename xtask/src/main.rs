@@ -16,6 +16,7 @@ mod kubernetes;
 mod mcpctl;
 mod needs;
 mod quickstart;
+mod runner;
 mod shell;
 mod test;
 

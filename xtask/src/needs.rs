@@ -13,6 +13,8 @@ pub(crate) enum Need {
     MuslTargets,
     /// Compiles the C of a static program's cryptography.
     MuslCc,
+    /// Unpacks Debian's packages for an image.
+    Debian,
     /// A registry of one's own, and what pushes to it.
     Registry,
     /// A Secret Service, on Linux; other systems have their keyring built in.
@@ -35,6 +37,7 @@ impl Need {
                 shell::output(&mut rustc).is_ok_and(|folder| std::path::Path::new(folder.trim()).is_dir())
             }),
             Self::MuslCc => which::which(format!("{}-linux-musl-gcc", std::env::consts::ARCH)).is_ok(),
+            Self::Debian => which::which("mmdebstrap").is_ok(),
             Self::Registry => ["docker-registry", "skopeo"].iter().all(|p| which::which(p).is_ok()),
             Self::Cxx => which::which("c++").is_ok(),
             #[cfg(target_os = "linux")]
@@ -53,6 +56,7 @@ impl Need {
             Self::Python => apt(&["python3", "python3-venv"]),
             Self::Keyring => apt(&["dbus", "gnome-keyring"]),
             Self::MuslCc => apt(&["musl-tools"]),
+            Self::Debian => apt(&["mmdebstrap", "debian-archive-keyring"]),
             Self::Registry => apt(&["docker-registry", "skopeo"]),
             Self::Cxx => apt(&["g++"]),
             #[cfg(target_os = "linux")]
@@ -74,6 +78,7 @@ impl Need {
             Self::Cluster(need) => need.hint(),
             Self::Keyring => "a keyring: `apt-get install dbus gnome-keyring`",
             Self::MuslCc => "a C compiler for musl: `apt-get install musl-tools`",
+            Self::Debian => "what unpacks Debian's packages: `apt-get install mmdebstrap debian-archive-keyring`",
             Self::Registry => "a registry: `apt-get install docker-registry skopeo`",
             Self::Cxx => "a C++ compiler: `apt-get install g++`, or `xcode-select --install`",
             Self::MuslTargets => {

@@ -28,7 +28,7 @@ const LEVELS: &[Level] = &[
     Level { name: "rust", needs: &[Need::Python], run: rust },
     Level { name: "fuzz", needs: &[Need::Cxx], run: fuzz::run },
     Level { name: "static-bridge", needs: &[Need::MuslTargets], run: static_bridge },
-    Level { name: "images", needs: &[Need::MuslTargets, Need::MuslCc, Need::Registry], run: images },
+    Level { name: "images", needs: &IMAGE_NEEDS, run: images },
     Level { name: "soak", needs: &[], run: bench::soak::short },
     Level { name: "quickstart", needs: &[Need::Node, Need::Python], run: || quickstart::run(true) },
     Level { name: "e2e", needs: &[Need::Node, Need::Python, Need::Keyring], run: e2e },
@@ -145,6 +145,11 @@ fn static_bridge() -> Result<(), Error> {
 }
 
 /// Images of every program, read by the tool that everybody pushes with, and what a real registry says of an image.
+const IMAGE_NEEDS: [Need; 5] = {
+    let [targets, cc, node, debian] = images::NEEDS;
+    [targets, cc, node, debian, Need::Registry]
+};
+
 fn images() -> Result<(), Error> {
     for archive in images::for_tests()? {
         let archive = format!("oci-archive:{}", archive.display());

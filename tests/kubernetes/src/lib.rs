@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support fails by panicking")]
 
 mod client;
+mod registry;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -18,6 +19,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 pub use client::Session;
+pub use registry::serve_packages;
 
 /// Longest wait for any state. Far longer than the slowest seen, because timing decides no test.
 pub const PATIENCE: Duration = Duration::from_secs(180);
