@@ -88,3 +88,18 @@ fn programs(root: &Path) -> Result<BTreeMap<String, String>, PackageError> {
         _ => BTreeMap::new(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registry_that_does_not_answer_is_not_a_package_that_does_not_exist() {
+        let reason = |said: &str| explain(said, "a@9").map(|error| error.reason().as_str());
+        let long = "npm error notarget it was specified as a dependency\n".repeat(9);
+        assert_eq!(reason("npm error code E404\nnpm error 404 Not Found"), Some("PackageNotFound"));
+        assert_eq!(reason(&format!("npm ERR! code ETARGET\n{long}")), Some("PackageNotFound"));
+        assert_eq!(reason(&format!("npm error code ENOTFOUND\n{long}")), Some("RegistryUnreachable"));
+        assert_eq!(reason("npm error code EINTEGRITY"), None);
+    }
+}

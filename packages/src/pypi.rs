@@ -81,3 +81,18 @@ fn explain(said: &str, package: &str) -> Option<PackageError> {
     line_with(said, &["No matching distribution"])?;
     Some(PackageError::NotFound { package: package.to_owned(), registry: "PyPI" })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_that_does_not_answer_is_not_a_package_that_does_not_exist() {
+        let reason = |said: &str| explain(said, "a==9").map(|error| error.reason().as_str());
+        let none = "ERROR: No matching distribution found for a==9";
+        assert_eq!(reason(none), Some("PackageNotFound"));
+        let broken = "WARNING: Retrying (Retry(total=1)) after connection broken by 'NewConnectionError'";
+        assert_eq!(reason(&format!("{broken}\n{none}")), Some("RegistryUnreachable"));
+        assert_eq!(reason("error: subprocess-exited-with-error"), None);
+    }
+}

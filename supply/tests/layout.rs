@@ -144,3 +144,42 @@ fn what_is_not_given_is_not_there() {
     let config = parsed(&files, &parsed(&files, top)["config"]);
     assert_eq!(config["config"], json!({}));
 }
+
+#[test]
+fn of_an_archive_the_wanted_part_becomes_a_layer_of_root() {
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut add = |path: &str, kind: tar::EntryType, link: Option<&str>| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(0o4755);
+        header.set_uid(7);
+        header.set_mtime(9);
+        let content: &[u8] = if kind == tar::EntryType::Regular { b"x" } else { b"" };
+        header.set_size(content.len() as u64);
+        match link {
+            Some(target) => archive.append_link(&mut header, path, target).unwrap(),
+            None => archive.append_data(&mut header, path, content).unwrap(),
+        }
+    };
+    add("./usr/bin/", tar::EntryType::Directory, None);
+    add("./usr/bin/su", tar::EntryType::Regular, None);
+    add("./bin", tar::EntryType::Symlink, Some("usr/bin"));
+    add("./dev/null", tar::EntryType::Char, None);
+    let archive = archive.into_inner().unwrap();
+
+    let wanted = |path: &str| (!path.starts_with("dev/")).then(|| format!("root/{path}"));
+    let layer = Layer::default().unpacked(&archive[..], wanted).unwrap();
+    let image = Image { layers: vec![layer], ..example("amd64") };
+    let files = write(std::slice::from_ref(&image));
+    let manifest = parsed(&files, &json_at(&files, "index.json")["manifests"][0]);
+    let layer = blob(&files, &manifest["layers"][0]);
+    let mut found = Vec::new();
+    for entry in tar::Archive::new(layer).entries().unwrap() {
+        let entry = entry.unwrap();
+        let header = entry.header();
+        assert_eq!((header.mode().unwrap() & 0o7000, header.uid().unwrap()), (0, 0), "nothing runs as another user");
+        found.push(entry.path().unwrap().to_string_lossy().trim_end_matches('/').to_owned());
+    }
+    assert_eq!(found, ["root/usr/bin", "root/usr/bin/su", "root/bin"]);
+    assert!(Layer::default().unpacked(&archive[..], |path| Some(path.to_owned())).is_err(), "a device is no file");
+}

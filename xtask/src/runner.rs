@@ -20,15 +20,17 @@ use crate::certificates;
 use crate::shell::{self, Error};
 
 const SUITE: &str = "trixie";
-/// With these comes what they need. Node.js needs the last.
-const PACKAGES: &str = "python3,python3-venv,libstdc++6";
+/// With these comes what they need. The first links /lib to /usr/lib, the last is for Node.js.
+const PACKAGES: &str = "base-files,python3,python3-venv,libstdc++6";
 /// What is kept of Debian: starts of paths. The links of a merged /usr are among them.
-const KEPT: [&str; 17] = [
+const KEPT: [&str; 20] = [
     "bin",
     "lib",
     "sbin",
     "usr/bin/python3",
     "usr/lib/aarch64-linux-gnu",
+    "usr/lib/ld-linux",
+    "usr/lib/os-release",
     "usr/lib/python3",
     "usr/lib/ssl",
     "usr/lib/x86_64-linux-gnu",
@@ -37,6 +39,7 @@ const KEPT: [&str; 17] = [
     "usr/share/zoneinfo",
     "etc/ld.so.conf",
     "etc/mime.types",
+    "etc/os-release",
     "etc/protocols",
     "etc/python3",
     "etc/services",
