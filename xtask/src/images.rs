@@ -43,14 +43,21 @@ struct Recipe {
     name: &'static str,
     package: &'static str,
     program: &'static str,
-    /// Whether it calls other machines by TLS.
-    certificates: bool,
-    /// Whether it brings the bridges of all platforms.
-    bridges: bool,
-    /// Whether it brings Node.js and Python.
-    interpreters: bool,
+    /// In layers below its own, in this order.
+    brings: &'static [Part],
     title: &'static str,
     is_for_tests: bool,
+}
+
+/// What an image holds besides its program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// Node.js and Python.
+    Interpreters,
+    /// For those that call other machines by TLS.
+    Certificates,
+    /// The bridges of all platforms.
+    Bridges,
 }
 
 const BRIDGE: &str = "bridge";
@@ -60,9 +67,7 @@ const RECIPES: [Recipe; 5] = [
         name: "gateway",
         package: "mcp-hub-gateway",
         program: "mcp-hub-gateway",
-        certificates: true,
-        bridges: false,
-        interpreters: false,
+        brings: &[Part::Certificates],
         title: "MCP Hub gateway",
         is_for_tests: false,
     },
@@ -70,9 +75,7 @@ const RECIPES: [Recipe; 5] = [
         name: "operator",
         package: "mcp-hub-operator",
         program: "mcp-hub-operator",
-        certificates: true,
-        bridges: true,
-        interpreters: false,
+        brings: &[Part::Certificates, Part::Bridges],
         title: "MCP Hub operator",
         is_for_tests: false,
     },
@@ -80,9 +83,7 @@ const RECIPES: [Recipe; 5] = [
         name: "runner",
         package: "mcp-hub-packages",
         program: "mcp-runner",
-        certificates: true,
-        bridges: false,
-        interpreters: true,
+        brings: &[Part::Interpreters, Part::Certificates],
         title: "MCP Hub runner: Node.js and Python for packages",
         is_for_tests: false,
     },
@@ -90,9 +91,7 @@ const RECIPES: [Recipe; 5] = [
         name: "units",
         package: "units-server",
         program: "units-server",
-        certificates: false,
-        bridges: false,
-        interpreters: false,
+        brings: &[],
         title: "MCP Hub example: a server that converts units",
         is_for_tests: false,
     },
@@ -100,9 +99,7 @@ const RECIPES: [Recipe; 5] = [
         name: "fixture",
         package: "mcp-hub-fixture-server",
         program: "fixture-server",
-        certificates: false,
-        bridges: false,
-        interpreters: false,
+        brings: &[],
         title: "MCP server for tests",
         is_for_tests: true,
     },
@@ -160,7 +157,7 @@ fn recipes(plan: &Plan) -> impl Iterator<Item = &'static Recipe> {
 
 impl Recipe {
     fn image(&self, plan: &Plan) -> Result<Image, Error> {
-        let Self { package, program, certificates, bridges, interpreters, title, .. } = self;
+        let Self { package, program, brings, title, .. } = self;
         let target = dist::own_target();
         let profile = if plan.release { "release" } else { "image" };
         let options = ["--package", package, "--bin", program, "--profile", profile, "--target", &target];
@@ -169,27 +166,30 @@ impl Recipe {
         dist::check(&built, &target)?;
         // What changes least comes first: whoever has that layer takes the next only.
         let mut layers = Vec::new();
-        if *interpreters {
-            layers.extend(runner::layers(&platform(&target).architecture, plan.release)?);
-        }
-        if *certificates {
-            layers.push(
-                ["/etc", "/etc/ssl", "/etc/ssl/certs"]
-                    .iter()
-                    .fold(Layer::default(), |layer, folder| layer.folder(folder, 0o755))
-                    .file(certificates::PATH, 0o644, certificates::bundle()),
-            );
-        }
-        if *bridges {
-            let mut layer = Layer::default().folder("/bridges", 0o755);
-            for (target, program) in self::bridges(plan)? {
-                layer = layer.file(&format!("/bridges/linux-{}", platform(&target).architecture), 0o755, program);
+        for part in *brings {
+            match part {
+                Part::Interpreters => {
+                    layers.extend(runner::layers(&platform(&target).architecture, plan.release)?);
+                }
+                Part::Certificates => layers.push(
+                    ["/etc", "/etc/ssl", "/etc/ssl/certs"]
+                        .iter()
+                        .fold(Layer::default(), |layer, folder| layer.folder(folder, 0o755))
+                        .file(certificates::PATH, 0o644, certificates::bundle()),
+                ),
+                Part::Bridges => {
+                    let mut layer = Layer::default().folder("/bridges", 0o755);
+                    for (target, program) in bridges(plan)? {
+                        let path = format!("/bridges/linux-{}", platform(&target).architecture);
+                        layer = layer.file(&path, 0o755, program);
+                    }
+                    layers.push(layer);
+                }
             }
-            layers.push(layer);
         }
         layers.push(Layer::default().file(&format!("/{program}"), 0o755, read(&built)?));
         let mut image = image(&target, &plan.tag, title, program, layers);
-        if *interpreters {
+        if brings.contains(&Part::Interpreters) {
             image.start.env = runner::env();
         }
         Ok(image)
