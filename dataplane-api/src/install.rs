@@ -42,15 +42,3 @@ impl InstallReason {
         }
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_reason_is_written_as_conditions_have_it() {
-        for reason in [InstallReason::PackageNotFound, InstallReason::RegistryUnreachable, InstallReason::CacheFailed] {
-            assert_eq!(serde_json::to_value(reason).unwrap(), reason.as_str());
-        }
-    }
-}

@@ -296,4 +296,11 @@ mod tests {
         assert_eq!(error.to_string(), "package `@scope/tool` brings no program `c`, but a, b");
         assert!(choose(&source(None), programs(&[])).is_err());
     }
+
+    #[test]
+    fn a_reason_crosses_to_the_operator_as_conditions_have_it() {
+        for reason in [InstallReason::PackageNotFound, InstallReason::RegistryUnreachable, InstallReason::CacheFailed] {
+            assert_eq!(serde_json::to_value(reason).unwrap(), reason.as_str());
+        }
+    }
 }
