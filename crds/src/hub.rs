@@ -64,10 +64,10 @@ pub struct ServerSelection {
     /// Servers whose labels match.
     pub selector: Option<LabelSelector>,
     /// Servers by name, besides the selected ones.
-    #[schemars(length(max = 1000))]
+    #[schemars(length(max = 1000), inner(length(max = 40), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")))]
     pub include: Option<Vec<String>>,
     /// Namespaces looked into (default: the hub's own).
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(length(max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")))]
     pub namespaces: Option<Vec<String>>,
 }
 
@@ -76,6 +76,7 @@ pub struct ServerSelection {
 #[serde(rename_all = "camelCase")]
 pub struct LabelSelector {
     /// Labels that a server must have.
+    #[schemars(extend("additionalProperties" = {"type": "string", "maxLength": 63, "pattern": r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"}))]
     pub match_labels: Option<BTreeMap<String, String>>,
 }
 
@@ -119,10 +120,10 @@ pub struct Gateway {
     /// An HTTPRoute made for the endpoint.
     pub http_route: Option<HttpRoute>,
     /// `Host` values accepted besides loopback names and those of ingress and route.
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(length(max = 512), regex(pattern = r"^[!-~]+$")))]
     pub allowed_hosts: Option<Vec<String>>,
     /// `Origin` values accepted besides loopback ones.
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(length(max = 512), regex(pattern = r"^[!-~]+$")))]
     pub allowed_origins: Option<Vec<String>>,
 }
 

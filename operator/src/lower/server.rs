@@ -363,6 +363,13 @@ fn volume(wanted: &Volume) -> Result<Mounted, Unsupported> {
     if mount_path == BRIDGE_DIR || mount_path.starts_with(&format!("{BRIDGE_DIR}/")) {
         return Err(no(field(".mountPath"), format!("{BRIDGE_DIR} is the bridge's own"), None));
     }
+    if !mount_path.starts_with('/') {
+        return Err(no(
+            field(".mountPath"),
+            "a container has no folder that this could be relative to",
+            Some("begin it with /"),
+        ));
+    }
     let read_only = read_only.unwrap_or(false);
     let (source, exclusive) = if host_path.is_some() {
         return Err(no(
