@@ -181,6 +181,65 @@ pub fn of(base: &Base) -> Vec<Field> {
     ]
 }
 
+/// All fields of `MCPHub`.
+#[expect(clippy::too_many_lines, reason = "a table")]
+pub fn of_hub() -> Vec<Field> {
+    let none = || json!({});
+    let servers = |servers: Value| json!({"servers": servers});
+    let gateway = |gateway: Value| json!({"gateway": gateway});
+    let oidc = |issuer: &str, audience: &str, more: Value| {
+        let oidc = overlaid(json!({"issuer": issuer, "audiences": [audience]}), more);
+        json!({"auth": {"mode": "oidc", "oidc": oidc}})
+    };
+    let rule = |name: &str, when: &str, action: &str| json!({"policy": {"rules": [{"name": name, "when": when, "action": action}]}});
+    let route = |more: Value| {
+        let route = overlaid(json!({"host": "a.example.com", "gateway": "gw"}), more);
+        gateway(json!({"httpRoute": route}))
+    };
+    vec![
+        ("spec.servers.selector.matchLabels", none(), servers(json!({"selector": {"matchLabels": {"team": "dev"}}}))),
+        ("spec.servers.include", none(), servers(json!({"include": ["one"]}))),
+        ("spec.servers.namespaces", none(), servers(json!({"namespaces": ["elsewhere"]}))),
+        ("spec.naming.mode", none(), json!({"naming": {"mode": "Bare"}})),
+        ("spec.naming.separator", none(), json!({"naming": {"separator": "-"}})),
+        ("spec.naming.maxLength", none(), json!({"naming": {"maxLength": 64}})),
+        ("spec.gateway.replicas", none(), gateway(json!({"replicas": 3}))),
+        ("spec.gateway.port", none(), gateway(json!({"port": 9000}))),
+        ("spec.gateway.tls.secretRef.name", none(), gateway(json!({"tls": {"secretRef": {"name": "cert"}}}))),
+        ("spec.gateway.tls.certManagerIssuer", none(), gateway(json!({"tls": {"certManagerIssuer": "ca"}}))),
+        ("spec.gateway.ingress.host", none(), gateway(json!({"ingress": {"host": "a.example.com"}}))),
+        (
+            "spec.gateway.ingress.className",
+            none(),
+            gateway(json!({"ingress": {"host": "a.example.com", "className": "nginx"}})),
+        ),
+        ("spec.gateway.httpRoute.host", none(), route(json!({}))),
+        ("spec.gateway.httpRoute.gateway", none(), route(json!({}))),
+        ("spec.gateway.httpRoute.gatewayNamespace", none(), route(json!({"gatewayNamespace": "infra"}))),
+        ("spec.gateway.allowedHosts", none(), gateway(json!({"allowedHosts": ["hub.example.com"]}))),
+        ("spec.gateway.allowedOrigins", none(), gateway(json!({"allowedOrigins": ["https://hub.example.com"]}))),
+        ("spec.auth.mode", none(), json!({"auth": {"mode": "none"}})),
+        ("spec.auth.oidc.issuer", none(), oidc("https://id.example.com", "hub", json!({}))),
+        ("spec.auth.oidc.audiences", none(), oidc("https://id.example.com", "hub", json!({}))),
+        (
+            "spec.auth.oidc.requiredScopes",
+            none(),
+            oidc("https://id.example.com", "hub", json!({"requiredScopes": ["mcp"]})),
+        ),
+        ("spec.policy.rules[].name", none(), rule("deny", "true", "Deny")),
+        ("spec.policy.rules[].when", none(), rule("deny", "true", "Deny")),
+        ("spec.policy.rules[].action", none(), rule("deny", "true", "Deny")),
+        ("spec.limits.messageBytes", none(), json!({"limits": {"messageBytes": 1_048_576}})),
+        ("spec.limits.resultBytes", none(), json!({"limits": {"resultBytes": 1_048_576}})),
+        ("spec.limits.concurrentCalls", none(), json!({"limits": {"concurrentCalls": 3}})),
+        ("spec.limits.perPrincipalRps", none(), json!({"limits": {"perPrincipalRps": 3}})),
+        ("spec.limits.staleFor", none(), json!({"limits": {"staleFor": "1m"}})),
+        ("spec.disclosure.mode", none(), json!({"disclosure": {"mode": "search"}})),
+        ("spec.openapi.enabled", none(), json!({"openapi": {"enabled": true}})),
+        ("spec.audit.sink", none(), json!({"audit": {"sink": "stdout"}})),
+    ]
+}
+
 /// Fields of the table that this runtime neither honours nor refuses by name, each with what is wrong.
 pub fn silent(runtime: &dyn Runtime, base: &Base) -> Vec<String> {
     let mut found = Vec::new();
