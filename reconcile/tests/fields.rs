@@ -9,7 +9,7 @@ mod scenario;
 use std::collections::BTreeMap;
 
 use mcp_hub_crds::resource::ResourceKind;
-use mcp_hub_crds::validate::violations;
+use mcp_hub_crds::validate::Rules;
 use mcp_hub_reconcile::contract::effect::fields_of_schema;
 use mcp_hub_reconcile::contract::fields::of_hub;
 use scenario::{Scenario, command, hub, with};
@@ -43,11 +43,12 @@ async fn effect(spec: &Value) -> (String, String) {
 
 #[tokio::test]
 async fn each_field_alone_has_an_effect_or_is_refused_by_name() {
+    let rules = Rules::compiled();
     for (field, without, with) in of_hub() {
         let resource = json!({
             "apiVersion": "mcphub.io/v1alpha1", "kind": "MCPHub", "metadata": {"name": "default"}, "spec": with,
         });
-        assert_eq!(violations(ResourceKind::MCPHub, &resource), [], "{field}");
+        assert_eq!(rules.violations(ResourceKind::MCPHub, &resource), [], "{field}");
         let ((before, _), (after, status)) = (effect(&without).await, effect(&with).await);
         match status.lines().find(|line| line.starts_with("- Accepted")) {
             Some(refusal) => {

@@ -2,7 +2,7 @@
 
 use mcp_hub_crds::resource::ResourceKind;
 use mcp_hub_crds::server::MCPServer;
-use mcp_hub_crds::validate::violations;
+use mcp_hub_crds::validate::Rules;
 use serde_json::{Value, json};
 
 use super::effect::{Effect, of_server, without_each_field};
@@ -242,9 +242,9 @@ pub fn of_hub() -> Vec<Field> {
 
 /// Fields of the table that this runtime neither honours nor refuses by name, each with what is wrong.
 pub fn silent(runtime: &dyn Runtime, base: &Base) -> Vec<String> {
-    let mut found = Vec::new();
+    let (rules, mut found) = (Rules::compiled(), Vec::new());
     for (field, without, with) in of(base) {
-        let invalid = [&without, &with].map(|spec| violations(ResourceKind::MCPServer, &resource(spec)));
+        let invalid = [&without, &with].map(|spec| rules.violations(ResourceKind::MCPServer, &resource(spec)));
         if let Some(broken) = invalid.iter().find(|broken| !broken.is_empty()) {
             found.push(format!("{field}: the table's spec is invalid: {broken:?}"));
             continue;
@@ -261,15 +261,15 @@ pub fn silent(runtime: &dyn Runtime, base: &Base) -> Vec<String> {
 /// How many fields were taken out of a spec that the runtime honours in full, one at a time, and those whose absence it did
 /// not notice. Fields in `inert` say nothing by being there.
 pub fn unnoticed(runtime: &dyn Runtime, spec: &Value, inert: &[&str]) -> (usize, Vec<String>) {
-    let whole = effect(runtime, spec);
-    let invalid = violations(ResourceKind::MCPServer, &resource(spec));
+    let (rules, whole) = (Rules::compiled(), effect(runtime, spec));
+    let invalid = rules.violations(ResourceKind::MCPServer, &resource(spec));
     if !invalid.is_empty() || !whole.refused.is_empty() {
         return (0, vec![format!("the whole spec is invalid ({invalid:?}) or refused ({:?})", whole.refused)]);
     }
     let (mut count, mut found) = (0, Vec::new());
     for (field, less) in without_each_field(spec) {
         // What cannot be left out cannot be taken out.
-        if !violations(ResourceKind::MCPServer, &resource(&less)).is_empty() || inert.contains(&field.as_str()) {
+        if !rules.violations(ResourceKind::MCPServer, &resource(&less)).is_empty() || inert.contains(&field.as_str()) {
             continue;
         }
         count += 1;
@@ -357,7 +357,7 @@ mod tests {
     fn user_0_needs_allow_root() {
         let run_as = |run_as: Value| {
             let spec = json!({"source": {"command": {"path": "/bin/server"}}, "runAs": run_as});
-            violations(ResourceKind::MCPServer, &resource(&spec))
+            Rules::compiled().violations(ResourceKind::MCPServer, &resource(&spec))
         };
         assert_eq!(run_as(json!({"user": 0})).len(), 1);
         assert!(run_as(json!({"user": 0, "allowRoot": true})).is_empty());
