@@ -121,12 +121,12 @@ mod tests {
     async fn the_relay_is_where_its_service_says_and_has_the_key_of_its_installation() {
         let (fake, installation) = (FakeApi::new(), Installation::new("i", [1; 32]));
         let client = fake.client("test");
-        let find = async || find(&client, "hubs", "relay", &installation).await;
+        let find = async || find(&client, "default", "relay", &installation).await;
         let missing = find().await.unwrap_err();
-        assert_eq!(missing.to_string(), "Service relay in namespace hubs, the relay's, is not there");
+        assert_eq!(missing.to_string(), "Service relay in namespace default, the relay's, is not there");
         assert!(missing.is_passing());
         let service = json!({
-            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "relay", "namespace": "hubs"},
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "relay", "namespace": "default"},
             "spec": {"clusterIP": "10.96.0.7", "ports": [{"port": 3128, "targetPort": "proxy", "protocol": "TCP"}]},
         });
         fake.create(&service).unwrap();
@@ -142,10 +142,10 @@ mod tests {
         let client = fake.client("test");
         let key = PermitKey::new([3; 32]);
         let writes = || fake.log().iter().filter(|entry| entry.verb != Verb::Get).count();
-        publish(&client, "hubs", &key).await.unwrap();
-        publish(&client, "hubs", &key).await.unwrap();
+        publish(&client, "default", &key).await.unwrap();
+        publish(&client, "default", &key).await.unwrap();
         assert_eq!(writes(), 1);
-        publish(&client, "hubs", &PermitKey::new([4; 32])).await.unwrap();
+        publish(&client, "default", &PermitKey::new([4; 32])).await.unwrap();
         assert_eq!(writes(), 2);
     }
 }
