@@ -5,7 +5,8 @@
 //! - [`status::BridgeStatus`]: what the bridge knows of that server (read by runtimes, at `/status`);
 //! - [`gateway::GatewayConfig`] and [`gateway::GatewayStatus`]: what a gateway serves, and what it found upstream.
 //!
-//! With the feature `control`: [`control`], how an operator drives a gateway, and [`document`], its configuration as a file.
+//! With the feature `control`: [`control`], how an operator drives a gateway, [`document`], its configuration as a file,
+//! [`egress`], where a server may connect to, and [`permit`], how it shows that to a relay.
 //!
 //! All three are versioned documents between programs of possibly different releases: unknown fields are ignored when
 //! read, and a field is never given another meaning.
@@ -14,8 +15,12 @@
 pub mod control;
 #[cfg(feature = "control")]
 pub mod document;
+#[cfg(feature = "control")]
+pub mod egress;
 pub mod gateway;
 pub mod launch;
+#[cfg(feature = "control")]
+pub mod permit;
 pub mod secret;
 pub mod status;
 

@@ -20,6 +20,7 @@ pub mod planner;
 mod pods;
 pub mod probe;
 pub mod registry;
+pub mod relay;
 pub mod runtime;
 mod scope;
 mod secrets;

@@ -17,6 +17,7 @@ use mcp_hub_operator::health::{self, Health};
 use mcp_hub_operator::identity::{self, IdentityError};
 use mcp_hub_operator::probe::{self, ProbeError};
 use mcp_hub_operator::registry::KubeImages;
+use mcp_hub_operator::relay::{self, Relay, RelayError};
 use mcp_hub_operator::runtime::{Askers, KubeRuntime};
 use mcp_hub_operator::sink::KubeSink;
 use mcp_hub_operator::store::KubeStore;
@@ -56,6 +57,9 @@ struct Args {
     /// The cluster's network plugin enforces network policies
     #[arg(long, env = "NETWORK_POLICIES_ENFORCED")]
     network_policies_enforced: bool,
+    /// Service of the relay in the operator's namespace; without it host names in egress lists are refused
+    #[arg(long, env = "RELAY_SERVICE", value_name = "NAME")]
+    relay_service: Option<String>,
     /// Address of /healthz, /readyz and /metrics
     #[arg(long, default_value = "0.0.0.0:8081")]
     health: SocketAddr,
@@ -83,6 +87,8 @@ enum Failure {
     Registries(#[from] RegistryError),
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Relay(#[from] RelayError),
     #[error("could not listen on {address}")]
     Listen {
         address: SocketAddr,
@@ -141,8 +147,16 @@ async fn run(args: Args) -> Result<(), Failure> {
         }
     };
     tokio::pin!(stop);
-    let installation = tokio::select! {
-        installation = installation(&client, &args.namespace) => installation?,
+    let prepare = async {
+        let installation = installation(&client, &args.namespace).await?;
+        let relay = match args.relay_service.as_deref().filter(|service| !service.is_empty()) {
+            Some(service) => Some(relay(&client, &args.namespace, service, &installation).await?),
+            None => None,
+        };
+        Ok::<_, Failure>((installation, relay))
+    };
+    let (installation, relay) = tokio::select! {
+        prepared = prepare => prepared?,
         () = &mut stop => return Ok(()),
     };
     let election = Election::stand(&client, &args.namespace, &args.identity);
@@ -166,6 +180,7 @@ async fn run(args: Args) -> Result<(), Failure> {
         bridge_image: args.bridge_image,
         gateway_image: args.gateway_image,
         network_policies_enforced: args.network_policies_enforced,
+        relay,
     };
     let platform = args.architecture.as_deref().map_or_else(Platform::own, Platform::linux);
     let http = Arc::new(PodHttp::default());
@@ -192,6 +207,30 @@ async fn installation(client: &Client, namespace: &str) -> Result<Installation, 
     loop {
         match identity::installation(client, namespace).await {
             Err(error) if error.is_passing() => {
+                let source = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::warn!(error = %error, source, "trying again");
+                tokio::time::sleep(TRY_AGAIN).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Waits for the relay's address too: without it, servers that have a way out would lose it.
+async fn relay(
+    client: &Client,
+    namespace: &str,
+    service: &str,
+    installation: &Installation,
+) -> Result<Relay, RelayError> {
+    loop {
+        let found = async {
+            let relay = relay::find(client, namespace, service, installation).await?;
+            relay::publish(client, namespace, &relay.key).await?;
+            Ok(relay)
+        };
+        match found.await {
+            Err(error) if RelayError::is_passing(&error) => {
                 let source = std::error::Error::source(&error).map(ToString::to_string);
                 tracing::warn!(error = %error, source, "trying again");
                 tokio::time::sleep(TRY_AGAIN).await;

@@ -94,6 +94,17 @@ async fn the_lowering_is_as_agreed_at_this_revision() {
                 }),
             ),
         ),
+        (
+            "named",
+            server(
+                "named",
+                &json!({
+                    "source": {"image": {"ref": "registry.example.com/named:1"}},
+                    "env": [{"name": "NODE_USE_ENV_PROXY", "value": "0"}],
+                    "permissions": {"network": {"egress": ["api.example.com:443", "10.0.0.0/8:5432"]}},
+                }),
+            ),
+        ),
         ("gateway", gateway(2)),
         ("gateway_of_one", gateway(1)),
     ];

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use hmac::{Hmac, Mac};
+use mcp_hub_dataplane_api::permit::PermitKey;
 use mcp_hub_dataplane_api::secret::SecretString;
 use sha2::{Digest, Sha256};
 
@@ -37,6 +38,11 @@ impl Installation {
     /// Key under which a hub's gateways seal session ids.
     pub fn sealing_key(&self, hub_uid: &str) -> [u8; 32] {
         self.derive("gateway-sealing", hub_uid)
+    }
+
+    /// Key that the permits of servers are signed with, for the relay.
+    pub fn permit_key(&self) -> PermitKey {
+        PermitKey::new(self.derive("relay-permits", ""))
     }
 
     /// Fingerprint of a secret's value: tells that it changed without telling what it is.

@@ -53,7 +53,7 @@ struct Recipe {
 
 const BRIDGE: &str = "bridge";
 
-const RECIPES: [Recipe; 4] = [
+const RECIPES: [Recipe; 5] = [
     Recipe {
         name: "gateway",
         package: "mcp-hub-gateway",
@@ -70,6 +70,15 @@ const RECIPES: [Recipe; 4] = [
         certificates: true,
         bridges: true,
         title: "MCP Hub operator",
+        is_for_tests: false,
+    },
+    Recipe {
+        name: "relay",
+        package: "mcp-hub-relay",
+        program: "mcp-hub-relay",
+        certificates: false,
+        bridges: false,
+        title: "MCP Hub relay",
         is_for_tests: false,
     },
     Recipe {

@@ -24,6 +24,22 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end -}}
 
+{{/* Name of everything that belongs to the relay. */}}
+{{- define "mcp-hub.relay" -}}
+{{- include "mcp-hub.name" . | trimSuffix "-operator" -}}-relay
+{{- end -}}
+
+{{/* Labels that select the relay's pods; they cannot change. */}}
+{{- define "mcp-hub.relaySelector" -}}
+app.kubernetes.io/name: mcp-hub
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: relay
+{{- end -}}
+
+{{- define "mcp-hub.relayLabels" -}}
+{{ include "mcp-hub.labels" . | replace "app.kubernetes.io/component: operator" "app.kubernetes.io/component: relay" }}
+{{- end -}}
+
 {{- define "mcp-hub.serviceAccount" -}}
 {{- if .Values.serviceAccount.create -}}
 {{- .Values.serviceAccount.name | default (include "mcp-hub.name" .) -}}

@@ -1,5 +1,6 @@
 //! What a workload becomes in a cluster. Pure.
 
+mod egress;
 mod gateway;
 mod network;
 mod pod;
@@ -14,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::children::ChildKind;
 use crate::labels;
+use crate::relay::Relay;
 
 pub use gateway::{CLIENTS_PORT, GATEWAY, TOKEN_KEY, URL_KEY, token_secret};
 pub(crate) use gateway::{CONFIG_KEY, CONTROL_PORT, SEALING_KEY, config_secret, gateway_name};
@@ -30,6 +32,8 @@ pub struct ClusterSettings {
     pub gateway_image: String,
     /// Whether the cluster's network plugin is known to enforce network policies.
     pub network_policies_enforced: bool,
+    /// Without it host names in egress lists are refused.
+    pub relay: Option<Relay>,
 }
 
 pub(crate) const NAME: &str = "kubernetes";

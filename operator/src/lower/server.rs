@@ -11,7 +11,7 @@ use mcp_hub_reconcile::owner::OwnerKey;
 use mcp_hub_reconcile::workload::{EnvValue, RESTARTED_AT_ANNOTATION, ServerWorkload};
 use serde_json::{Value, json};
 
-use super::{ClusterSettings, child, network, no, pod, template};
+use super::{ClusterSettings, child, egress, network, no, pod, template};
 use crate::children::ChildKind;
 use crate::labels;
 use crate::pods::{BRIDGE, SERVER};
@@ -93,8 +93,9 @@ pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Resu
         }
     };
     let mut degraded = Vec::new();
-    let egress = permissions.as_ref().and_then(|permissions| permissions.network.as_ref());
-    if egress.is_some_and(|network| network.egress.is_some()) && !settings.network_policies_enforced {
+    let network = permissions.as_ref().and_then(|permissions| permissions.network.as_ref());
+    let egress = network.and_then(|network| network.egress.as_deref());
+    if egress.is_some() && !settings.network_policies_enforced {
         degraded.push(Degraded {
             field: "spec.permissions.network.egress".to_owned(),
             message: "written as a NetworkPolicy; whether it is enforced is up to the cluster's network plugin, which \
@@ -103,7 +104,8 @@ pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Resu
         });
     }
     let port = bridge_port(transport);
-    let policy = network::of_server(&labels::pods_of(owner), port, expose_to, egress, settings)?;
+    let egress = egress.map(|list| egress::lower(owner, list, settings)).transpose()?;
+    let policy = network::of_server(&labels::pods_of(owner), port, expose_to, egress.as_ref(), settings);
     let volumes = volumes.iter().map(volume).collect::<Result<Vec<_>, _>>()?;
     if *replicas == 0 {
         return Ok(Lowered { objects: Vec::new(), degraded });
@@ -171,8 +173,18 @@ pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Resu
     if names.contains(&LAUNCH_ENV) {
         return Err(no("spec.env", format!("{LAUNCH_ENV} is the bridge's own variable"), None));
     }
+    if let Some(name) = names.iter().find(|name| egress.as_ref().is_some_and(|egress| egress.claims(name))) {
+        return Err(no(
+            "spec.env",
+            format!("{name} leads to the relay, because spec.permissions.network.egress names hosts"),
+            Some("leave it out, or name addresses only"),
+        ));
+    }
     if who.homeless && !names.contains(&"HOME") {
         variables.push(pod::variable("HOME", TMP_DIR));
+    }
+    for (name, value) in egress.iter().flat_map(|egress| &egress.env).filter(|(name, _)| !names.contains(name)) {
+        variables.push(pod::variable(name, value));
     }
     variables.extend(env.iter().map(|variable| match variable {
         EnvValue::Plain { name, value } => pod::variable(name, value),

@@ -68,6 +68,7 @@ fn a_wrong_value_is_refused_by_its_name() {
         ("replica=1", "replica"),
         ("replicas=many", "replicas"),
         ("images.pullPolicy=Sometimes", "pullPolicy"),
+        ("relay.replicas=many", "replicas"),
         ("watchNamespaces={Not_A_Name}", "watchNamespaces"),
         ("serviceMonitor.interval=often", "interval"),
     ] {

@@ -119,6 +119,7 @@ impl World {
             bridge_image: "registry.example.com/mcp-bridge:1".to_owned(),
             gateway_image: "registry.example.com/mcp-gateway:1".to_owned(),
             network_policies_enforced: true,
+            relay: None,
         };
         let askers = Askers {
             bridges: Arc::new(bridges::Way { bridges: self.bridges.clone(), line: line.clone() }),
