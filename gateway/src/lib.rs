@@ -268,7 +268,7 @@ impl Gateway {
     pub fn status(&self) -> GatewayStatus {
         let served = self.0.served.load();
         let upstreams =
-            served.upstreams.iter().map(|(name, upstream)| (name.clone(), upstream.upstream.status())).collect();
+            served.upstreams.values().map(|it| (it.upstream.config.uid.clone(), it.upstream.status())).collect();
         let collisions = served.merged(0).collisions.clone();
         GatewayStatus { version: served.config.version.clone(), upstreams, collisions }
     }

@@ -16,7 +16,7 @@ use mcp_hub_gateway::Gateway;
 use mcp_hub_reconcile::error::{Retry, SinkError};
 use mcp_hub_reconcile::installation::Installation;
 use mcp_hub_reconcile::owner::OwnerKey;
-use mcp_hub_reconcile::ports::{GatewaySink, HubState, SinkEvent, news};
+use mcp_hub_reconcile::ports::{Addresses, Demand, GatewaySink, HubState, SinkEvent, news};
 use tokio::net::TcpListener;
 use tokio::sync::broadcast;
 use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
@@ -234,8 +234,8 @@ impl GatewaySink for LocalSink {
         Ok(())
     }
 
-    fn hosts(&self, _: &OwnerKey) -> Vec<String> {
-        Vec::new()
+    fn addresses(&self, _: &OwnerKey) -> Addresses {
+        Addresses::default()
     }
 
     async fn observe(&self, hub: &OwnerKey) -> Result<Option<HubState>, SinkError> {
@@ -257,6 +257,15 @@ impl GatewaySink for LocalSink {
 
     async fn upstream(&self, server_uid: &str) -> Option<UpstreamStatus> {
         UpstreamStatus::best(self.gateways().iter().filter_map(|gateway| gateway.upstream(server_uid)))
+    }
+
+    /// A bridge here costs too little to be put to rest.
+    async fn demand(&self, _: &str, _: &[OwnerKey]) -> Demand {
+        Demand::Unwakeable
+    }
+
+    async fn keep_definitions(&self, _: &str, _: &[OwnerKey]) -> Result<(), SinkError> {
+        Ok(())
     }
 
     fn events(&self) -> BoxStream<'static, SinkEvent> {

@@ -94,6 +94,8 @@ pub(crate) struct Child {
     pub(crate) intruders: Vec<Intruder>,
     /// Why a Deployment cannot make its pods.
     pub(crate) failure: Option<Failure>,
+    /// Whether a Deployment has just the pods that it asks for, and all are ready.
+    pub(crate) settled: bool,
 }
 
 impl Shown for Child {
@@ -125,6 +127,7 @@ impl Child {
             body: body.to_string().into(),
             intruders,
             failure: if kind == ChildKind::Deployment { refused_pods(&whole) } else { None },
+            settled: kind == ChildKind::Deployment && is_settled(object.metadata.generation, &whole),
         })
     }
 
@@ -158,6 +161,13 @@ pub(crate) fn hide(secret: &mut Value) {
     for (_, value) in secret["data"].as_object_mut().into_iter().flatten() {
         *value = Value::from(hex::encode(Sha256::digest(value.as_str().unwrap_or_default())));
     }
+}
+
+/// A Deployment whose status speaks of an older spec may be about to replace its pods.
+fn is_settled(generation: Option<i64>, whole: &Value) -> bool {
+    let (wanted, status) = (whole["spec"]["replicas"].as_i64(), &whole["status"]);
+    let counts = ["replicas", "updatedReplicas", "readyReplicas"];
+    status["observedGeneration"].as_i64() == generation && counts.iter().all(|count| status[count].as_i64() == wanted)
 }
 
 /// A quota, a webhook or Pod Security that refuses pods is told of at the Deployment only.

@@ -7,6 +7,7 @@ mod cache;
 mod children;
 pub mod client;
 mod console;
+mod definitions;
 pub mod election;
 mod fields;
 mod gateways;
@@ -26,6 +27,7 @@ mod scope;
 mod secrets;
 pub mod sink;
 pub mod store;
+pub mod wake;
 
 pub use bridges::AskBridge;
 pub use console::PodConsole;

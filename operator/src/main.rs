@@ -21,6 +21,7 @@ use mcp_hub_operator::relay::{self, Relay, RelayError};
 use mcp_hub_operator::runtime::{Askers, KubeRuntime};
 use mcp_hub_operator::sink::KubeSink;
 use mcp_hub_operator::store::KubeStore;
+use mcp_hub_operator::wake::{self, Wakes};
 use mcp_hub_operator::{ClusterSettings, PodHttp, Scope, client};
 use mcp_hub_reconcile::controller;
 use mcp_hub_reconcile::installation::Installation;
@@ -29,6 +30,7 @@ use mcp_hub_reconcile::ports::Ports;
 use mcp_hub_supply::{Platform, Registries, RegistryError};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 
 #[derive(Debug, Parser)]
 #[command(version, about = "Runs MCP servers and hubs on Kubernetes")]
@@ -63,6 +65,13 @@ struct Args {
     /// Address of /healthz, /readyz and /metrics
     #[arg(long, default_value = "0.0.0.0:8081")]
     health: SocketAddr,
+    /// Address under which gateways reach --wake, such as http://mcp-hub-operator.mcp-hub-system.svc:8082; if it is not
+    /// given, servers that nobody calls keep their pods
+    #[arg(long, env = "WAKE_URL")]
+    wake_url: Option<String>,
+    /// Address at which gateways ask for servers whose pods are gone for want of calls
+    #[arg(long, default_value = "0.0.0.0:8082")]
+    wake: SocketAddr,
 }
 
 /// `mcp-hub-operator probe URL` instead of all that.
@@ -187,8 +196,16 @@ async fn run(args: Args) -> Result<(), Failure> {
     let askers =
         Askers { bridges: http.clone(), images: Arc::new(KubeImages::new(client.clone(), registries, platform)) };
     let runtime = KubeRuntime::start(&client, &scope, settings, &installation, askers);
-    let sink = KubeSink::start(runtime.clone(), installation.clone(), http);
+    let sink = KubeSink::start(runtime.clone(), installation.clone(), http, args.wake_url.clone());
     let store = KubeStore::start(&client, &scope, &args.identity);
+    // Who does not lead does not listen.
+    let mut waking = JoinSet::new();
+    if args.wake_url.is_some() {
+        let listener = TcpListener::bind(args.wake).await;
+        let listener = listener.map_err(|source| Failure::Listen { address: args.wake, source })?;
+        let wakes = Wakes { store: store.clone(), sink: sink.clone(), installation: installation.clone() };
+        waking.spawn(wake::serve(listener, wakes));
+    }
     let ports = Ports { store, runtime, sink, installation };
 
     tokio::select! {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, Preconditions};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
@@ -171,6 +171,19 @@ impl KubeRuntime {
         Ok(known())
     }
 
+    /// A value of a Secret of an owner, as it is at this moment.
+    pub(crate) async fn secret_value(
+        &self,
+        owner: &OwnerKey,
+        name: &str,
+        key: &str,
+    ) -> Result<Option<Vec<u8>>, RuntimeError> {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &owner.namespace);
+        let found = api.get_opt(name).await;
+        let found = found.map_err(|source| api_error("read", owner, &ObjectId::new("Secret", name), source))?;
+        Ok(found.and_then(|secret| secret.data?.remove(key)).map(|value| value.0))
+    }
+
     fn api(&self, kind: ChildKind, namespace: &str) -> Api<DynamicObject> {
         Api::namespaced_with(self.client.clone(), namespace, &kind.resource())
     }
@@ -320,6 +333,15 @@ impl KubeRuntime {
     }
 }
 
+/// Whether all pods of a server sleep, and none is about to come or go.
+fn sleep(children: &[Child], pods: &[PodFacts], says: impl Fn(&PodFacts) -> Option<BridgeStatus>) -> bool {
+    let asleep = |pod: &PodFacts| {
+        let said = says(pod).filter(|_| !pod.ending);
+        said.is_some_and(|said| said.phase == Phase::Asleep && said.activity.calls_in_flight == 0)
+    };
+    !pods.is_empty() && pods.iter().all(asleep) && children.iter().any(|child| child.settled)
+}
+
 #[async_trait]
 impl Runtime for KubeRuntime {
     fn info(&self) -> &RuntimeInfo {
@@ -345,6 +367,7 @@ impl Runtime for KubeRuntime {
         let refused = || children.iter().find_map(|child| child.failure.clone());
         Ok(Observed {
             bridge: self.bridge(owner, &pods),
+            sleeps: sleep(&children, &pods, |pod| self.bridges.status(owner, &pod.uid)),
             prepare: self.images.observe(owner),
             failure: pods.iter().find_map(|pod| pod.failure.clone()).or_else(refused),
             missing_secrets: Vec::new(),

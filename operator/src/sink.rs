@@ -1,5 +1,6 @@
 //! Hubs of a cluster: a gateway's pods, the Secret that they mount, and the push that makes a change reach them at once.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,13 +15,15 @@ use mcp_hub_crds::MCPHub;
 use mcp_hub_crds::hub::AuthMode;
 use mcp_hub_dataplane_api::control::ControlKeys;
 use mcp_hub_dataplane_api::document;
-use mcp_hub_dataplane_api::gateway::{GatewayConfig, UpstreamStatus};
+use mcp_hub_dataplane_api::gateway::{Definitions, GatewayConfig, Target, UpstreamStatus};
 use mcp_hub_reconcile::error::{Retry, RuntimeError, SinkError};
 use mcp_hub_reconcile::installation::Installation;
 use mcp_hub_reconcile::lower::{Change, Object, ObjectId};
 use mcp_hub_reconcile::owner::{OwnerKey, OwnerKind};
 use mcp_hub_reconcile::plan::{is_in_sync, plan};
-use mcp_hub_reconcile::ports::{GatewaySink, HubState, Runtime, RuntimeEvent, SinkEvent, Step, news};
+use mcp_hub_reconcile::ports::{
+    Addresses, Demand, GatewaySink, HubState, Runtime, RuntimeEvent, SinkEvent, Step, news,
+};
 use mcp_hub_reconcile::workload::{GatewayWorkload, Workload};
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
@@ -28,10 +31,12 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::children::{ChildKind, hide};
+use crate::definitions::Kept;
 use crate::gateways::{AskGateway, Gateways};
 use crate::labels;
 use crate::lower::{CONFIG_KEY, SEALING_KEY, TOKEN_KEY, URL_KEY, config_secret, gateway_name, token_secret};
 use crate::runtime::KubeRuntime;
+use crate::wake;
 
 const EVENTS: usize = 4096;
 /// A Secret and a push for each of hundreds of servers that start would be hundreds of each; a change is to reach every
@@ -51,6 +56,9 @@ pub struct KubeSink {
     runtime: Arc<KubeRuntime>,
     installation: Installation,
     gateways: Arc<Gateways>,
+    kept: Kept,
+    /// Where gateways reach the operator, if they can.
+    wake: Option<String>,
     events: broadcast::Sender<SinkEvent>,
     /// Whether all gateways that there were at the start are followed.
     attended: Arc<watch::Sender<bool>>,
@@ -70,13 +78,20 @@ impl Drop for KubeSink {
 }
 
 impl KubeSink {
-    pub fn start(runtime: Arc<KubeRuntime>, installation: Installation, ask: Arc<dyn AskGateway>) -> Arc<Self> {
+    /// `wake`: address under which gateways reach [`wake::serve`](crate::wake::serve), such as `http://operator.mcp:8082`;
+    /// without it no server is put to rest.
+    pub fn start(
+        runtime: Arc<KubeRuntime>,
+        installation: Installation,
+        ask: Arc<dyn AskGateway>,
+        wake: Option<String>,
+    ) -> Arc<Self> {
         let events = broadcast::Sender::new(EVENTS);
         let gateways = Arc::new(Gateways::new(ask, installation.clone(), events.clone()));
         let attended = Arc::new(watch::Sender::new(false));
         let follow = follow_pods(runtime.clone(), gateways.clone(), events.clone(), attended.clone());
         let following = tokio::spawn(follow);
-        Arc::new(Self { runtime, installation, gateways, events, attended, following })
+        Arc::new(Self { runtime, installation, gateways, kept: Kept::default(), wake, events, attended, following })
     }
 
     /// Waits until each gateway that runs has said once what it does, or seems not to answer. Without, the first passes of a
@@ -85,6 +100,57 @@ impl KubeSink {
         // The sender lives in this very value.
         self.attended.subscribe().wait_for(|attended| *attended).await.ok();
         self.gateways.heard(hub).await;
+    }
+
+    /// Takes note that a gateway has a call for this server.
+    pub(crate) fn ask_for(&self, server_uid: &str) {
+        self.gateways.ask_for(server_uid);
+    }
+
+    /// The configuration with what servers at rest offer.
+    async fn define(&self, hub: &OwnerKey, config: &GatewayConfig) -> Result<GatewayConfig, SinkError> {
+        let mut config = config.clone();
+        let mut stored = None;
+        for upstream in &mut config.upstreams {
+            let uid = &upstream.uid;
+            if upstream.target != Target::Asleep {
+                self.kept.forget(uid);
+                continue;
+            }
+            if let Some(kept) = self.kept.get(uid) {
+                upstream.definitions = Some(kept);
+                continue;
+            }
+            let stored = match &stored {
+                Some(stored) => stored,
+                None => stored.insert(self.stored_definitions(hub).await?),
+            };
+            let found = match stored.get(uid) {
+                Some(stored) => Some(stored.clone()),
+                None => {
+                    self.heard(None).await;
+                    self.gateways.definitions(uid).await
+                }
+            };
+            match found {
+                Some(found) => {
+                    self.kept.insert(uid, found.clone());
+                    upstream.definitions = Some(found);
+                }
+                // Only the server itself can tell.
+                None => self.gateways.ask_for(uid),
+            }
+        }
+        Ok(config)
+    }
+
+    /// The definitions in the Secret of before.
+    async fn stored_definitions(&self, hub: &OwnerKey) -> Result<BTreeMap<String, Definitions>, SinkError> {
+        let value = self.runtime.secret_value(hub, &config_secret(hub), CONFIG_KEY).await.map_err(sink_error)?;
+        // What cannot be read is about to be written anew.
+        let config = value.and_then(|value| document::read(&value).ok());
+        let upstreams = config.into_iter().flat_map(|config| config.upstreams);
+        Ok(upstreams.filter_map(|upstream| Some((upstream.uid, upstream.definitions?))).collect())
     }
 
     /// Writes the configuration's Secret, if what lies there is another.
@@ -177,7 +243,7 @@ impl GatewaySink for KubeSink {
         let replicas = gateway.and_then(|gateway| gateway.replicas).unwrap_or(REPLICAS);
         self.runtime.ready().await;
         // The Secret first: pods do not start without it.
-        let config = self.store(hub, config).await?;
+        let config = self.store(hub, &self.define(hub, config).await?).await?;
         self.credentials(hub, port).await?;
         let workload = Workload::Gateway(Box::new(GatewayWorkload { owner: hub.clone(), replicas, port }));
         let lowered = self
@@ -195,7 +261,7 @@ impl GatewaySink for KubeSink {
         PACE
     }
 
-    fn hosts(&self, hub: &OwnerKey) -> Vec<String> {
+    fn addresses(&self, hub: &OwnerKey) -> Addresses {
         let (name, namespace) = (gateway_name(hub), &hub.namespace);
         let tails = [
             String::new(),
@@ -203,7 +269,10 @@ impl GatewaySink for KubeSink {
             format!(".{namespace}.svc"),
             format!(".{namespace}.svc.cluster.local"),
         ];
-        tails.into_iter().map(|tail| format!("{name}{tail}")).collect()
+        Addresses {
+            hosts: tails.into_iter().map(|tail| format!("{name}{tail}")).collect(),
+            wake: self.wake.as_ref().map(|operator| format!("{operator}{}{}", wake::PATH, hub.uid)),
+        }
     }
 
     async fn remove(&self, hub: &OwnerKey) -> Result<(), SinkError> {
@@ -254,6 +323,31 @@ impl GatewaySink for KubeSink {
     async fn upstream(&self, server_uid: &str) -> Option<UpstreamStatus> {
         self.heard(None).await;
         self.gateways.upstream(server_uid)
+    }
+
+    async fn demand(&self, server_uid: &str, hubs: &[OwnerKey]) -> Demand {
+        if self.wake.is_none() || hubs.is_empty() {
+            return Demand::Unwakeable;
+        }
+        self.gateways.demand(server_uid, hubs)
+    }
+
+    async fn keep_definitions(&self, server_uid: &str, hubs: &[OwnerKey]) -> Result<(), SinkError> {
+        // What was kept of it may be of an earlier rest.
+        let Some(found) = self.gateways.definitions(server_uid).await else {
+            return Err(failed("DefinitionsUnknown", "no gateway could tell what the server offers".to_owned(), None));
+        };
+        self.kept.insert(server_uid, found);
+        for hub in hubs {
+            let mut servers = self.gateways.offered(hub);
+            servers.insert(server_uid.to_owned());
+            if !self.kept.fit(&servers) {
+                self.kept.forget(server_uid);
+                let message = format!("the configuration of hub {hub} has no room for what the server offers");
+                return Err(failed("ConfigTooLarge", message, None));
+            }
+        }
+        Ok(())
     }
 
     fn events(&self) -> BoxStream<'static, SinkEvent> {

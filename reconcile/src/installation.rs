@@ -35,6 +35,11 @@ impl Installation {
         SecretString::new(format!("mcphub_{}", hex::encode(self.derive("hub-token", &format!("{hub_uid}/{epoch}")))))
     }
 
+    /// The token by which a hub's gateways ask for servers at rest.
+    pub fn wake_token(&self, hub_uid: &str) -> SecretString {
+        SecretString::new(hex::encode(self.derive("wake-token", hub_uid)))
+    }
+
     /// Key under which a hub's gateways seal session ids.
     pub fn sealing_key(&self, hub_uid: &str) -> [u8; 32] {
         self.derive("gateway-sealing", hub_uid)
@@ -88,6 +93,7 @@ mod tests {
             a.bridge_token("u", 1),
             a.bridge_token("v", 0),
             a.hub_token("u", 0),
+            a.wake_token("u"),
             b.bridge_token("u", 0),
         ];
         for (i, one) in tokens.iter().enumerate() {

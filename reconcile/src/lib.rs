@@ -17,6 +17,7 @@ pub mod pass;
 pub mod passes;
 pub mod plan;
 pub mod ports;
+pub mod rest;
 pub mod status;
 pub mod workload;
 

@@ -252,8 +252,8 @@ pub struct ExecOutput {
 pub trait GatewaySink: fmt::Debug + Send + Sync {
     async fn apply(&self, hub: &OwnerKey, hub_spec: &MCPHub, config: &GatewayConfig) -> Result<(), SinkError>;
 
-    /// Names under which clients reach the hub's endpoint here, besides loopback ones: its gateway accepts them as `Host`.
-    fn hosts(&self, hub: &OwnerKey) -> Vec<String>;
+    /// Where the hub's endpoint is reached, and where its gateways reach us.
+    fn addresses(&self, hub: &OwnerKey) -> Addresses;
 
     /// Ends the hub's endpoint.
     async fn remove(&self, hub: &OwnerKey) -> Result<(), SinkError>;
@@ -271,7 +271,38 @@ pub trait GatewaySink: fmt::Debug + Send + Sync {
     /// yet, a few seconds at most.
     async fn upstream(&self, server_uid: &str) -> Option<UpstreamStatus>;
 
+    /// Whether the gateways of these hubs, which are all that offer the server with this uid, call it.
+    async fn demand(&self, server_uid: &str, hubs: &[OwnerKey]) -> Demand;
+
+    /// Keeps what these gateways know of the server, so that they offer it also if they start while it is at rest.
+    ///
+    /// # Errors
+    /// None of them knows it, or there is no room: a server at rest would vanish from lists.
+    async fn keep_definitions(&self, server_uid: &str, hubs: &[OwnerKey]) -> Result<(), SinkError>;
+
     fn events(&self) -> BoxStream<'static, SinkEvent>;
+}
+
+/// Addresses that a configuration tells of.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// Names under which clients reach the endpoint, besides loopback ones: the gateway accepts them as `Host`.
+    pub hosts: Vec<String>,
+    /// Where the gateway asks for servers at rest; `None` where none ever is.
+    pub wake: Option<String>,
+}
+
+/// Whether anybody calls a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Demand {
+    /// No gateway offers it, or none could have it woken.
+    Unwakeable,
+    /// Some gateway has not told.
+    Unknown,
+    /// A call is under way, or waits for the server.
+    Called,
+    /// No call is under way, nor was for so long.
+    Idle(Duration),
 }
 
 #[derive(Debug, Clone, PartialEq)]

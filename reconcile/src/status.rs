@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::lower::{Degraded, LOWER_REVISION};
 use crate::observed::{Failure, Observed, PrepareState};
 use crate::ports::HubState;
+use crate::rest;
 use crate::workload::{RESTARTED_AT_ANNOTATION, is_stopped};
 
 /// Annotation with which a store tells that the manifest of an object cannot be read: `REASON: MESSAGE`.
@@ -32,6 +33,7 @@ pub mod reason {
     pub const PENDING: &str = "Pending";
     pub const READY: &str = "Ready";
     pub const ASLEEP: &str = "Asleep";
+    pub const WAKING: &str = "Waking";
     pub const STARTING: &str = "Starting";
     pub const BACKOFF: &str = "Backoff";
     pub const CRASH_LOOP: &str = "CrashLoop";
@@ -67,22 +69,29 @@ pub struct Findings {
     pub runtime: String,
     /// The bridge that the objects were made with.
     pub bridge: Option<String>,
+    /// Whether nothing is to run for want of calls.
+    pub at_rest: bool,
+    /// Why something runs though nobody calls.
+    pub obstacle: Option<String>,
 }
 
 /// The status of a server after a pass. `failure` is the error that ended the pass early. Transition times move to `now`
 /// only where a condition's status flipped, so that an unchanged meaning gives an equal status.
 pub fn server(server: &MCPServer, findings: &Findings, failure: Option<&Error>, now: &Time) -> MCPServerStatus {
     let previous = server.status.as_ref();
-    let bridge = findings.observed.bridge.as_ref();
+    // What ends for want of calls may still say something.
+    let bridge = findings.observed.bridge.as_ref().filter(|_| !findings.at_rest);
     let remote = is_remote(server);
     let verdict = verdict(server, findings, failure);
+    // Whoever calls the server goes on.
+    let still_called = failure.is_some() || [reason::ASLEEP, reason::WAKING].contains(&verdict.reason);
 
     let mut conditions = vec![
         accepted(findings, failure),
         resolved(server, findings),
         available(server, findings, failure),
         Verdict::to_condition(&verdict),
-        supported(findings),
+        supported(findings, previous.filter(|_| bridge.is_none() && still_called)),
     ];
     if remote {
         conditions.push(authorization(findings.upstream.as_ref()));
@@ -115,8 +124,8 @@ pub fn server(server: &MCPServer, findings: &Findings, failure: Option<&Error>, 
             Source::Remote(remote) => Some(remote.url.clone()),
             Source::Image(_) | Source::Package(_) | Source::Command(_) => match bridge {
                 Some(bridge) => Some(bridge.endpoint.clone()),
-                // Not seen is not gone: whoever calls the server goes on.
-                None if failure.is_some() => previous.and_then(|status| status.endpoint.clone()),
+                // Not seen is not gone.
+                None if still_called => previous.and_then(|status| status.endpoint.clone()),
                 None => None,
             },
         },
@@ -167,12 +176,16 @@ impl Verdict {
 fn verdict(server: &MCPServer, findings: &Findings, failure: Option<&Error>) -> Verdict {
     let stopped = is_stopped(server);
     let bridge = findings.observed.bridge.as_ref();
+    let startable = findings.missing_secrets.is_empty() && findings.unimplemented.is_empty();
+    if findings.at_rest && startable && !stopped {
+        return Verdict::yes(Phase::Asleep, reason::ASLEEP, "nothing runs for want of calls; the next call starts it");
+    }
     // A running server that answers is ready, whatever stands in the way of its next version.
     if let Some(bridge) = bridge
         && matches!(bridge.phase, BridgePhase::Ready | BridgePhase::Asleep)
         && !stopped
     {
-        return by_bridge(bridge);
+        return by_bridge(bridge, findings);
     }
     if !findings.unimplemented.is_empty() {
         return Verdict::no(Phase::Failed, reason::NOT_IMPLEMENTED, not_implemented(findings));
@@ -205,8 +218,17 @@ fn verdict(server: &MCPServer, findings: &Findings, failure: Option<&Error>) -> 
     if let Some(failure) = &findings.observed.failure {
         return failed(failure);
     }
+    let coming = bridge.is_none_or(|bridge| {
+        matches!(
+            bridge.phase,
+            BridgePhase::WaitingForSecrets { .. } | BridgePhase::Starting | BridgePhase::Backoff { .. }
+        )
+    });
+    if coming && rest::holds_calls(server) {
+        return Verdict::yes(Phase::Starting, reason::WAKING, "it is being started; calls wait for it");
+    }
     match bridge {
-        Some(bridge) => by_bridge(bridge),
+        Some(bridge) => by_bridge(bridge, findings),
         None => Verdict::no(Phase::Pending, reason::PENDING, "waiting for the server's bridge"),
     }
 }
@@ -215,12 +237,17 @@ fn failed(failure: &Failure) -> Verdict {
     Verdict::no(Phase::Failed, failure.reason, with_hint(&failure.message, failure.hint.as_deref()))
 }
 
-fn by_bridge(bridge: &BridgeStatus) -> Verdict {
+fn by_bridge(bridge: &BridgeStatus, findings: &Findings) -> Verdict {
     let why = || last_error(bridge).unwrap_or_else(|| "no reason known".to_owned());
     match &bridge.phase {
         BridgePhase::Ready => Verdict::yes(Phase::Ready, reason::READY, "the MCP handshake succeeded"),
         BridgePhase::Asleep => {
-            Verdict::yes(Phase::Asleep, reason::ASLEEP, "stopped while idle; the next call starts it")
+            let stopped = "stopped while idle; the next call starts it";
+            let message = match &findings.obstacle {
+                Some(obstacle) => format!("{stopped}. Its place is kept: {obstacle}"),
+                None => stopped.to_owned(),
+            };
+            Verdict::yes(Phase::Asleep, reason::ASLEEP, message)
         }
         BridgePhase::WaitingForSecrets { missing } => {
             Verdict::no(Phase::Starting, reason::STARTING, format!("waiting for secrets: {}", missing.join(", ")))
@@ -293,6 +320,9 @@ fn available(server: &MCPServer, findings: &Findings, failure: Option<&Error>) -
     if is_remote(server) {
         return Draft::new(condition::AVAILABLE, true, reason::REMOTE, "the server runs elsewhere");
     }
+    if findings.at_rest {
+        return Draft::new(condition::AVAILABLE, true, reason::ASLEEP, "nothing is to run for want of calls");
+    }
     match (&findings.observed.failure, &findings.observed.bridge, failure) {
         (Some(failure), _, _) => no(failure.reason, with_hint(&failure.message, failure.hint.as_deref())),
         (None, Some(_), _) => Draft::new(condition::AVAILABLE, true, reason::RUNNING, "the server's bridge answers"),
@@ -301,10 +331,16 @@ fn available(server: &MCPServer, findings: &Findings, failure: Option<&Error>) -
     }
 }
 
-fn supported(findings: &Findings) -> Draft {
+/// `previous`: the status whose notices hold while no bridge can tell.
+fn supported(findings: &Findings, previous: Option<&MCPServerStatus>) -> Draft {
     if !findings.degraded.is_empty() {
         let lines: Vec<String> = findings.degraded.iter().map(|d| format!("{}: {}", d.field, d.message)).collect();
         return Draft::new(condition::RUNTIME_SUPPORTED, false, reason::DEGRADED, lines.join("; "));
+    }
+    let known = previous
+        .and_then(|status| status.conditions.iter().flatten().find(|c| c.type_ == condition::RUNTIME_SUPPORTED));
+    if let Some(known) = known.filter(|known| known.status == "True") {
+        return Draft::new(condition::RUNTIME_SUPPORTED, true, reason::SUPPORTED, known.message.clone());
     }
     let notices = findings.observed.bridge.iter().flat_map(|bridge| &bridge.notices);
     let notices: Vec<String> = notices.map(|n| format!("{}: {}", n.reason, n.message)).collect();

@@ -58,6 +58,7 @@ pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Resu
         resources,
         run_as,
         replicas,
+        at_rest,
         lifecycle,
         sessions,
         roots,
@@ -263,7 +264,7 @@ pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Resu
         false => json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}),
     };
     let deployment = json!({
-        "replicas": replicas,
+        "replicas": if *at_rest { 0 } else { *replicas },
         "revisionHistoryLimit": 2,
         "selector": {"matchLabels": labels::pods_of(owner)},
         "strategy": strategy,

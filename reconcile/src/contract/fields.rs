@@ -29,7 +29,6 @@ pub const INERT: &[(&str, &str)] = &[
 ];
 
 /// All fields but the [`INERT`] ones.
-#[expect(clippy::too_many_lines, reason = "a table")]
 pub fn of(base: &Base) -> Vec<Field> {
     let common = |more: Value| overlaid(json!({"source": base.source}), more);
     let none = || common(json!({}));
@@ -182,7 +181,6 @@ pub fn of(base: &Base) -> Vec<Field> {
 }
 
 /// All fields of `MCPHub`.
-#[expect(clippy::too_many_lines, reason = "a table")]
 pub fn of_hub() -> Vec<Field> {
     let none = || json!({});
     let servers = |servers: Value| json!({"servers": servers});

@@ -12,9 +12,9 @@ use mcp_hub_dataplane_api::gateway::{GatewayConfig, UpstreamStatus};
 use tokio::sync::broadcast;
 
 use super::Writes;
-use crate::error::SinkError;
+use crate::error::{Retry, SinkError};
 use crate::owner::OwnerKey;
-use crate::ports::{GatewaySink, HubState, SinkEvent, news};
+use crate::ports::{Addresses, Demand, GatewaySink, HubState, SinkEvent, news};
 
 /// Clones are the same sink.
 #[derive(Debug, Clone)]
@@ -30,6 +30,8 @@ struct Gateways {
     upstreams: BTreeMap<String, UpstreamStatus>,
     collisions: BTreeMap<String, Vec<String>>,
     pace: Duration,
+    demand: Option<Demand>,
+    definitions_lost: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -64,6 +66,17 @@ impl FakeSink {
     /// Tools that the gateways leave out of a `Bare` hub.
     pub fn set_collisions(&self, collisions: BTreeMap<String, Vec<String>>) {
         self.gateways().collisions = collisions;
+    }
+
+    /// What gateways say of the demand for every server from now on, as a sink whose gateways can have servers woken.
+    pub fn set_demand(&self, server_uid: &str, demand: Demand) {
+        self.gateways().demand = Some(demand);
+        self.events.send(SinkEvent::Upstream(server_uid.to_owned())).ok();
+    }
+
+    /// Whether what servers offer cannot be kept.
+    pub fn lose_definitions(&self, lost: bool) {
+        self.gateways().definitions_lost = lost;
     }
 
     /// As a sink for which each configuration is a write.
@@ -112,8 +125,9 @@ impl GatewaySink for FakeSink {
         self.gateways().pace
     }
 
-    fn hosts(&self, _: &OwnerKey) -> Vec<String> {
-        Vec::new()
+    fn addresses(&self, _: &OwnerKey) -> Addresses {
+        let wake = self.gateways().demand.map(|_| "http://operator/wake".to_owned());
+        Addresses { hosts: Vec::new(), wake }
     }
 
     async fn observe(&self, hub: &OwnerKey) -> Result<Option<HubState>, SinkError> {
@@ -131,6 +145,18 @@ impl GatewaySink for FakeSink {
 
     async fn upstream(&self, server_uid: &str) -> Option<UpstreamStatus> {
         self.gateways().upstreams.get(server_uid).cloned()
+    }
+
+    async fn demand(&self, _: &str, hubs: &[OwnerKey]) -> Demand {
+        self.gateways().demand.filter(|_| !hubs.is_empty()).unwrap_or(Demand::Unwakeable)
+    }
+
+    async fn keep_definitions(&self, server_uid: &str, _: &[OwnerKey]) -> Result<(), SinkError> {
+        if !self.gateways().definitions_lost {
+            return Ok(());
+        }
+        let message = format!("no gateway knows what {server_uid} offers");
+        Err(SinkError { reason: "DefinitionsUnknown", message, hint: None, retry: Retry::Backoff })
     }
 
     fn events(&self) -> BoxStream<'static, SinkEvent> {

@@ -70,6 +70,7 @@ fn names(snapshot: &BTreeMap<String, Value>) -> Vec<(String, String)> {
                 (token_sha256(&hub), format!("<hash of the token of {key}>")),
                 (bridge.expose_secret().to_owned(), format!("<bridge token of {key}>")),
                 (hub.expose_secret().to_owned(), format!("<token of {key}>")),
+                (installation.wake_token(uid).expose_secret().to_owned(), format!("<wake token of {key}>")),
                 (hex::encode(sealing), format!("<sealing key of {key}>")),
             ]);
         }
