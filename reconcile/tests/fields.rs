@@ -25,6 +25,11 @@ fn fields() -> Vec<(&'static str, Value, Value)> {
         json!({"auth": {"mode": "oidc", "oidc": oidc}})
     };
     let rule = |name: &str, when: &str, action: &str| json!({"policy": {"rules": [{"name": name, "when": when, "action": action}]}});
+    let ingress = |more: Value| {
+        let mut ingress = json!({"host": "a.example.com"});
+        ingress.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        gateway(json!({"ingress": ingress}))
+    };
     let route = |more: Value| {
         let mut route = json!({"host": "a.example.com", "gateway": "gw"});
         route.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -41,15 +46,18 @@ fn fields() -> Vec<(&'static str, Value, Value)> {
         ("spec.gateway.port", none(), gateway(json!({"port": 9000}))),
         ("spec.gateway.tls.secretRef.name", none(), gateway(json!({"tls": {"secretRef": {"name": "cert"}}}))),
         ("spec.gateway.tls.certManagerIssuer", none(), gateway(json!({"tls": {"certManagerIssuer": "ca"}}))),
-        ("spec.gateway.ingress.host", none(), gateway(json!({"ingress": {"host": "a.example.com"}}))),
+        ("spec.gateway.ingress.host", none(), ingress(json!({}))),
+        ("spec.gateway.ingress.className", ingress(json!({})), ingress(json!({"className": "nginx"}))),
         (
-            "spec.gateway.ingress.className",
-            none(),
-            gateway(json!({"ingress": {"host": "a.example.com", "className": "nginx"}})),
+            "spec.gateway.ingress.tlsSecretRef.name",
+            ingress(json!({})),
+            ingress(json!({"tlsSecretRef": {"name": "web"}})),
         ),
+        ("spec.gateway.ingress.annotations", ingress(json!({})), ingress(json!({"annotations": {"a": "b"}}))),
         ("spec.gateway.httpRoute.host", none(), route(json!({}))),
-        ("spec.gateway.httpRoute.gateway", none(), route(json!({}))),
-        ("spec.gateway.httpRoute.gatewayNamespace", none(), route(json!({"gatewayNamespace": "infra"}))),
+        ("spec.gateway.httpRoute.gateway", route(json!({})), route(json!({"gateway": "other"}))),
+        ("spec.gateway.httpRoute.gatewayNamespace", route(json!({})), route(json!({"gatewayNamespace": "infra"}))),
+        ("spec.gateway.httpRoute.annotations", route(json!({})), route(json!({"annotations": {"a": "b"}}))),
         ("spec.gateway.allowedHosts", none(), gateway(json!({"allowedHosts": ["hub.example.com"]}))),
         ("spec.gateway.allowedOrigins", none(), gateway(json!({"allowedOrigins": ["https://hub.example.com"]}))),
         ("spec.auth.mode", none(), json!({"auth": {"mode": "none"}})),
@@ -95,9 +103,12 @@ async fn effect(spec: &Value) -> (String, String) {
     }));
     s.store.apply_hub(hub("default", spec.clone()));
     s.settle().await;
-    let gateway = s.store.find_hub("default").unwrap().status.clone().unwrap().gateway;
-    let replicas = gateway.map(|gateway| gateway.replicas);
-    (format!("{:?} {replicas:?}", s.sink.config("default")), s.hub_status("default"))
+    let status = s.store.find_hub("default").unwrap().status.clone().unwrap();
+    let replicas = status.gateway.map(|gateway| gateway.replicas);
+    // What the sink makes besides is told by conditions.
+    let door = status.conditions.into_iter().flatten().filter(|c| ["Resolved", "Exposed"].contains(&&*c.type_));
+    let door: Vec<String> = door.map(|condition| condition.message).collect();
+    (format!("{:?} {replicas:?} {door:?}", s.sink.config("default")), s.hub_status("default"))
 }
 
 #[tokio::test]
