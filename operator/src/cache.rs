@@ -238,7 +238,7 @@ impl<V: Shown> Cache<V> {
             let unknown = self.watch(&api, &config, namespace.as_deref(), &mut first, &show, &tell).await;
             // Once a change: a kind may be missing for ever.
             if self.0.known.send_if_modified(|known| std::mem::replace(known, false)) {
-                tracing::info!(answer = %unknown, "a kind is not known to the cluster");
+                tracing::info!(path = api.resource_url(), answer = %unknown, "a kind is not known to the cluster");
             }
             self.retain(namespace.as_deref(), &BTreeSet::new(), &BTreeSet::new()).into_iter().for_each(&tell);
             self.listed(&mut first);
