@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::ResourceExt;
+use kube::api::Portforwarder;
 use rmcp::model::{CallToolRequestParams, CallToolResult, ClientConfig};
 use rmcp::service::RunningService;
 use rmcp::transport::StreamableHttpClientTransport;
@@ -108,16 +109,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for S {}
 
 /// Shakes hands with a gateway of a hub; the refusal if it does not show what is trusted.
 pub(crate) async fn shake(place: &Place, hub: &str, trust: &Trust) -> Result<(), String> {
-    let stream = reach(place, hub).await.ok_or("no gateway is ready")?;
+    let (stream, _open) = reach(place, hub).await.ok_or("no gateway is ready")?;
     trust.shake(stream).await.map(drop).map_err(|error| error.to_string())
 }
 
-/// A connection to any ready pod of a hub's gateway.
-async fn reach(place: &Place, hub: &str) -> Option<impl Stream> {
+/// A connection to any ready pod of a hub's gateway, and what keeps it open.
+async fn reach(place: &Place, hub: &str) -> Option<(impl Stream, Portforwarder)> {
     let pods = place.pods_of(hub).await;
     let pod = pods.iter().find(|pod| is_ready(pod))?;
     let mut forwarded = place.api::<Pod>().portforward(&pod.name_any(), &[8080]).await.ok()?;
-    forwarded.take_stream(8080)
+    Some((forwarded.take_stream(8080)?, forwarded))
 }
 
 /// A port of this machine that leads to any ready pod of a hub's gateway, another one when that is gone.
@@ -129,7 +130,7 @@ async fn forward(place: &Place, hub: &str, tls: Option<Trust>) -> (u16, Way) {
         while let Ok((mut near, _)) = listener.accept().await {
             let (place, hub, tls) = (place.clone(), hub.clone(), tls.clone());
             tokio::spawn(async move {
-                let Some(far) = reach(&place, &hub).await else { return };
+                let Some((far, _open)) = reach(&place, &hub).await else { return };
                 let mut far: Box<dyn Stream> = match tls {
                     None => Box::new(far),
                     // Whoever is not who it should be gets nothing.
