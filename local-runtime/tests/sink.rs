@@ -112,6 +112,26 @@ async fn a_hub_is_served_on_its_port_until_it_is_removed() {
 }
 
 #[tokio::test]
+async fn what_only_a_cluster_has_is_left_out_and_told_but_a_certificate_is_refused() {
+    let sink = LocalSink::new(installation());
+    let (owner, mut one) = applied(&sink, "one", &[]).await;
+    let config = compose(&one, &[] as &[Arc<MCPServer>], &BTreeMap::new(), &Addresses::default(), &installation());
+    let mut gateway = json!({"port": port_of(&one), "ingress": {"host": "hub.example.com"}});
+    one.spec.gateway = serde_json::from_value(gateway.clone()).unwrap();
+    let door = sink.apply(&owner, &one, &config).await.unwrap();
+    let left_out = door.exposure.unwrap().unwrap_err();
+    assert_eq!((left_out.reason, left_out.retry), ("Unsupported", Retry::OnChange));
+    assert!(left_out.message.starts_with("spec.gateway.ingress: "), "{}", left_out.message);
+    assert!(healthy(port_of(&one)).await);
+
+    gateway["tls"] = json!({"secretRef": {"name": "cert"}});
+    one.spec.gateway = serde_json::from_value(gateway).unwrap();
+    let refused = sink.apply(&owner, &one, &config).await.unwrap_err();
+    assert_eq!(refused.reason, "Unsupported");
+    assert!(refused.message.starts_with("spec.gateway.tls: "), "{}", refused.message);
+}
+
+#[tokio::test]
 async fn a_busy_port_names_its_holder_and_is_never_left_for_another() {
     let holder = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = holder.local_addr().unwrap().port();

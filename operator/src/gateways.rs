@@ -212,7 +212,7 @@ impl Replica {
     /// Calls under way to a server, and how long there has been none; `None` if the replica did not tell.
     fn use_of(&self, server_uid: &str) -> Option<(u32, Duration)> {
         let told = self.status.as_ref()?.activity.get(server_uid)?;
-        let since = told.idle_ms.map_or(Duration::MAX, |idle| Duration::from_millis(idle));
+        let since = told.idle_ms.map_or(Duration::MAX, Duration::from_millis);
         Some((told.calls_in_flight, since.saturating_add(self.said?.elapsed())))
     }
 }

@@ -4,6 +4,7 @@
 
 mod bridges;
 mod cache;
+mod certificates;
 mod children;
 pub mod client;
 mod console;

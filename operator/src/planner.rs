@@ -168,8 +168,8 @@ impl Planner {
     pub async fn children(&self, namespace: &str) -> Result<Children, (&'static str, kube::Error)> {
         let selector = labels::selector(self.installation.id());
         let mut found: HashMap<String, Vec<ObservedObject>> = HashMap::new();
-        // A server has no Secrets of ours.
-        for kind in ChildKind::ALL.into_iter().filter(|kind| *kind != ChildKind::Secret) {
+        // A server has no Secrets of ours, and no door.
+        for kind in ChildKind::ALL.into_iter().filter(|kind| *kind != ChildKind::Secret && !kind.is_of_door()) {
             let api = Scope::objects(&self.client, Some(namespace), &kind.resource());
             let objects = api.list(&ListParams::default().labels(&selector)).await;
             let objects = objects.map_err(|error| (kind.plural(), error))?;

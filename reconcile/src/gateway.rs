@@ -16,6 +16,7 @@ use mcp_hub_dataplane_api::gateway::{
 use mcp_hub_dataplane_api::secret::SecretString;
 
 use crate::accept;
+use crate::exposure::{self, Exposure};
 use crate::installation::{Installation, token_sha256};
 use crate::ports::Addresses;
 use crate::rest;
@@ -118,9 +119,14 @@ pub fn compose(
             .hosts
             .iter()
             .cloned()
+            .chain(gateway.and_then(Exposure::of).map(|exposure| exposure.host().to_owned()))
             .chain(gateway.and_then(|g| g.allowed_hosts.clone()).unwrap_or_default())
             .collect(),
-        allowed_origins: gateway.and_then(|g| g.allowed_origins.clone()).unwrap_or_default(),
+        allowed_origins: gateway
+            .and_then(exposure::origin)
+            .into_iter()
+            .chain(gateway.and_then(|g| g.allowed_origins.clone()).unwrap_or_default())
+            .collect(),
         wake: addresses.wake.clone().map(|url| Wake { url, token: installation.wake_token(&hub_uid) }),
     };
     // Keyed, because the version is shown and the configuration holds secrets.

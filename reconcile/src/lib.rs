@@ -8,6 +8,7 @@
 pub mod accept;
 pub mod controller;
 pub mod error;
+pub mod exposure;
 pub mod gateway;
 pub mod installation;
 pub mod lower;

@@ -19,7 +19,7 @@ use crate::lower::{Lowered, Unsupported};
 use crate::observed::{Observed, PrepareState};
 use crate::owner::OwnerKey;
 use crate::plan::plan;
-use crate::ports::{Event, EventKind, Ports, Progress, Step};
+use crate::ports::{Door, Event, EventKind, Ports, Progress, Step};
 use crate::rest;
 use crate::status::{self, Findings, HubFindings};
 use crate::workload::{ServerWorkload, Workload, is_stopped, kept_bridge, resolution};
@@ -225,7 +225,12 @@ pub async fn hub(hub: &MCPHub, ports: &Ports) -> Result<(), Error> {
     if hub.status.as_ref() != Some(&status) {
         ports.store.write_hub_status(hub, &status).await?;
     }
-    result
+    result?;
+    // What stands in nobody's way is tried again all the same.
+    match findings.door.as_ref().and_then(Door::open_failure) {
+        Some(failure) => Err(Error::Sink(failure.clone().into())),
+        None => Ok(()),
+    }
 }
 
 async fn deliver(hub: &MCPHub, owner: &OwnerKey, ports: &Ports, findings: &mut HubFindings) -> Result<(), Error> {
@@ -252,7 +257,7 @@ async fn deliver(hub: &MCPHub, owner: &OwnerKey, ports: &Ports, findings: &mut H
         }
         let config = gateway::compose(hub, &selected, &secrets, &ports.sink.addresses(owner), &ports.installation);
         findings.version.clone_from(&config.version);
-        ports.sink.apply(owner, hub, &config).await?;
+        findings.door = Some(ports.sink.apply(owner, hub, &config).await?);
     }
     findings.state = ports.sink.observe(owner).await?;
     Ok(())

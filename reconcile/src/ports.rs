@@ -15,10 +15,10 @@ use mcp_hub_dataplane_api::gateway::{GatewayConfig, UpstreamStatus};
 use mcp_hub_dataplane_api::secret::SecretString;
 use tokio::sync::broadcast::{self, error::RecvError};
 
-use crate::error::{RuntimeError, SinkError, StoreError};
+use crate::error::{Retry, RuntimeError, SinkError, StoreError};
 use crate::installation::Installation;
 use crate::lower::{Lowered, Object, ObjectId, Unsupported};
-use crate::observed::Observed;
+use crate::observed::{Failure, Observed};
 use crate::owner::OwnerKey;
 use crate::workload::Workload;
 
@@ -250,7 +250,9 @@ pub struct ExecOutput {
 /// - `apply` of a configuration whose version is already in force writes nothing.
 #[async_trait]
 pub trait GatewaySink: fmt::Debug + Send + Sync {
-    async fn apply(&self, hub: &OwnerKey, hub_spec: &MCPHub, config: &GatewayConfig) -> Result<(), SinkError>;
+    /// Serves the configuration, and lets clients in as the spec says. What stands in the way of the latter alone is told by
+    /// the [`Door`], not by an error.
+    async fn apply(&self, hub: &OwnerKey, hub_spec: &MCPHub, config: &GatewayConfig) -> Result<Door, SinkError>;
 
     /// Where the hub's endpoint is reached, and where its gateways reach us.
     fn addresses(&self, hub: &OwnerKey) -> Addresses;
@@ -303,6 +305,23 @@ pub enum Demand {
     Called,
     /// No call is under way, nor was for so long.
     Idle(Duration),
+}
+
+/// How clients come in: the endpoint's certificate, and what leads to it from outside. Each is `None` if the hub asks for
+/// none, else what is so or what is wrong, for people.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Door {
+    pub certificate: Option<Result<String, Failure>>,
+    pub exposure: Option<Result<String, Failure>>,
+}
+
+impl Door {
+    /// What is wrong and is to be tried again although no event will tell.
+    pub fn open_failure(&self) -> Option<&Failure> {
+        let failures =
+            [&self.certificate, &self.exposure].into_iter().filter_map(|found| found.as_ref()?.as_ref().err());
+        failures.into_iter().find(|failure| failure.retry != Retry::OnChange)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]

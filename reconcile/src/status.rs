@@ -13,7 +13,7 @@ use mcp_hub_dataplane_api::status::{BridgeStatus, Handshake, Phase as BridgePhas
 use crate::error::Error;
 use crate::lower::{Degraded, LOWER_REVISION};
 use crate::observed::{Failure, Observed, PrepareState};
-use crate::ports::HubState;
+use crate::ports::{Door, HubState};
 use crate::rest;
 use crate::workload::{RESTARTED_AT_ANNOTATION, is_stopped};
 
@@ -50,6 +50,7 @@ pub mod reason {
     pub const MANIFEST_INVALID: &str = "ManifestInvalid";
     pub const MANIFEST_MISSING: &str = "ManifestMissing";
     pub const NAME_COLLISIONS: &str = "NameCollisions";
+    pub const EXPOSED: &str = "Exposed";
 }
 
 /// What a pass over a server found.
@@ -234,7 +235,7 @@ fn verdict(server: &MCPServer, findings: &Findings, failure: Option<&Error>) -> 
 }
 
 fn failed(failure: &Failure) -> Verdict {
-    Verdict::no(Phase::Failed, failure.reason, with_hint(&failure.message, failure.hint.as_deref()))
+    Verdict::no(Phase::Failed, failure.reason, failure_text(failure))
 }
 
 fn by_bridge(bridge: &BridgeStatus, findings: &Findings) -> Verdict {
@@ -428,6 +429,8 @@ pub struct HubFindings {
     /// Version of the configuration that was composed.
     pub version: String,
     pub state: Option<HubState>,
+    /// `None` if the pass ended before it was looked at.
+    pub door: Option<Door>,
 }
 
 /// The status of a hub after a pass.
@@ -437,13 +440,22 @@ pub fn hub(hub: &MCPHub, findings: &HubFindings, failure: Option<&Error>, now: &
     let synced = state.is_some_and(|s| s.synced == s.replicas && s.version == findings.version);
     let explain = |error: &Error| with_hint(&error.chain(), error.hint().as_deref());
 
-    let accepted = match findings.unimplemented[..] {
-        [] => Draft::new(condition::ACCEPTED, true, reason::ACCEPTED, "every field is honoured"),
-        _ => Draft::new(
+    let door = findings.door.as_ref();
+    let certificate = door.and_then(|door| door.certificate.as_ref());
+    let exposure = door.and_then(|door| door.exposure.as_ref());
+    let accepted = match (&findings.unimplemented[..], failure, exposure) {
+        ([], Some(error), _) if error.reason() == reason::UNSUPPORTED => {
+            Draft::new(condition::ACCEPTED, false, reason::UNSUPPORTED, explain(error))
+        }
+        ([], _, Some(Err(failure))) if failure.reason == reason::UNSUPPORTED => {
+            Draft::new(condition::ACCEPTED, true, reason::ACCEPTED, "every field is honoured, some only in part")
+        }
+        ([], ..) => Draft::new(condition::ACCEPTED, true, reason::ACCEPTED, "every field is honoured"),
+        (unimplemented, ..) => Draft::new(
             condition::ACCEPTED,
             false,
             reason::NOT_IMPLEMENTED,
-            format!("not implemented yet: {}", findings.unimplemented.join(", ")),
+            format!("not implemented yet: {}", unimplemented.join(", ")),
         ),
     };
     let ready = match (failure, state) {
@@ -462,7 +474,10 @@ pub fn hub(hub: &MCPHub, findings: &HubFindings, failure: Option<&Error>, now: &
             Draft::new(condition::READY, true, reason::NAME_COLLISIONS, message)
         }
         (None, Some(_)) => Draft::new(condition::READY, true, reason::READY, "the endpoint answers"),
-        (None, None) => Draft::new(condition::READY, false, reason::PENDING, "no gateway serves the hub yet"),
+        (None, None) => match certificate {
+            Some(Err(failure)) => Draft::new(condition::READY, false, failure.reason, failure_text(failure)),
+            _ => Draft::new(condition::READY, false, reason::PENDING, "no gateway serves the hub yet"),
+        },
     };
     let config_synced = match synced {
         true => {
@@ -473,15 +488,19 @@ pub fn hub(hub: &MCPHub, findings: &HubFindings, failure: Option<&Error>, now: &
         }
     };
     let mut conditions = vec![accepted, ready, config_synced];
+    conditions.extend(certificate.map(|found| found_or_wrong(condition::RESOLVED, reason::RESOLVED, found)));
+    conditions.extend(exposure.map(|found| found_or_wrong(condition::EXPOSED, reason::EXPOSED, found)));
     conditions.extend(manifest_problem(hub));
+    let before = previous.and_then(|status| status.conditions.as_deref());
+    let mut conditions = finish(conditions, before, hub.metadata.generation, now);
+    if door.is_none() {
+        // Not looked at is neither mended nor broken.
+        let doors = [condition::RESOLVED, condition::EXPOSED];
+        conditions.extend(before.into_iter().flatten().filter(|c| doors.contains(&c.type_.as_str())).cloned());
+    }
     MCPHubStatus {
         observed_generation: hub.metadata.generation,
-        conditions: Some(finish(
-            conditions,
-            previous.and_then(|s| s.conditions.as_deref()),
-            hub.metadata.generation,
-            now,
-        )),
+        conditions: Some(conditions),
         endpoint: state.map(|state| state.endpoint.clone()),
         servers: Some(ServerCount {
             ready: count(findings.ready),
@@ -494,6 +513,17 @@ pub fn hub(hub: &MCPHub, findings: &HubFindings, failure: Option<&Error>, now: &
             version: state.version.clone(),
         }),
     }
+}
+
+fn found_or_wrong(type_: &'static str, good: &'static str, found: &Result<String, Failure>) -> Draft {
+    match found {
+        Ok(message) => Draft::new(type_, true, good, message),
+        Err(failure) => Draft::new(type_, false, failure.reason, failure_text(failure)),
+    }
+}
+
+fn failure_text(failure: &Failure) -> String {
+    with_hint(&failure.message, failure.hint.as_deref())
 }
 
 /// Whether condition `Ready` is true.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kube::ResourceExt;
+use mcp_hub_crds::hub::Tls;
 use mcp_hub_crds::server::{
     EraChoice, LifecycleMode, Permissions, Resources, RestartPolicy, Roots, RunAs, RuntimeChoice, SessionsMode,
     TransportType, Volume,
@@ -13,6 +14,7 @@ use mcp_hub_crds::{MCPServer, MCPServerSpec};
 use mcp_hub_dataplane_api::{SessionMode, launch};
 use serde_json::Value;
 
+use crate::exposure::Exposure;
 use crate::installation::{Installation, token_sha256};
 use crate::owner::{OwnerKey, Unstored};
 use crate::rest;
@@ -78,6 +80,9 @@ pub struct GatewayWorkload {
     pub owner: OwnerKey,
     pub replicas: i32,
     pub port: u16,
+    /// Where the certificate comes from that the gateways show; without, they speak plain HTTP.
+    pub tls: Option<Tls>,
+    pub exposure: Option<Exposure>,
 }
 
 /// One environment variable.

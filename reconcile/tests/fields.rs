@@ -36,9 +36,12 @@ async fn effect(spec: &Value) -> (String, String) {
     }));
     s.store.apply_hub(hub("default", spec.clone()));
     s.settle().await;
-    let gateway = s.store.find_hub("default").unwrap().status.clone().unwrap().gateway;
-    let replicas = gateway.map(|gateway| gateway.replicas);
-    (format!("{:?} {replicas:?}", s.sink.config("default")), s.hub_status("default"))
+    let status = s.store.find_hub("default").unwrap().status.clone().unwrap();
+    let replicas = status.gateway.map(|gateway| gateway.replicas);
+    // What the sink makes besides is told by conditions.
+    let door = status.conditions.into_iter().flatten().filter(|c| ["Resolved", "Exposed"].contains(&&*c.type_));
+    let door: Vec<String> = door.map(|condition| condition.message).collect();
+    (format!("{:?} {replicas:?} {door:?}", s.sink.config("default")), s.hub_status("default"))
 }
 
 #[tokio::test]

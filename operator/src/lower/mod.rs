@@ -1,5 +1,6 @@
 //! What a workload becomes in a cluster. Pure.
 
+mod door;
 mod egress;
 mod gateway;
 mod network;
@@ -17,6 +18,7 @@ use crate::children::ChildKind;
 use crate::labels;
 use crate::relay::Relay;
 
+pub(crate) use door::{certificate_secret, service_names};
 pub use gateway::{CLIENTS_PORT, GATEWAY, TOKEN_KEY, URL_KEY, token_secret};
 pub(crate) use gateway::{CONFIG_KEY, CONTROL_PORT, SEALING_KEY, config_secret, gateway_name};
 pub(crate) use server::server_name;
@@ -41,7 +43,7 @@ pub(crate) const NAME: &str = "kubernetes";
 pub(crate) fn lower(workload: &Workload, settings: &ClusterSettings) -> Result<Lowered, Unsupported> {
     match workload {
         Workload::Server(server) => server::lower(server, settings),
-        Workload::Gateway(gateway) => Ok(gateway::lower(gateway, settings)),
+        Workload::Gateway(gateway) => gateway::lower(gateway, settings),
     }
 }
 

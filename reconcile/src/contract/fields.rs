@@ -190,6 +190,10 @@ pub fn of_hub() -> Vec<Field> {
         json!({"auth": {"mode": "oidc", "oidc": oidc}})
     };
     let rule = |name: &str, when: &str, action: &str| json!({"policy": {"rules": [{"name": name, "when": when, "action": action}]}});
+    let ingress = |more: Value| {
+        let ingress = overlaid(json!({"host": "a.example.com"}), more);
+        gateway(json!({"ingress": ingress}))
+    };
     let route = |more: Value| {
         let route = overlaid(json!({"host": "a.example.com", "gateway": "gw"}), more);
         gateway(json!({"httpRoute": route}))
@@ -205,15 +209,18 @@ pub fn of_hub() -> Vec<Field> {
         ("spec.gateway.port", none(), gateway(json!({"port": 9000}))),
         ("spec.gateway.tls.secretRef.name", none(), gateway(json!({"tls": {"secretRef": {"name": "cert"}}}))),
         ("spec.gateway.tls.certManagerIssuer", none(), gateway(json!({"tls": {"certManagerIssuer": "ca"}}))),
-        ("spec.gateway.ingress.host", none(), gateway(json!({"ingress": {"host": "a.example.com"}}))),
+        ("spec.gateway.ingress.host", none(), ingress(json!({}))),
+        ("spec.gateway.ingress.className", ingress(json!({})), ingress(json!({"className": "nginx"}))),
         (
-            "spec.gateway.ingress.className",
-            none(),
-            gateway(json!({"ingress": {"host": "a.example.com", "className": "nginx"}})),
+            "spec.gateway.ingress.tlsSecretRef.name",
+            ingress(json!({})),
+            ingress(json!({"tlsSecretRef": {"name": "web"}})),
         ),
+        ("spec.gateway.ingress.annotations", ingress(json!({})), ingress(json!({"annotations": {"a": "b"}}))),
         ("spec.gateway.httpRoute.host", none(), route(json!({}))),
-        ("spec.gateway.httpRoute.gateway", none(), route(json!({}))),
-        ("spec.gateway.httpRoute.gatewayNamespace", none(), route(json!({"gatewayNamespace": "infra"}))),
+        ("spec.gateway.httpRoute.gateway", route(json!({})), route(json!({"gateway": "other"}))),
+        ("spec.gateway.httpRoute.gatewayNamespace", route(json!({})), route(json!({"gatewayNamespace": "infra"}))),
+        ("spec.gateway.httpRoute.annotations", route(json!({})), route(json!({"annotations": {"a": "b"}}))),
         ("spec.gateway.allowedHosts", none(), gateway(json!({"allowedHosts": ["hub.example.com"]}))),
         ("spec.gateway.allowedOrigins", none(), gateway(json!({"allowedOrigins": ["https://hub.example.com"]}))),
         ("spec.auth.mode", none(), json!({"auth": {"mode": "none"}})),

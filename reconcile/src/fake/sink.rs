@@ -13,8 +13,9 @@ use tokio::sync::broadcast;
 
 use super::Writes;
 use crate::error::{Retry, SinkError};
+use crate::exposure::Exposure;
 use crate::owner::OwnerKey;
-use crate::ports::{Addresses, Demand, GatewaySink, HubState, SinkEvent, news};
+use crate::ports::{Addresses, Demand, Door, GatewaySink, HubState, SinkEvent, news};
 
 /// Clones are the same sink.
 #[derive(Debug, Clone)]
@@ -91,8 +92,12 @@ impl FakeSink {
 
 #[async_trait]
 impl GatewaySink for FakeSink {
-    async fn apply(&self, hub: &OwnerKey, hub_spec: &MCPHub, config: &GatewayConfig) -> Result<(), SinkError> {
+    async fn apply(&self, hub: &OwnerKey, hub_spec: &MCPHub, config: &GatewayConfig) -> Result<Door, SinkError> {
         let gateway = hub_spec.spec.gateway.as_ref();
+        let door = Door {
+            certificate: gateway.and_then(|g| g.tls.as_ref()).map(|tls| Ok(format!("{tls:?}"))),
+            exposure: gateway.and_then(Exposure::of).map(|exposure| Ok(format!("{exposure:?}"))),
+        };
         let served = Served {
             config: config.clone(),
             port: gateway.and_then(|g| g.port).unwrap_or(7337),
@@ -102,13 +107,13 @@ impl GatewaySink for FakeSink {
             old.config.version == config.version && old.port == served.port && old.replicas == served.replicas
         };
         if self.gateways().served.get(hub).is_some_and(same) {
-            return Ok(());
+            return Ok(door);
         }
         self.writes.write(format!("sink: apply {}", hub_spec.name_any()), || {
             self.gateways().served.insert(hub.clone(), served);
         })?;
         self.events.send(SinkEvent::Hub(hub.clone())).ok();
-        Ok(())
+        Ok(door)
     }
 
     async fn remove(&self, hub: &OwnerKey) -> Result<(), SinkError> {

@@ -381,12 +381,13 @@ impl Story {
             bridge_image: "bridge:1".to_owned(),
             gateway_image: "gateway:1".to_owned(),
             network_policies_enforced: false,
+            relay: None,
         };
         let scope = OperatorScope::default();
         let http = Arc::new(PodHttp::default());
         let askers = Askers { bridges: http.clone(), images: Arc::new(NoRegistry) };
         let runtime = KubeRuntime::start(&client, &scope, settings, &installation, askers);
-        let sink = KubeSink::start(runtime.clone(), installation.clone(), http);
+        let sink = KubeSink::start(runtime.clone(), installation.clone(), http, None);
         let store = KubeStore::start(&client, &scope, "o");
         (Ports { store: store.clone(), runtime, sink, installation }, store)
     }
