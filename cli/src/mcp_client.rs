@@ -45,7 +45,9 @@ impl McpClient {
                 format!("{base}/servers/{server}/mcp")
             }
         };
-        let parts = url.strip_prefix("http://").and_then(|rest| rest.split_once('/'));
+        // A door to a cluster's hub leads through the API server, which secures it: TLS is for those who come from outside.
+        let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+        let parts = rest.and_then(|rest| rest.split_once('/'));
         let Some((authority, path)) = parts else {
             return Err(Error::Endpoint { url, problem: "it is no http URL".to_owned() });
         };

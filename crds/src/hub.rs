@@ -64,10 +64,10 @@ pub struct ServerSelection {
     /// Servers whose labels match.
     pub selector: Option<LabelSelector>,
     /// Servers by name, besides the selected ones.
-    #[schemars(length(max = 1000))]
+    #[schemars(length(max = 1000), inner(length(max = 40), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")))]
     pub include: Option<Vec<String>>,
     /// Namespaces looked into (default: the hub's own).
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(length(max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")))]
     pub namespaces: Option<Vec<String>>,
 }
 
@@ -76,6 +76,7 @@ pub struct ServerSelection {
 #[serde(rename_all = "camelCase")]
 pub struct LabelSelector {
     /// Labels that a server must have.
+    #[schemars(extend("additionalProperties" = {"type": "string", "maxLength": 63, "pattern": r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"}))]
     pub match_labels: Option<BTreeMap<String, String>>,
 }
 
@@ -112,17 +113,17 @@ pub struct Gateway {
     /// Port listened on (default: 8080 in a cluster, 7337 on one machine).
     #[schemars(range(min = 1, max = 65535))]
     pub port: Option<i32>,
-    /// Certificate of the endpoint.
+    /// Certificate that the gateways show (cluster only).
     pub tls: Option<Tls>,
-    /// An Ingress made for the endpoint.
+    /// An Ingress made for the endpoint (cluster only).
     pub ingress: Option<Ingress>,
-    /// An HTTPRoute made for the endpoint.
+    /// An HTTPRoute made for the endpoint (cluster only).
     pub http_route: Option<HttpRoute>,
     /// `Host` values accepted besides loopback names and those of ingress and route.
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(length(max = 512), regex(pattern = r"^[!-~]+$")))]
     pub allowed_hosts: Option<Vec<String>>,
     /// `Origin` values accepted besides loopback ones.
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(length(max = 512), regex(pattern = r"^[!-~]+$")))]
     pub allowed_origins: Option<Vec<String>>,
 }
 
@@ -146,7 +147,12 @@ pub struct Ingress {
     #[schemars(length(min = 1, max = 253))]
     pub host: String,
     /// Ingress class (default: that of the cluster).
+    #[schemars(length(min = 1, max = 253))]
     pub class_name: Option<String>,
+    /// Secret with the certificate that is shown for the host (default: that of `gateway.tls`; with neither, no TLS).
+    pub tls_secret_ref: Option<LocalSecretRef>,
+    /// Annotations of the Ingress, for its controller.
+    pub annotations: Option<BTreeMap<String, String>>,
 }
 
 #[skip_serializing_none]
@@ -160,7 +166,10 @@ pub struct HttpRoute {
     #[schemars(length(min = 1, max = 253))]
     pub gateway: String,
     /// Namespace of that Gateway (default: the hub's own).
+    #[schemars(length(min = 1, max = 253))]
     pub gateway_namespace: Option<String>,
+    /// Annotations of the HTTPRoute, for its controller.
+    pub annotations: Option<BTreeMap<String, String>>,
 }
 
 #[skip_serializing_none]

@@ -18,7 +18,7 @@ use crate::field_path::FieldPath;
 use crate::resource::{DEFAULT_NAMESPACE, Resource, ResourceKey, ResourceKind};
 use crate::tree::{self, Node};
 pub use crate::tree::{MAX_DOCUMENTS, Position};
-use crate::validate::{self, Violation};
+use crate::validate::{self, Rules, Violation};
 use crate::{GROUP, VERSION};
 
 /// Largest file that is read, in bytes.
@@ -147,10 +147,11 @@ pub fn load(path: &Path) -> Result<Vec<Document>, ManifestErrors> {
 /// As [`load`], with the namespace of resources that name none.
 pub fn load_into(namespace: &str, path: &Path) -> Result<Vec<Document>, ManifestErrors> {
     let files = files(path).map_err(|problem| ManifestErrors(vec![about_file(path, problem)]))?;
+    let rules = Rules::compiled();
     let (mut documents, mut errors) = (Vec::new(), Vec::new());
     for file in files {
         match read(&file) {
-            Ok(text) => read_text(&text, &file, namespace, &mut documents, &mut errors),
+            Ok(text) => read_text(&text, (&file, namespace, &rules), &mut documents, &mut errors),
             Err(problem) => errors.push(about_file(&file, problem)),
         }
     }
@@ -169,7 +170,7 @@ pub fn parse_into(namespace: &str, text: &str, file: &Path) -> Result<Vec<Docume
         return Err(ManifestErrors(vec![about_file(file, Problem::TooLarge)]));
     }
     let (mut documents, mut errors) = (Vec::new(), Vec::new());
-    read_text(text, file, namespace, &mut documents, &mut errors);
+    read_text(text, (file, namespace, &Rules::compiled()), &mut documents, &mut errors);
     conclude(documents, errors)
 }
 
@@ -231,7 +232,12 @@ fn conclude(documents: Vec<Document>, mut errors: Vec<ManifestError>) -> Result<
     if errors.is_empty() { Ok(documents) } else { Err(ManifestErrors(errors)) }
 }
 
-fn read_text(text: &str, file: &Path, namespace: &str, documents: &mut Vec<Document>, errors: &mut Vec<ManifestError>) {
+fn read_text(
+    text: &str,
+    (file, namespace, rules): (&Path, &str, &Rules),
+    documents: &mut Vec<Document>,
+    errors: &mut Vec<ManifestError>,
+) {
     let json = file.extension().is_some_and(|extension| extension == "json");
     let blanked = if json { Some(client_config::without_comments(text)) } else { None };
     let (nodes, syntax) = tree::documents(blanked.as_deref().unwrap_or(text));
@@ -243,7 +249,7 @@ fn read_text(text: &str, file: &Path, namespace: &str, documents: &mut Vec<Docum
         problem: Problem::Syntax(error.message),
     }));
     for node in nodes {
-        let mut reading = Reading { file, namespace, node: &node, errors: Vec::new() };
+        let mut reading = Reading { file, namespace, rules, node: &node, errors: Vec::new() };
         documents.extend(reading.documents());
         errors.append(&mut reading.errors);
     }
@@ -256,6 +262,7 @@ struct Reading<'a> {
     file: &'a Path,
     /// Of a resource that names none.
     namespace: &'a str,
+    rules: &'a Rules,
     node: &'a Node,
     errors: Vec<ManifestError>,
 }
@@ -305,7 +312,7 @@ impl Reading<'_> {
             return None;
         };
         without_server_set(&mut value);
-        for violation in validate::violations(kind, &value) {
+        for violation in self.rules.violations(kind, &value) {
             // The place of an unknown field is its key, of a missing one the mapping around it: both are what `find` says.
             self.refuse(violation.path.clone(), Problem::Violation(violation));
         }
@@ -342,7 +349,7 @@ impl Reading<'_> {
                     server.metadata.namespace = Some(self.namespace.to_owned());
                     let resource = Resource::Server(server);
                     let value = serde_json::to_value(&resource).unwrap_or_default();
-                    for violation in validate::violations(ResourceKind::MCPServer, &value) {
+                    for violation in self.rules.violations(ResourceKind::MCPServer, &value) {
                         // Its fields are not the file's: the server's entry is the place, the field part of the message.
                         let message = violation.to_string();
                         self.refuse(path.clone(), Problem::Violation(Violation { message, ..violation }));

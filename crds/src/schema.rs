@@ -1,7 +1,5 @@
 //! The CustomResourceDefinitions as a cluster gets them: the one place that states what may be written.
 
-use std::sync::LazyLock;
-
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 use serde_json::Value;
@@ -58,13 +56,13 @@ pub fn generated() -> Vec<(String, String)> {
 }
 
 /// `openAPIV3Schema` of MCPServer and of MCPHub, in this order.
-pub(crate) static SCHEMAS: LazyLock<[Value; 2]> = LazyLock::new(|| {
+pub(crate) fn schemas() -> [Value; 2] {
     let mut schemas = definitions().into_iter().map(|definition| {
         let schema = definition.spec.versions.into_iter().next().and_then(|version| version.schema);
         serde_json::to_value(schema.and_then(|schema| schema.open_api_v3_schema)).unwrap_or_default()
     });
     [schemas.next().unwrap_or_default(), schemas.next().unwrap_or_default()]
-});
+}
 
 #[cfg(test)]
 mod tests {
@@ -157,7 +155,7 @@ mod tests {
 
     #[test]
     fn the_schemas_are_structural() {
-        for schema in &*SCHEMAS {
+        for schema in &schemas() {
             let mut found = Vec::new();
             problems(schema, "", &mut found);
             assert_eq!(found, Vec::<String>::new());
@@ -199,7 +197,7 @@ mod tests {
 
     #[test]
     fn every_field_that_a_person_writes_is_described() {
-        for schema in &*SCHEMAS {
+        for schema in &schemas() {
             let mut found = Vec::new();
             undescribed(&schema["properties"]["spec"], "spec", &mut found);
             assert_eq!(found, Vec::<String>::new());
@@ -208,7 +206,7 @@ mod tests {
 
     #[test]
     fn conditions_merge_by_type_and_the_definitions_say_what_kubectl_shows() {
-        for (definition, schema) in definitions().iter().zip(&*SCHEMAS) {
+        for (definition, schema) in definitions().iter().zip(&schemas()) {
             let conditions = &schema["properties"]["status"]["properties"]["conditions"];
             assert_eq!(conditions["x-kubernetes-list-type"], "map");
             assert_eq!(conditions["x-kubernetes-list-map-keys"], serde_json::json!(["type"]));

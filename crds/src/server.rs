@@ -94,7 +94,7 @@ pub struct MCPServerSpec {
     /// What it may reach and touch.
     pub permissions: Option<Permissions>,
     /// Other namespaces whose hubs may select this server.
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(length(max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")))]
     pub expose_to: Option<Vec<String>>,
     /// Keep the server stopped (default false).
     pub paused: Option<bool>,
@@ -196,10 +196,10 @@ pub struct Volume {
     /// A folder that lives as long as the server's object.
     pub empty_dir: Option<EmptyDir>,
     /// Name of a PersistentVolumeClaim.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"))]
     pub pvc: Option<String>,
     /// Name of a ConfigMap.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"))]
     pub config_map: Option<String>,
 }
 

@@ -69,7 +69,7 @@ pub struct ImageVerification {
 #[serde(rename_all = "camelCase")]
 pub struct LocalSecretRef {
     /// Name of the secret.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"))]
     pub name: String,
 }
 
@@ -141,7 +141,7 @@ pub struct Header {
     #[schemars(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"))]
     pub name: String,
     /// Its value, in clear.
-    #[schemars(length(max = 8192))]
+    #[schemars(length(max = 8192), regex(pattern = r"^[ -~\t]*$"))]
     pub value: Option<String>,
     /// Its value, from a secret.
     pub secret_ref: Option<SecretKeyRef>,

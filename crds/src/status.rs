@@ -96,7 +96,7 @@ pub struct ToolsStatus {
 pub mod condition {
     /// The spec is valid and every field of it is honoured or named as degraded.
     pub const ACCEPTED: &str = "Accepted";
-    /// The source is installed or pulled and its secrets are there.
+    /// The source is installed or pulled and its secrets are there; of a hub that names a certificate: it is there.
     pub const RESOLVED: &str = "Resolved";
     /// The runtime runs what was asked of it.
     pub const AVAILABLE: &str = "Available";
@@ -110,4 +110,6 @@ pub mod condition {
     pub const MANIFEST_SYNCED: &str = "ManifestSynced";
     /// The gateway serves the newest configuration (hubs only).
     pub const CONFIG_SYNCED: &str = "ConfigSynced";
+    /// Clients come in from outside by what the spec asks for; absent if it asks for nothing (hubs only).
+    pub const EXPOSED: &str = "Exposed";
 }

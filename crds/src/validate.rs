@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::LazyLock;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use jsonschema::error::{TypeKind, ValidationErrorKind};
 use kube::core::cel::{CompiledSchema, ErrorKind, Validator, compile_schema};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::field_path::FieldPath;
 use crate::resource::ResourceKind;
-use crate::schema::SCHEMAS;
+use crate::schema::schemas;
 
 /// A rule that a value breaks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,33 +43,56 @@ impl fmt::Display for Violation {
     }
 }
 
-/// All rules that a resource as JSON breaks, in the order of its fields.
-pub fn violations(kind: ResourceKind, resource: &Value) -> Vec<Violation> {
-    let rules = &RULES[match kind {
-        ResourceKind::MCPServer => 0,
-        ResourceKind::MCPHub => 1,
-    }];
-    let mut found = Vec::new();
-    unknown_fields(&rules.schema, resource, &FieldPath::default(), &mut found);
-    repeated_items(&rules.schema, resource, &FieldPath::default(), &mut found);
-    for error in rules.json.iter_errors(resource) {
-        found.push(schema_violation(&error, resource, &rules.schema));
+/// The compiled rules of both kinds.
+#[derive(Debug)]
+pub struct Rules {
+    server: Compiled,
+    hub: Compiled,
+}
+
+static SHARED: Mutex<Weak<Rules>> = Mutex::new(Weak::new());
+
+impl Rules {
+    /// Those that somebody holds, else compiled anew, in some milliseconds: they take more than a megabyte, which a daemon
+    /// that seldom reads resources does not keep.
+    pub fn compiled() -> Arc<Self> {
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.upgrade().unwrap_or_else(|| {
+            let [server, hub] = schemas();
+            let rules = Arc::new(Self { server: Compiled::of(server), hub: Compiled::of(hub) });
+            *shared = Arc::downgrade(&rules);
+            rules
+        })
     }
-    // Like an API server, do not report that a rule cannot be evaluated on a value of the wrong type.
-    let well_typed = found.is_empty();
-    if let Err(errors) = Validator::new().validate_compiled(&rules.cel, resource, None) {
-        for error in errors.into_vec() {
-            if well_typed || error.kind == ErrorKind::ValidationFailure {
-                found.push(Violation {
-                    path: cel_path(&error.field_path, &error.rule),
-                    message: error.message,
-                    rule: Rule::Cel(error.rule),
-                    hint: None,
-                });
+
+    /// All rules that a resource as JSON breaks, in the order of its fields.
+    pub fn violations(&self, kind: ResourceKind, resource: &Value) -> Vec<Violation> {
+        let rules = match kind {
+            ResourceKind::MCPServer => &self.server,
+            ResourceKind::MCPHub => &self.hub,
+        };
+        let mut found = Vec::new();
+        unknown_fields(&rules.schema, resource, &FieldPath::default(), &mut found);
+        repeated_items(&rules.schema, resource, &FieldPath::default(), &mut found);
+        for error in rules.json.iter_errors(resource) {
+            found.push(schema_violation(&error, resource, &rules.schema));
+        }
+        // Like an API server, do not report that a rule cannot be evaluated on a value of the wrong type.
+        let well_typed = found.is_empty();
+        if let Err(errors) = Validator::new().validate_compiled(&rules.cel, resource, None) {
+            for error in errors.into_vec() {
+                if well_typed || error.kind == ErrorKind::ValidationFailure {
+                    found.push(Violation {
+                        path: cel_path(&error.field_path, &error.rule),
+                        message: error.message,
+                        rule: Rule::Cel(error.rule),
+                        hint: None,
+                    });
+                }
             }
         }
+        found
     }
-    found
 }
 
 /// A rule at the root can see nothing of metadata but the name: that is the field it speaks of.
@@ -81,17 +104,21 @@ fn cel_path(path: &str, rule: &str) -> FieldPath {
     }
 }
 
-struct Rules {
+struct Compiled {
     schema: Value,
     json: jsonschema::Validator,
     cel: CompiledSchema,
 }
 
-static RULES: LazyLock<[Rules; 2]> = LazyLock::new(|| [Rules::of(&SCHEMAS[0]), Rules::of(&SCHEMAS[1])]);
+impl fmt::Debug for Compiled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Compiled").finish_non_exhaustive()
+    }
+}
 
-impl Rules {
-    fn of(openapi: &Value) -> Self {
-        let mut schema = openapi.clone();
+impl Compiled {
+    fn of(mut schema: Value) -> Self {
+        let cel = compile_schema(&schema);
         // An API server adds these three to every definition.
         schema["properties"]["apiVersion"] = json!({"type": "string"});
         schema["properties"]["kind"] = json!({"type": "string"});
@@ -103,7 +130,7 @@ impl Rules {
         let json = jsonschema::draft7::new(&plain)
             .or_else(|_| jsonschema::draft7::new(&json!(false)))
             .unwrap_or_else(|_| unreachable!("`false` is a JSON schema"));
-        Self { json, cel: compile_schema(openapi), schema }
+        Self { schema, json, cel }
     }
 }
 

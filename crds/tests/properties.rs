@@ -4,15 +4,23 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{Arc, LazyLock};
 
 use mcp_hub_crds::field_path::Segment;
 use mcp_hub_crds::manifest::parse;
 use mcp_hub_crds::schema::definitions;
-use mcp_hub_crds::validate::{Rule, violations};
+use mcp_hub_crds::validate::{Rule, Rules, Violation};
 use mcp_hub_crds::{MCPHub, MCPServer, Resource, ResourceKind};
 use proptest::prelude::*;
 use proptest::strategy::Union;
 use serde_json::{Map, Value, json};
+
+/// Kept, so that not every case compiles them.
+static RULES: LazyLock<Arc<Rules>> = LazyLock::new(Rules::compiled);
+
+fn violations(kind: ResourceKind, object: &Value) -> Vec<Violation> {
+    RULES.violations(kind, object)
+}
 
 fn schema(kind: ResourceKind) -> Value {
     let definition = definitions().into_iter().zip(ResourceKind::ALL).find(|(_, found)| *found == kind).unwrap().0;

@@ -3,11 +3,17 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
+use std::sync::{Arc, LazyLock};
 
 use mcp_hub_crds::ResourceKind;
 use mcp_hub_crds::schema::definitions;
-use mcp_hub_crds::validate::{Rule, violations};
+use mcp_hub_crds::validate::{Rule, Rules, Violation};
 use serde_json::{Value, json};
+
+fn violations(kind: ResourceKind, object: &Value) -> Vec<Violation> {
+    static RULES: LazyLock<Arc<Rules>> = LazyLock::new(Rules::compiled);
+    RULES.violations(kind, object)
+}
 
 fn server(name: &str, spec: Value) -> (ResourceKind, Value) {
     let mut merged = json!({"source": {"command": {"path": "x"}}});

@@ -45,7 +45,8 @@ fn parse(json: &[u8]) -> Result<GatewayConfig, NotAConfig> {
     serde_json::from_slice(json).map_err(NotAConfig::Json)
 }
 
-pub(crate) fn zip(bytes: &[u8]) -> Result<Vec<u8>, NotAConfig> {
+/// gzip of these bytes: the same for the same.
+pub fn zip(bytes: &[u8]) -> Result<Vec<u8>, NotAConfig> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
     encoder.write_all(bytes).and_then(|()| encoder.finish()).map_err(NotAConfig::Gzip)
 }

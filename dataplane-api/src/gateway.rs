@@ -187,6 +187,7 @@ pub struct GatewayLimits {
 pub struct GatewayStatus {
     /// Version of the configuration being served.
     pub version: String,
+    /// By the server's uid.
     pub upstreams: BTreeMap<String, UpstreamStatus>,
     /// Tools left out of a `Bare` hub because several servers offer them: tool name to server names.
     pub collisions: BTreeMap<String, Vec<String>>,

@@ -6,7 +6,8 @@
 //! - [`install::InstallFailure`]: why a pod's installer ended (written by it, read by the operator through the kubelet);
 //! - [`gateway::GatewayConfig`] and [`gateway::GatewayStatus`]: what a gateway serves, and what it found upstream.
 //!
-//! With the feature `control`: [`control`], how an operator drives a gateway, and [`document`], its configuration as a file.
+//! With the feature `control`: [`control`], how an operator drives a gateway, [`document`], its configuration as a file,
+//! [`egress`], where a server may connect to, and [`permit`], how it shows that to a relay.
 //!
 //! All are versioned documents between programs of possibly different releases: unknown fields are ignored when
 //! read, and a field is never given another meaning.
@@ -15,9 +16,13 @@
 pub mod control;
 #[cfg(feature = "control")]
 pub mod document;
+#[cfg(feature = "control")]
+pub mod egress;
 pub mod gateway;
 pub mod install;
 pub mod launch;
+#[cfg(feature = "control")]
+pub mod permit;
 pub mod secret;
 pub mod status;
 

@@ -37,6 +37,7 @@ mod session;
 mod source;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod tls;
 mod told;
 mod translate;
 mod upstream;
@@ -70,6 +71,7 @@ use crate::seal::Seal;
 pub use crate::serve::Drain;
 use crate::serve::Ending;
 use crate::session::SessionKeys;
+pub use crate::tls::{Certificate, CertificateError};
 use crate::told::Told;
 use crate::upstream::{HttpClient, Watched};
 use crate::wake::Wakes;
@@ -268,7 +270,7 @@ impl Gateway {
     pub fn status(&self) -> GatewayStatus {
         let served = self.0.served.load();
         let upstreams =
-            served.upstreams.iter().map(|(name, upstream)| (name.clone(), upstream.upstream.status())).collect();
+            served.upstreams.values().map(|it| (it.upstream.config.uid.clone(), it.upstream.status())).collect();
         let collisions = served.merged(0).collisions.clone();
         GatewayStatus { version: served.config.version.clone(), upstreams, collisions }
     }
@@ -300,14 +302,16 @@ impl Gateway {
     /// Serves until `shutdown` resolves; then no connection is taken, and what is under way gets ten seconds.
     pub async fn serve(&self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> io::Result<()> {
         let drain = Drain { delay: Duration::ZERO, limit: GRACE };
-        serve::run(listener, self.0.clone(), shutdown, drain, Arc::default()).await
+        serve::run(listener, None, self.0.clone(), shutdown, drain, Arc::default()).await
     }
 
     /// As [`serve`](Self::serve), for a gateway of a cluster, which ends with its listener: says so as soon as `shutdown`
-    /// resolves, and gives clients time to go elsewhere. `control` is for an operator and for other replicas.
+    /// resolves, and gives clients time to go elsewhere. With a certificate clients are served by TLS. `control` is for an
+    /// operator and for other replicas.
     pub async fn operate(
         &self,
         listener: TcpListener,
+        certificate: Option<Certificate>,
         control: Option<TcpListener>,
         shutdown: impl Future<Output = ()>,
         drain: Drain,
@@ -317,7 +321,7 @@ impl Gateway {
             self.0.draining.store(true, Ordering::Relaxed);
             self.0.status_changed();
         };
-        let served = serve::run(listener, self.0.clone(), shutdown, drain, self.0.ending.clone());
+        let served = serve::run(listener, certificate, self.0.clone(), shutdown, drain, self.0.ending.clone());
         let controlled = async {
             match control {
                 Some(control) => control::run(control, self.clone(), drain.limit).await,

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use mcp_hub_gateway::{Drain, Gateway, GatewayError, Replicas};
+use mcp_hub_gateway::{Certificate, CertificateError, Drain, Gateway, GatewayError, Replicas};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -29,6 +29,10 @@ struct Args {
     /// File with 64 hexadecimal digits, the key that seals session ids
     #[arg(long)]
     sealing_key: PathBuf,
+    /// Folder with tls.crt and tls.key, both PEM: clients are served by TLS, but for those that come by loopback, who may do
+    /// without; read again whenever it changes
+    #[arg(long)]
+    tls: Option<PathBuf>,
     /// Address for the operator: pushed configurations, status, probes, metrics
     #[arg(long)]
     control: Option<SocketAddr>,
@@ -56,6 +60,8 @@ enum Failure {
     Key(PathBuf),
     #[error(transparent)]
     Gateway(#[from] GatewayError),
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
     #[error("could not listen on {address}: {source}")]
     Listen { address: SocketAddr, source: std::io::Error },
     #[error("could not serve: {0}")]
@@ -92,6 +98,7 @@ async fn run(args: Args) -> Result<(), Failure> {
         }
         _ => Gateway::new(key, config)?,
     };
+    let certificate = args.tls.map(Certificate::open).transpose()?;
     let listener = listen(args.listen).await?;
     let control = match args.control {
         Some(address) => Some(listen(address).await?),
@@ -103,13 +110,36 @@ async fn run(args: Args) -> Result<(), Failure> {
     };
     let drain = Drain { delay: Duration::from_secs(args.drain_delay), limit: Duration::from_secs(args.drain_limit) };
     tokio::select! {
-        served = gateway.operate(listener, control, stop, drain) => served.map_err(Failure::Serve),
+        served = gateway.operate(listener, certificate.clone(), control, stop, drain) => served.map_err(Failure::Serve),
         () = follow(&gateway, &mut mounted) => Ok(()),
+        () = renew(certificate.as_ref()) => Ok(()),
     }
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).await.map_err(|source| Failure::Listen { address, source })
+}
+
+/// Shows clients the certificate that the folder holds whenever it changes.
+async fn renew(certificate: Option<&Certificate>) {
+    let Some(certificate) = certificate else { return std::future::pending().await };
+    let mut told = String::new();
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let problem = match certificate.renew() {
+            Ok(false) => String::new(),
+            Ok(true) => {
+                tracing::info!("another certificate is shown");
+                String::new()
+            }
+            // Half replaced, or wrong: the last good one stays.
+            Err(error) => error.to_string(),
+        };
+        if !problem.is_empty() && problem != told {
+            tracing::warn!(problem, "certificate not taken");
+        }
+        told = problem;
+    }
 }
 
 /// Takes what the file says whenever it changes.

@@ -9,7 +9,8 @@ use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -20,6 +21,7 @@ use crate::guard::{self, Shown};
 use crate::metrics::count;
 use crate::rouse::Rousing;
 use crate::session::LastSession;
+use crate::tls::{Certificate, Secured};
 use crate::{Inner, Served};
 
 /// A client that has not sent its headers by then is not going to.
@@ -58,6 +60,7 @@ impl Ending {
 
 pub(crate) async fn run(
     listener: TcpListener,
+    certificate: Option<Certificate>,
     inner: Arc<Inner>,
     shutdown: impl Future<Output = ()>,
     drain: Drain,
@@ -70,7 +73,7 @@ pub(crate) async fn run(
         tokio::time::sleep(drain.delay).await;
     };
     accept(&listener, &mut connections, until, |stream| {
-        connection(stream, inner.clone(), graceful.watcher(), ending.clone())
+        connection(stream, certificate.clone(), inner.clone(), graceful.watcher(), ending.clone())
     })
     .await;
     drop(listener);
@@ -131,11 +134,27 @@ pub(crate) fn metrics(inner: &Inner) -> Response<Body> {
 
 async fn connection(
     stream: TcpStream,
+    certificate: Option<Certificate>,
     inner: Arc<Inner>,
-    watcher: hyper_util::server::graceful::Watcher,
+    watcher: Watcher,
     ending: Arc<Ending>,
 ) {
     tune(&stream);
+    let Some(certificate) = certificate else { return speak(stream, inner, watcher, ending).await };
+    match certificate.accept(stream).await {
+        Ok(Secured::Tls(stream)) => speak(*stream, inner, watcher, ending).await,
+        Ok(Secured::Plain(stream)) => speak(stream, inner, watcher, ending).await,
+        // Whoever speaks no TLS is told so by an alert.
+        Err(error) => tracing::debug!(error = %error, "a handshake failed"),
+    }
+}
+
+async fn speak(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    inner: Arc<Inner>,
+    watcher: Watcher,
+    ending: Arc<Ending>,
+) {
     let remembered = Arc::new(Remembered { token: Shown::default(), session: Arc::default(), ending });
     let service = service_fn(move |request| {
         let (inner, remembered) = (inner.clone(), remembered.clone());

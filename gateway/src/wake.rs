@@ -15,8 +15,9 @@ use crate::Inner;
 use crate::metrics::count;
 use crate::upstream::{Endpoint, Failure, Upstream};
 
-/// Between attempts to ask: doubled from the first to the last.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Between attempts to ask: doubled from the first to the last. The first are for an operator's replica that waits and
+/// refuses: the next connection may reach the one that leads.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
 /// Whoever was asked and has brought nothing in this time is asked again: it may have been replaced, and have forgotten.
 const ASK_AGAIN: Duration = Duration::from_secs(15);
 /// Longest wait for an answer.

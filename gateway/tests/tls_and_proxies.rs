@@ -1,27 +1,29 @@
-//! Servers elsewhere: TLS with the certificates that the environment names, HTTP/2, and proxies. The gateway is a program of
-//! its own here, because it reads its environment.
+//! TLS on both sides: servers elsewhere with the certificates that the environment names, HTTP/2, and proxies; clients with the
+//! certificate that is mounted. The gateway is a program of its own here, because it reads its environment.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod support;
 
 use std::net::SocketAddr;
+use std::os::unix::fs::symlink;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1::SendRequest;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mcp_hub_dataplane_api::Era;
 use mcp_hub_dataplane_api::gateway::{Target, Upstream};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
 use serde_json::json;
-use support::{Client, Fake, config, wait_for};
+use support::{Client, Fake, Fault, Replica, config, wait_for};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// The gateway as a process, with an environment of its own. Dropped, it ends.
 struct Program {
@@ -246,4 +248,96 @@ async fn a_proxy_that_refuses_is_named() {
     assert!(text(&answer).contains(&format!("proxy {proxy}")), "{answer}");
     assert!(!text(&answer).contains("secret"), "{answer}");
     assert_eq!(fake.calls().len(), 0);
+}
+
+/// A folder with the gateway's own certificate, replaced as a kubelet does: by a link.
+struct Shown {
+    folder: tempfile::TempDir,
+    times: usize,
+}
+
+impl Shown {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for file in ["tls.crt", "tls.key"] {
+            symlink(format!("data/{file}"), folder.path().join(file)).unwrap();
+        }
+        Self { folder, times: 0 }
+    }
+
+    fn path(&self) -> &str {
+        self.folder.path().to_str().unwrap()
+    }
+
+    /// Puts a new certificate of the authority there; gives it.
+    fn mount(&mut self, authority: &Authority) -> CertificateDer<'static> {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(["hub.test".to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &authority.issuer).unwrap();
+        self.times += 1;
+        let at = self.folder.path().join(format!("v{}", self.times));
+        std::fs::create_dir(&at).unwrap();
+        std::fs::write(at.join("tls.crt"), certificate.pem()).unwrap();
+        std::fs::write(at.join("tls.key"), key.serialize_pem()).unwrap();
+        symlink(&at, self.folder.path().join("next")).unwrap();
+        std::fs::rename(self.folder.path().join("next"), self.folder.path().join("data")).unwrap();
+        certificate.der().clone()
+    }
+}
+
+/// A connection of a client that trusts the authority, and the certificate that it was shown.
+async fn secured(to: SocketAddr, authority: &Authority) -> (SendRequest<Full<Bytes>>, CertificateDer<'static>) {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(authority.issuer.der().clone()).unwrap();
+    let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let stream = TcpStream::connect(to).await.unwrap();
+    let name = ServerName::try_from("hub.test").unwrap();
+    let stream = TlsConnector::from(Arc::new(tls)).connect(name, stream).await.unwrap();
+    let shown = stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned();
+    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    // It ends with its sender.
+    tokio::spawn(connection);
+    (sender, shown)
+}
+
+#[tokio::test]
+async fn another_certificate_is_shown_to_new_clients_while_a_call_over_the_old_one_goes_on() {
+    let (fake, authority, mut shown) = (Fake::start(Era::Modern, "one").await, Authority::new(), Shown::new());
+    let first = shown.mount(&authority);
+    let replica = Replica::start(&config(vec![fake.upstream("one")]), &["--tls", shown.path()]).await;
+    replica.ready().await;
+    let (mut early, certificate) = secured(replica.listen, &authority).await;
+    assert_eq!(certificate, first);
+    let client = replica.client("/mcp", Era::Modern);
+    let request = |id: i32| {
+        let mut request = client.request(&client.message(json!(id), "tools/call", json!({"name": "one_echo"})));
+        request.headers_mut().insert("host", http::HeaderValue::from_static("localhost"));
+        request
+    };
+    let answer = async |response: http::Response<hyper::body::Incoming>| {
+        String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+    };
+    fake.set(|state| state.fault = Fault::Hang);
+    let call = tokio::spawn(early.send_request(request(7)));
+    wait_for("the call to be under way", || fake.calls().len() == 1).await;
+
+    let second = shown.mount(&authority);
+    replica
+        .until("the new certificate is shown", || async { secured(replica.listen, &authority).await.1 == second })
+        .await;
+    assert!(!call.is_finished());
+    fake.set(|state| state.fault = Fault::None);
+    fake.release();
+    let said = answer(call.await.unwrap().unwrap()).await;
+    assert!(said.contains(r#""id":7"#) && said.contains(r#""result""#), "{said}");
+    // And the connection serves the next call too.
+    let said = answer(early.send_request(request(8)).await.unwrap()).await;
+    assert!(said.contains(r#""id":8"#) && said.contains(r#""result""#), "{said}");
+    // By a forwarded port, which ends on loopback, there may be a client without TLS.
+    let plain = client.call("one_echo", json!({})).await;
+    assert!(plain["result"].is_object(), "{plain}");
 }

@@ -14,9 +14,12 @@ use mcp_hub_crds::MCPHub;
 use mcp_hub_dataplane_api::gateway::{GatewayConfig, GatewayStatus, UpstreamStatus};
 use mcp_hub_gateway::Gateway;
 use mcp_hub_reconcile::error::{Retry, SinkError};
+use mcp_hub_reconcile::exposure::Exposure;
 use mcp_hub_reconcile::installation::Installation;
+use mcp_hub_reconcile::observed::Failure;
 use mcp_hub_reconcile::owner::OwnerKey;
-use mcp_hub_reconcile::ports::{GatewaySink, HubState, SinkEvent, news};
+use mcp_hub_reconcile::ports::{Addresses, Demand, Door, GatewaySink, HubState, SinkEvent, news};
+use mcp_hub_reconcile::status::reason;
 use tokio::net::TcpListener;
 use tokio::sync::broadcast;
 use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
@@ -152,6 +155,30 @@ fn port_of(hub: &OwnerKey, spec: &MCPHub) -> Result<u16, SinkError> {
     })
 }
 
+/// What a hub asks for that only a cluster has: a certificate is refused, because to leave it out would weaken the hub; what
+/// leads to it from outside is left out, and said so, so that a cluster's manifest serves on a laptop too.
+fn door_of(hub_spec: &MCPHub) -> Result<Door, SinkError> {
+    let gateway = hub_spec.spec.gateway.as_ref();
+    if gateway.is_some_and(|gateway| gateway.tls.is_some()) {
+        return Err(SinkError {
+            reason: reason::UNSUPPORTED,
+            message: "spec.gateway.tls: an endpoint of this machine is on 127.0.0.1 only and has no certificate"
+                .to_owned(),
+            hint: Some("leave it out here, or run the hub on a cluster".to_owned()),
+            retry: Retry::OnChange,
+        });
+    }
+    let exposure = gateway.and_then(Exposure::of).map(|exposure| {
+        Err(Failure {
+            reason: reason::UNSUPPORTED,
+            message: format!("{}: only a cluster has it; the hub is served on 127.0.0.1", exposure.field()),
+            hint: None,
+            retry: Retry::OnChange,
+        })
+    });
+    Ok(Door { certificate: None, exposure })
+}
+
 /// Why a port could not be had. `others` are the ports of this daemon's own hubs.
 async fn bind_error(error: io::Error, port: u16, others: &[(u16, String)]) -> SinkError {
     if error.kind() != io::ErrorKind::AddrInUse {
@@ -181,7 +208,8 @@ async fn bind_error(error: io::Error, port: u16, others: &[(u16, String)]) -> Si
 
 #[async_trait]
 impl GatewaySink for LocalSink {
-    async fn apply(&self, hub: &OwnerKey, hub_spec: &MCPHub, config: &GatewayConfig) -> Result<(), SinkError> {
+    async fn apply(&self, hub: &OwnerKey, hub_spec: &MCPHub, config: &GatewayConfig) -> Result<Door, SinkError> {
+        let door = door_of(hub_spec)?;
         let port = port_of(hub, hub_spec)?;
         let mut hubs = self.hubs.lock().await;
         let others: Vec<(u16, String)> = hubs
@@ -200,16 +228,16 @@ impl GatewaySink for LocalSink {
             served.listening = Some(self.listen(hub, &served.gateway, listener, port));
             served.upstreams.send_replace(uids(config));
             hubs.insert(hub.uid.clone(), served);
-            return Ok(());
+            return Ok(door);
         }
-        let Some(served) = hubs.get_mut(&hub.uid) else { return Ok(()) };
+        let Some(served) = hubs.get_mut(&hub.uid) else { return Ok(door) };
         served.upstreams.send_replace(uids(config));
         if served.gateway.status().version != config.version {
             served.gateway.apply(config.clone());
         }
         let stands = served.listening.as_ref().is_some_and(|l| l.port == port && !l.task.is_finished());
         if stands {
-            return Ok(());
+            return Ok(door);
         }
         // The old port is served until the new one is there.
         match TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await {
@@ -219,7 +247,7 @@ impl GatewaySink for LocalSink {
                     drop(hubs);
                     old.end().await;
                 }
-                Ok(())
+                Ok(door)
             }
             Err(error) => Err(bind_error(error, port, &others).await),
         }
@@ -234,8 +262,8 @@ impl GatewaySink for LocalSink {
         Ok(())
     }
 
-    fn hosts(&self, _: &OwnerKey) -> Vec<String> {
-        Vec::new()
+    fn addresses(&self, _: &OwnerKey) -> Addresses {
+        Addresses::default()
     }
 
     async fn observe(&self, hub: &OwnerKey) -> Result<Option<HubState>, SinkError> {
@@ -257,6 +285,15 @@ impl GatewaySink for LocalSink {
 
     async fn upstream(&self, server_uid: &str) -> Option<UpstreamStatus> {
         UpstreamStatus::best(self.gateways().iter().filter_map(|gateway| gateway.upstream(server_uid)))
+    }
+
+    /// A bridge here costs too little to be put to rest.
+    async fn demand(&self, _: &str, _: &[OwnerKey]) -> Demand {
+        Demand::Unwakeable
+    }
+
+    async fn keep_definitions(&self, _: &str, _: &[OwnerKey]) -> Result<(), SinkError> {
+        Ok(())
     }
 
     fn events(&self) -> BoxStream<'static, SinkEvent> {

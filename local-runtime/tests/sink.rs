@@ -16,7 +16,7 @@ use mcp_hub_reconcile::gateway::compose;
 use mcp_hub_reconcile::installation::Installation;
 use mcp_hub_reconcile::owner::OwnerKey;
 use mcp_hub_reconcile::pass;
-use mcp_hub_reconcile::ports::{GatewaySink, HubState, Ports, ResourceStore, SinkEvent};
+use mcp_hub_reconcile::ports::{Addresses, GatewaySink, HubState, Ports, ResourceStore, SinkEvent};
 use mcp_hub_secrets::Environment;
 use mcp_hub_test_port::free_port;
 use serde_json::json;
@@ -52,7 +52,7 @@ fn remote(name: &str, url: &str) -> Arc<MCPServer> {
 async fn applied(sink: &LocalSink, name: &str, servers: &[Arc<MCPServer>]) -> (OwnerKey, MCPHub) {
     for _ in 0..10 {
         let (owner, hub) = hub(name, free_port().unwrap());
-        let config = compose(&hub, servers, &BTreeMap::new(), &[], &installation());
+        let config = compose(&hub, servers, &BTreeMap::new(), &Addresses::default(), &installation());
         if sink.apply(&owner, &hub, &config).await.is_ok() {
             return (owner, hub);
         }
@@ -79,7 +79,7 @@ async fn a_hub_is_served_on_its_port_until_it_is_removed() {
     let (owner, _) = hub("one", 1);
     assert_eq!(sink.observe(&owner).await.unwrap(), None);
     let (owner, one) = applied(&sink, "one", &[]).await;
-    let config = compose(&one, &[] as &[Arc<MCPServer>], &BTreeMap::new(), &[], &installation());
+    let config = compose(&one, &[] as &[Arc<MCPServer>], &BTreeMap::new(), &Addresses::default(), &installation());
     let wanted = HubState {
         endpoint: format!("http://127.0.0.1:{}/mcp", port_of(&one)),
         replicas: 1,
@@ -95,7 +95,13 @@ async fn a_hub_is_served_on_its_port_until_it_is_removed() {
     // Applied again it is the same; a changed configuration is served on the same port.
     sink.apply(&owner, &one, &config).await.unwrap();
     assert_eq!(sink.observe(&owner).await.unwrap(), Some(wanted));
-    let more = compose(&one, &[remote("r", "http://127.0.0.1:1/mcp")], &BTreeMap::new(), &[], &installation());
+    let more = compose(
+        &one,
+        &[remote("r", "http://127.0.0.1:1/mcp")],
+        &BTreeMap::new(),
+        &Addresses::default(),
+        &installation(),
+    );
     sink.apply(&owner, &one, &more).await.unwrap();
     assert_eq!(sink.observe(&owner).await.unwrap().unwrap().version, more.version);
 
@@ -106,12 +112,32 @@ async fn a_hub_is_served_on_its_port_until_it_is_removed() {
 }
 
 #[tokio::test]
+async fn what_only_a_cluster_has_is_left_out_and_told_but_a_certificate_is_refused() {
+    let sink = LocalSink::new(installation());
+    let (owner, mut one) = applied(&sink, "one", &[]).await;
+    let config = compose(&one, &[] as &[Arc<MCPServer>], &BTreeMap::new(), &Addresses::default(), &installation());
+    let mut gateway = json!({"port": port_of(&one), "ingress": {"host": "hub.example.com"}});
+    one.spec.gateway = serde_json::from_value(gateway.clone()).unwrap();
+    let door = sink.apply(&owner, &one, &config).await.unwrap();
+    let left_out = door.exposure.unwrap().unwrap_err();
+    assert_eq!((left_out.reason, left_out.retry), ("Unsupported", Retry::OnChange));
+    assert!(left_out.message.starts_with("spec.gateway.ingress: "), "{}", left_out.message);
+    assert!(healthy(port_of(&one)).await);
+
+    gateway["tls"] = json!({"secretRef": {"name": "cert"}});
+    one.spec.gateway = serde_json::from_value(gateway).unwrap();
+    let refused = sink.apply(&owner, &one, &config).await.unwrap_err();
+    assert_eq!(refused.reason, "Unsupported");
+    assert!(refused.message.starts_with("spec.gateway.tls: "), "{}", refused.message);
+}
+
+#[tokio::test]
 async fn a_busy_port_names_its_holder_and_is_never_left_for_another() {
     let holder = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = holder.local_addr().unwrap().port();
     let sink = LocalSink::new(installation());
     let (owner, one) = hub("one", port);
-    let config = compose(&one, &[] as &[Arc<MCPServer>], &BTreeMap::new(), &[], &installation());
+    let config = compose(&one, &[] as &[Arc<MCPServer>], &BTreeMap::new(), &Addresses::default(), &installation());
     let refusal = sink.apply(&owner, &one, &config).await.unwrap_err();
     assert_eq!(refusal.reason, "PortInUse");
     assert!(refusal.message.contains(&format!("port {port}")), "{}", refusal.message);
@@ -140,7 +166,13 @@ async fn a_hub_that_moves_keeps_its_old_port_until_it_has_the_new_one() {
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let new = taken.local_addr().unwrap().port();
     let (_, moved) = hub("one", new);
-    let config = compose(&moved, &[remote("r", "http://127.0.0.1:1/mcp")], &BTreeMap::new(), &[], &installation());
+    let config = compose(
+        &moved,
+        &[remote("r", "http://127.0.0.1:1/mcp")],
+        &BTreeMap::new(),
+        &Addresses::default(),
+        &installation(),
+    );
     assert_eq!(sink.apply(&owner, &moved, &config).await.unwrap_err().reason, "PortInUse");
     assert!(healthy(old).await);
     assert_eq!(sink.observe(&owner).await.unwrap().unwrap().version, config.version);

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures::StreamExt;
 use kube::runtime::{WatchStreamExt, watcher};
@@ -25,6 +26,8 @@ struct Inner<V> {
     state: Mutex<State<V>>,
     /// First lists still to come.
     pending: watch::Sender<usize>,
+    /// Whether the cluster knows the kind.
+    known: watch::Sender<bool>,
 }
 
 #[derive(Debug)]
@@ -39,6 +42,9 @@ struct State<V> {
     /// come after that. One that only lost our labels may come back under its uid.
     gone: VecDeque<(String, u64)>,
 }
+
+/// Between two looks whether the cluster knows a kind by now.
+const LOOK_AGAIN: Duration = Duration::from_secs(15);
 
 /// Answers that come late come within the time of a request, in which far fewer objects are deleted.
 const GONE: usize = 1_024;
@@ -76,7 +82,11 @@ impl<V: Shown> Cache<V> {
             deleted: BTreeSet::new(),
             gone: VecDeque::new(),
         };
-        Self(Arc::new(Inner { state: Mutex::new(state), pending: watch::Sender::new(lists) }))
+        Self(Arc::new(Inner {
+            state: Mutex::new(state),
+            pending: watch::Sender::new(lists),
+            known: watch::Sender::new(true),
+        }))
     }
 
     fn state(&self) -> MutexGuard<'_, State<V>> {
@@ -87,6 +97,11 @@ impl<V: Shown> Cache<V> {
     pub(crate) async fn ready(&self) {
         // The sender lives in this very value.
         self.0.pending.subscribe().wait_for(|pending| *pending == 0).await.ok();
+    }
+
+    /// Whether the cluster knew the kind when it was last asked, and whenever that changes.
+    pub(crate) fn known(&self) -> watch::Receiver<bool> {
+        self.0.known.subscribe()
     }
 
     /// The objects of an owner, ordered by name.
@@ -206,7 +221,8 @@ impl<V: Shown> Cache<V> {
         gone.iter().flat_map(|key| state.take(key)).collect()
     }
 
-    /// Follows a watch for ever. `show` projects an object; `tell` hears which owners have news.
+    /// Follows a watch for ever, and where the cluster does not know the kind, looks again and again whether it does by now.
+    /// `show` projects an object; `tell` hears which owners have news.
     pub(crate) async fn follow<K>(
         self,
         api: Api<K>,
@@ -217,9 +233,37 @@ impl<V: Shown> Cache<V> {
     ) where
         K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     {
-        let mut events = std::pin::pin!(watcher(api, config).default_backoff());
-        let (mut listed, mut uids, mut first) = (BTreeSet::new(), BTreeSet::new(), true);
-        while let Some(event) = events.next().await {
+        let mut first = true;
+        loop {
+            let unknown = self.watch(&api, &config, namespace.as_deref(), &mut first, &show, &tell).await;
+            // Once a change: a kind may be missing for ever.
+            if self.0.known.send_if_modified(|known| std::mem::replace(known, false)) {
+                tracing::info!(path = api.resource_url(), answer = %unknown, "a kind is not known to the cluster");
+            }
+            self.retain(namespace.as_deref(), &BTreeSet::new(), &BTreeSet::new()).into_iter().for_each(&tell);
+            self.listed(&mut first);
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Follows a watch until the cluster says that it does not know the kind.
+    async fn watch<K>(
+        &self,
+        api: &Api<K>,
+        config: &watcher::Config,
+        namespace: Option<&str>,
+        first: &mut bool,
+        show: &impl Fn(&K) -> Option<V>,
+        tell: &impl Fn(OwnerKey),
+    ) -> watcher::Error
+    where
+        K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+    {
+        let mut events = std::pin::pin!(watcher(api.clone(), config.clone()).default_backoff());
+        let (mut listed, mut uids) = (BTreeSet::new(), BTreeSet::new());
+        // The stream of a watch has no end of its own.
+        loop {
+            let Some(event) = events.next().await else { std::future::pending().await };
             let news = match event {
                 Ok(watcher::Event::Init) => {
                     listed.clear();
@@ -232,23 +276,41 @@ impl<V: Shown> Cache<V> {
                     self.see(&object, show(&object))
                 }
                 Ok(watcher::Event::InitDone) => {
-                    let news = self.retain(namespace.as_deref(), &listed, &uids);
-                    if std::mem::take(&mut first) {
-                        self.0.pending.send_modify(|pending| *pending = pending.saturating_sub(1));
-                    }
+                    let news = self.retain(namespace, &listed, &uids);
+                    self.listed(first);
+                    self.0.known.send_if_modified(|known| !std::mem::replace(known, true));
                     news
                 }
                 Ok(watcher::Event::Apply(object)) => self.see(&object, show(&object)),
                 Ok(watcher::Event::Delete(object)) => self.gone(&object),
+                Err(error) if is_unknown(&error) => return error,
                 Err(error) => {
                     // The watcher waits and lists anew; what is known stands meanwhile.
                     tracing::warn!(error = %error, kind = std::any::type_name::<V>(), "a watch broke");
                     Vec::new()
                 }
             };
-            news.into_iter().for_each(&tell);
+            news.into_iter().for_each(tell);
         }
     }
+
+    /// One of the first lists is there, or there is nothing to list.
+    fn listed(&self, first: &mut bool) {
+        if std::mem::take(first) {
+            self.0.pending.send_modify(|pending| *pending = pending.saturating_sub(1));
+        }
+    }
+}
+
+/// Whether the cluster has no such kind: a collection that is not found.
+fn is_unknown(error: &watcher::Error) -> bool {
+    let status = match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status,
+        watcher::Error::WatchError(status) => status,
+        _ => return false,
+    };
+    status.code == 404
 }
 
 impl<V: Shown> State<V> {

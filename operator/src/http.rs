@@ -13,7 +13,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use mcp_hub_dataplane_api::control;
-use mcp_hub_dataplane_api::gateway::{InForce, ReplicaStatus};
+use mcp_hub_dataplane_api::gateway::{Definitions, InForce, ReplicaStatus};
 use mcp_hub_dataplane_api::secret::SecretString;
 use mcp_hub_dataplane_api::status::BridgeStatus;
 
@@ -89,6 +89,11 @@ impl AskBridge for PodHttp {
 impl AskGateway for PodHttp {
     async fn push(&self, address: &str, port: u16, sealed: Vec<u8>) -> Option<InForce> {
         Self::read(self.send(Method::PUT, &url(address, port, control::CONFIG), None, sealed.into()).await?).await
+    }
+
+    async fn definitions(&self, address: &str, port: u16, token: &SecretString, server: &str) -> Option<Definitions> {
+        let path = format!("{}{server}", control::DEFINITIONS);
+        Self::read(self.send(Method::GET, &url(address, port, &path), Some(token), Bytes::new()).await?).await
     }
 
     async fn events(&self, address: &str, port: u16, token: &SecretString) -> BoxStream<'static, ReplicaStatus> {

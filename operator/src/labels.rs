@@ -13,11 +13,12 @@ pub const INSTALLATION: &str = "mcphub.io/installation";
 pub const OWNER_KIND: &str = "mcphub.io/owner-kind";
 pub const OWNER_NAME: &str = "mcphub.io/owner-name";
 pub const OWNER_UID: &str = "mcphub.io/owner-uid";
-/// What a pod is: `server`, `gateway` or `operator`. Network policies select by it.
+/// What a pod is: `server`, `gateway`, `operator` or `relay`. Network policies select by it.
 pub const ROLE: &str = "mcphub.io/role";
 /// Values of [`ROLE`].
 pub const GATEWAY_ROLE: &str = "gateway";
 pub const OPERATOR_ROLE: &str = "operator";
+pub const RELAY_ROLE: &str = "relay";
 /// Annotation with the digest of the body that an object was made from.
 pub const DIGEST: &str = "mcphub.io/digest";
 /// Version of MCP Hub that an operator's pod is of.

@@ -4,9 +4,11 @@
 
 mod bridges;
 mod cache;
+mod certificates;
 mod children;
 pub mod client;
 mod console;
+mod definitions;
 pub mod election;
 mod fields;
 mod gateways;
@@ -20,11 +22,13 @@ pub mod planner;
 mod pods;
 pub mod probe;
 pub mod registry;
+pub mod relay;
 pub mod runtime;
 mod scope;
 mod secrets;
 pub mod sink;
 pub mod store;
+pub mod wake;
 
 pub use bridges::AskBridge;
 pub use console::PodConsole;

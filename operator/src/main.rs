@@ -17,9 +17,11 @@ use mcp_hub_operator::health::{self, Health};
 use mcp_hub_operator::identity::{self, IdentityError};
 use mcp_hub_operator::probe::{self, ProbeError};
 use mcp_hub_operator::registry::KubeImages;
+use mcp_hub_operator::relay::{self, Relay, RelayError};
 use mcp_hub_operator::runtime::{Askers, KubeRuntime};
 use mcp_hub_operator::sink::KubeSink;
 use mcp_hub_operator::store::KubeStore;
+use mcp_hub_operator::wake::{self, Wakes};
 use mcp_hub_operator::{ClusterSettings, PackageSettings, PodHttp, Scope, client};
 use mcp_hub_reconcile::controller;
 use mcp_hub_reconcile::installation::Installation;
@@ -28,6 +30,7 @@ use mcp_hub_reconcile::ports::Ports;
 use mcp_hub_supply::{Platform, Registries, RegistryError};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 
 #[derive(Debug, Parser)]
 #[command(version, about = "Runs MCP servers and hubs on Kubernetes")]
@@ -61,9 +64,19 @@ struct Args {
     /// The cluster's network plugin enforces network policies
     #[arg(long, env = "NETWORK_POLICIES_ENFORCED")]
     network_policies_enforced: bool,
+    /// Service of the relay in the operator's namespace; without it host names in egress lists are refused
+    #[arg(long, env = "RELAY_SERVICE", value_name = "NAME")]
+    relay_service: Option<String>,
     /// Address of /healthz, /readyz and /metrics
     #[arg(long, default_value = "0.0.0.0:8081")]
     health: SocketAddr,
+    /// Address under which gateways reach --wake, such as http://mcp-hub-operator.mcp-hub-system.svc:8082; if it is not
+    /// given, servers that nobody calls keep their pods
+    #[arg(long, env = "WAKE_URL")]
+    wake_url: Option<String>,
+    /// Address at which gateways ask for servers whose pods are gone for want of calls
+    #[arg(long, default_value = "0.0.0.0:8082")]
+    wake: SocketAddr,
 }
 
 /// How servers' pods install packages. It stands in each such pod for all who may read pods.
@@ -108,6 +121,8 @@ enum Failure {
     Registries(#[from] RegistryError),
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Relay(#[from] RelayError),
     #[error("could not listen on {address}")]
     Listen {
         address: SocketAddr,
@@ -166,8 +181,16 @@ async fn run(args: Args) -> Result<(), Failure> {
         }
     };
     tokio::pin!(stop);
-    let installation = tokio::select! {
-        installation = installation(&client, &args.namespace) => installation?,
+    let prepare = async {
+        let installation = installation(&client, &args.namespace).await?;
+        let relay = match args.relay_service.as_deref().filter(|service| !service.is_empty()) {
+            Some(service) => Some(relay(&client, &args.namespace, service, &installation).await?),
+            None => None,
+        };
+        Ok::<_, Failure>((installation, relay))
+    };
+    let (installation, relay) = tokio::select! {
+        prepared = prepare => prepared?,
         () = &mut stop => return Ok(()),
     };
     let election = Election::stand(&client, &args.namespace, &args.identity);
@@ -199,14 +222,23 @@ async fn run(args: Args) -> Result<(), Failure> {
         },
         gateway_image: args.gateway_image,
         network_policies_enforced: args.network_policies_enforced,
+        relay,
     };
     let platform = args.architecture.as_deref().map_or_else(Platform::own, Platform::linux);
     let http = Arc::new(PodHttp::default());
     let askers =
         Askers { bridges: http.clone(), images: Arc::new(KubeImages::new(client.clone(), registries, platform)) };
     let runtime = KubeRuntime::start(&client, &scope, settings, &installation, askers);
-    let sink = KubeSink::start(runtime.clone(), installation.clone(), http);
+    let sink = KubeSink::start(runtime.clone(), installation.clone(), http, args.wake_url.clone());
     let store = KubeStore::start(&client, &scope, &args.identity);
+    // Who does not lead does not listen.
+    let mut waking = JoinSet::new();
+    if args.wake_url.is_some() {
+        let listener = TcpListener::bind(args.wake).await;
+        let listener = listener.map_err(|source| Failure::Listen { address: args.wake, source })?;
+        let wakes = Wakes { store: store.clone(), sink: sink.clone(), installation: installation.clone() };
+        waking.spawn(wake::serve(listener, wakes));
+    }
     let ports = Ports { store, runtime, sink, installation };
 
     tokio::select! {
@@ -225,6 +257,30 @@ async fn installation(client: &Client, namespace: &str) -> Result<Installation, 
     loop {
         match identity::installation(client, namespace).await {
             Err(error) if error.is_passing() => {
+                let source = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::warn!(error = %error, source, "trying again");
+                tokio::time::sleep(TRY_AGAIN).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Waits for the relay's address too: without it, servers that have a way out would lose it.
+async fn relay(
+    client: &Client,
+    namespace: &str,
+    service: &str,
+    installation: &Installation,
+) -> Result<Relay, RelayError> {
+    loop {
+        let found = async {
+            let relay = relay::find(client, namespace, service, installation).await?;
+            relay::publish(client, namespace, &relay.key).await?;
+            Ok(relay)
+        };
+        match found.await {
+            Err(error) if RelayError::is_passing(&error) => {
                 let source = std::error::Error::source(&error).map(ToString::to_string);
                 tracing::warn!(error = %error, source, "trying again");
                 tokio::time::sleep(TRY_AGAIN).await;

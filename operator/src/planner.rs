@@ -20,6 +20,7 @@ use crate::children::{Child, ChildKind};
 use crate::identity::{self, IdentityError};
 use crate::labels;
 use crate::lower::{ClusterSettings, PackageSettings};
+use crate::relay::{self, RelayError};
 use crate::scope::Scope;
 use crate::store::read_secret;
 
@@ -34,6 +35,8 @@ pub enum PlannerError {
     NoInstallation { namespace: String },
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Relay(#[from] RelayError),
 }
 
 /// A running operator as far as its plans depend on it.
@@ -44,7 +47,9 @@ pub struct RunningOperator {
     pub image: String,
     /// Of the release, where its label says so.
     pub version: Option<String>,
+    /// Without its relay, which is known by its Service only.
     settings: ClusterSettings,
+    relay_service: Option<String>,
     /// Namespaces that it looks after; none means all.
     watches: Vec<String>,
 }
@@ -60,6 +65,7 @@ const PACKAGE_NO_PROXY: [&str; 2] = ["package-no-proxy", "PACKAGE_NO_PROXY"];
 const PACKAGE_CA: [&str; 2] = ["package-ca", "PACKAGE_CA"];
 const GATEWAY_IMAGE: [&str; 2] = ["gateway-image", "GATEWAY_IMAGE"];
 const WATCH_NAMESPACES: [&str; 2] = ["watch-namespaces", "WATCH_NAMESPACES"];
+const RELAY_SERVICE: [&str; 2] = ["relay-service", "RELAY_SERVICE"];
 const POLICIES_ENFORCED: [&str; 2] = ["network-policies-enforced", "NETWORK_POLICIES_ENFORCED"];
 
 impl RunningOperator {
@@ -103,7 +109,9 @@ impl RunningOperator {
                 },
                 gateway_image: setting(container, GATEWAY_IMAGE).ok_or_else(|| unsaid("gateway image"))?,
                 network_policies_enforced: enforced,
+                relay: None,
             },
+            relay_service: setting(container, RELAY_SERVICE).filter(|service| !service.is_empty()),
             watches: setting(container, WATCH_NAMESPACES)
                 .map(|list| list.split(',').map(str::to_owned).filter(|namespace| !namespace.is_empty()).collect())
                 .unwrap_or_default(),
@@ -156,11 +164,14 @@ impl fmt::Debug for Planner {
 }
 
 impl Planner {
-    pub async fn new(client: &Client, operator: RunningOperator) -> Result<Self, PlannerError> {
+    pub async fn new(client: &Client, mut operator: RunningOperator) -> Result<Self, PlannerError> {
         let namespace = operator.namespace();
         let installation = identity::existing(client, namespace)
             .await?
             .ok_or_else(|| PlannerError::NoInstallation { namespace: namespace.to_owned() })?;
+        if let Some(service) = &operator.relay_service {
+            operator.settings.relay = Some(relay::find(client, namespace, service, &installation).await?);
+        }
         Ok(Self { client: client.clone(), operator, installation })
     }
 
@@ -171,8 +182,8 @@ impl Planner {
     pub async fn children(&self, namespace: &str) -> Result<Children, (&'static str, kube::Error)> {
         let selector = labels::selector(self.installation.id());
         let mut found: HashMap<String, Vec<ObservedObject>> = HashMap::new();
-        // A server has no Secrets of ours.
-        for kind in ChildKind::ALL.into_iter().filter(|kind| *kind != ChildKind::Secret) {
+        // A server has no Secrets of ours, and no door.
+        for kind in ChildKind::ALL.into_iter().filter(|kind| *kind != ChildKind::Secret && !kind.is_of_door()) {
             let api = Scope::objects(&self.client, Some(namespace), &kind.resource());
             let objects = api.list(&ListParams::default().labels(&selector)).await;
             let objects = objects.map_err(|error| (kind.plural(), error))?;
@@ -230,7 +241,8 @@ mod tests {
         let new = pod(
             "new",
             "2026-01-02T00:00:00Z",
-            json!({"name": "o", "image": "o:2", "args": ["--bridge-image", "b:2", "--runner-image=r:2", "--npm-registry=http://npm", "--network-policies-enforced", "--watch-namespaces=a,b"],
+            json!({"name": "o", "image": "o:2", "args": ["--bridge-image", "b:2", "--runner-image=r:2", "--npm-registry=http://npm", "--network-policies-enforced", "--watch-namespaces=a,b",
+                "--relay-service=relay"],
                 "env": [{"name": "GATEWAY_IMAGE", "value": "g:2"}, {"name": "PACKAGE_CA", "value": "pem"},
                         {"name": "POD_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}}]}),
         );
@@ -249,8 +261,10 @@ mod tests {
                 },
                 gateway_image: "g:2".to_owned(),
                 network_policies_enforced: true,
+                relay: None,
             }
         );
+        assert_eq!(operator.relay_service.as_deref(), Some("relay"));
         assert!(operator.watches("a") && operator.watches("b") && !operator.watches("c"));
     }
 

@@ -58,7 +58,7 @@ impl ResolveImage for KubeImages {
         let reference: Reference =
             image.r#ref.parse().map_err(|error: mcp_hub_supply::reference::ReferenceError| ResolveError {
                 message: error.to_string(),
-                hint: None,
+                hint: Some("correct spec.source.image.ref".to_owned()),
                 passing: false,
             })?;
         let credentials = self.credentials(image, namespace).await?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, Preconditions};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
@@ -99,6 +99,9 @@ impl KubeRuntime {
             }
             children.insert(kind, cache);
         }
+        for kind in ChildKind::ALL.into_iter().filter(|kind| kind.installed_by().is_some()) {
+            watches.spawn(tell_hubs(kind, children.clone(), events.clone()));
+        }
         let pods: Cache<PodFacts> = Cache::new(lists);
         for namespace in scope.namespaces() {
             let api: Api<Pod> = Scope::api(client, namespace.as_deref());
@@ -146,6 +149,15 @@ impl KubeRuntime {
         self.pods.ready().await;
     }
 
+    pub(crate) fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// Whether an owner has any object.
+    pub(crate) fn has_any_of(&self, owner: &OwnerKey) -> bool {
+        self.children.values().any(|cache| !cache.of(&owner.uid).is_empty())
+    }
+
     /// The pods of an owner.
     pub(crate) fn pods_of(&self, owner: &OwnerKey) -> Vec<PodFacts> {
         self.pods.of(&owner.uid)
@@ -171,8 +183,27 @@ impl KubeRuntime {
         Ok(known())
     }
 
+    /// A value of a Secret of an owner, as it is at this moment.
+    pub(crate) async fn secret_value(
+        &self,
+        owner: &OwnerKey,
+        name: &str,
+        key: &str,
+    ) -> Result<Option<Vec<u8>>, RuntimeError> {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &owner.namespace);
+        let found = api.get_opt(name).await;
+        let found = found.map_err(|source| api_error("read", owner, &ObjectId::new("Secret", name), source))?;
+        Ok(found.and_then(|secret| secret.data?.remove(key)).map(|value| value.0))
+    }
+
     fn api(&self, kind: ChildKind, namespace: &str) -> Api<DynamicObject> {
         Api::namespaced_with(self.client.clone(), namespace, &kind.resource())
+    }
+
+    /// For a kind that the cluster does not know: how it comes to know it.
+    fn missing(&self, kind: ChildKind) -> Option<&'static str> {
+        let known = self.children.get(&kind).is_some_and(|cache| *cache.known().borrow());
+        kind.installed_by().filter(|_| !known)
     }
 
     /// Applies an object. `data` are the values of a Secret, which its lowered body does not hold.
@@ -183,6 +214,9 @@ impl KubeRuntime {
         data: Option<&Value>,
     ) -> Result<(), RuntimeError> {
         let kind = kind_of(&object.id)?;
+        if let Some(hint) = self.missing(kind) {
+            return Err(unknown_kind(owner, &object.id, hint));
+        }
         let api = self.api(kind, &owner.namespace);
         let failed = |source| api_error("apply", owner, &object.id, source);
         let predecessor =
@@ -320,6 +354,15 @@ impl KubeRuntime {
     }
 }
 
+/// Whether all pods of a server sleep, and none is about to come or go.
+fn sleep(children: &[Child], pods: &[PodFacts], says: impl Fn(&PodFacts) -> Option<BridgeStatus>) -> bool {
+    let asleep = |pod: &PodFacts| {
+        let said = says(pod).filter(|_| !pod.ending);
+        said.is_some_and(|said| said.phase == Phase::Asleep && said.activity.calls_in_flight == 0)
+    };
+    !pods.is_empty() && pods.iter().all(asleep) && children.iter().any(|child| child.settled)
+}
+
 #[async_trait]
 impl Runtime for KubeRuntime {
     fn info(&self) -> &RuntimeInfo {
@@ -342,9 +385,13 @@ impl Runtime for KubeRuntime {
         let kinds = self.children.iter().filter(|(kind, _)| **kind != ChildKind::Secret);
         let children: Vec<Child> = kinds.flat_map(|(_, cache)| cache.of(&owner.uid)).collect();
         let pods = self.pods_of(owner);
-        let refused = || children.iter().find_map(|child| child.failure.clone());
+        let refused = || {
+            let mut deployments = children.iter().filter(|child| child.kind == ChildKind::Deployment);
+            deployments.find_map(|child| child.failure.clone())
+        };
         Ok(Observed {
             bridge: self.bridge(owner, &pods),
+            sleeps: sleep(&children, &pods, |pod| self.bridges.status(owner, &pod.uid)),
             prepare: self.images.observe(owner),
             failure: pods.iter().find_map(|pod| pod.failure.clone()).or_else(refused),
             missing_secrets: Vec::new(),
@@ -378,6 +425,21 @@ impl Runtime for KubeRuntime {
     }
 }
 
+/// Tells of all hubs whenever the cluster comes to know a kind, or no longer does.
+async fn tell_hubs(
+    kind: ChildKind,
+    children: BTreeMap<ChildKind, Cache<Child>>,
+    events: broadcast::Sender<RuntimeEvent>,
+) {
+    let Some(mut known) = children.get(&kind).map(Cache::known) else { return };
+    while known.changed().await.is_ok() {
+        let owners: BTreeSet<OwnerKey> = children.values().flat_map(Cache::owners).collect();
+        for hub in owners.into_iter().filter(|owner| owner.kind == OwnerKind::MCPHub) {
+            events.send(RuntimeEvent::Changed(hub)).ok();
+        }
+    }
+}
+
 fn kind_of(id: &ObjectId) -> Result<ChildKind, RuntimeError> {
     ChildKind::parse(&id.kind).ok_or_else(|| RuntimeError {
         reason: "UnknownKind",
@@ -386,6 +448,17 @@ fn kind_of(id: &ObjectId) -> Result<ChildKind, RuntimeError> {
         retry: Retry::OnChange,
         source: None,
     })
+}
+
+fn unknown_kind(owner: &OwnerKey, id: &ObjectId, hint: &str) -> RuntimeError {
+    RuntimeError {
+        reason: "KindUnknown",
+        message: format!("{} is not known to this cluster, so that {owner} has none", id.kind),
+        hint: Some(hint.to_owned()),
+        // An event tells when it is.
+        retry: Retry::OnChange,
+        source: None,
+    }
 }
 
 fn taken(owner: &OwnerKey, id: &ObjectId) -> RuntimeError {

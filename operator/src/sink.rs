@@ -1,5 +1,6 @@
 //! Hubs of a cluster: a gateway's pods, the Secret that they mount, and the push that makes a change reach them at once.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,27 +12,38 @@ use futures::StreamExt;
 use futures::future::join_all;
 use futures::stream::BoxStream;
 use mcp_hub_crds::MCPHub;
-use mcp_hub_crds::hub::AuthMode;
+use mcp_hub_crds::hub::{AuthMode, Tls};
 use mcp_hub_dataplane_api::control::ControlKeys;
 use mcp_hub_dataplane_api::document;
-use mcp_hub_dataplane_api::gateway::{GatewayConfig, UpstreamStatus};
+use mcp_hub_dataplane_api::gateway::{Definitions, GatewayConfig, Target, UpstreamStatus};
 use mcp_hub_reconcile::error::{Retry, RuntimeError, SinkError};
+use mcp_hub_reconcile::exposure::Exposure;
 use mcp_hub_reconcile::installation::Installation;
 use mcp_hub_reconcile::lower::{Change, Object, ObjectId};
+use mcp_hub_reconcile::observed::{Failure, Observed};
 use mcp_hub_reconcile::owner::{OwnerKey, OwnerKind};
 use mcp_hub_reconcile::plan::{is_in_sync, plan};
-use mcp_hub_reconcile::ports::{GatewaySink, HubState, Runtime, RuntimeEvent, SinkEvent, Step, news};
+use mcp_hub_reconcile::ports::{
+    Addresses, Demand, Door, GatewaySink, HubState, Runtime, RuntimeEvent, SinkEvent, Step, news,
+};
+use mcp_hub_reconcile::status::reason;
 use mcp_hub_reconcile::workload::{GatewayWorkload, Workload};
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 
+use crate::certificates::Certificates;
 use crate::children::{ChildKind, hide};
+use crate::definitions::Kept;
 use crate::gateways::{AskGateway, Gateways};
 use crate::labels;
-use crate::lower::{CONFIG_KEY, SEALING_KEY, TOKEN_KEY, URL_KEY, config_secret, gateway_name, token_secret};
-use crate::runtime::KubeRuntime;
+use crate::lower::{
+    CONFIG_KEY, SEALING_KEY, TOKEN_KEY, URL_KEY, certificate_secret, config_secret, gateway_name, service_names,
+    token_secret,
+};
+use crate::runtime::{KubeRuntime, api_error};
+use crate::wake;
 
 const EVENTS: usize = 4096;
 /// A Secret and a push for each of hundreds of servers that start would be hundreds of each; a change is to reach every
@@ -51,10 +63,14 @@ pub struct KubeSink {
     runtime: Arc<KubeRuntime>,
     installation: Installation,
     gateways: Arc<Gateways>,
+    kept: Kept,
+    /// Where gateways reach the operator, if they can.
+    wake: Option<String>,
+    certificates: Certificates,
     events: broadcast::Sender<SinkEvent>,
     /// Whether all gateways that there were at the start are followed.
     attended: Arc<watch::Sender<bool>>,
-    following: JoinHandle<()>,
+    _following: JoinSet<()>,
 }
 
 impl fmt::Debug for KubeSink {
@@ -63,20 +79,38 @@ impl fmt::Debug for KubeSink {
     }
 }
 
-impl Drop for KubeSink {
-    fn drop(&mut self) {
-        self.following.abort();
-    }
-}
-
 impl KubeSink {
-    pub fn start(runtime: Arc<KubeRuntime>, installation: Installation, ask: Arc<dyn AskGateway>) -> Arc<Self> {
+    /// `wake`: address under which gateways reach [`wake::serve`](crate::wake::serve), such as `http://operator.mcp:8082`;
+    /// without it no server is put to rest.
+    pub fn start(
+        runtime: Arc<KubeRuntime>,
+        installation: Installation,
+        ask: Arc<dyn AskGateway>,
+        wake: Option<String>,
+    ) -> Arc<Self> {
         let events = broadcast::Sender::new(EVENTS);
         let gateways = Arc::new(Gateways::new(ask, installation.clone(), events.clone()));
         let attended = Arc::new(watch::Sender::new(false));
         let follow = follow_pods(runtime.clone(), gateways.clone(), events.clone(), attended.clone());
-        let following = tokio::spawn(follow);
-        Arc::new(Self { runtime, installation, gateways, events, attended, following })
+        let certificates = Certificates::new(runtime.client());
+        let mut following = JoinSet::new();
+        following.spawn(follow);
+        let is_left = {
+            let runtime = runtime.clone();
+            move |hub: &OwnerKey| runtime.has_any_of(hub)
+        };
+        following.spawn(certificates.clone().follow(is_left, events.clone()));
+        Arc::new(Self {
+            runtime,
+            installation,
+            gateways,
+            kept: Kept::default(),
+            wake,
+            certificates,
+            events,
+            attended,
+            _following: following,
+        })
     }
 
     /// Waits until each gateway that runs has said once what it does, or seems not to answer. Without, the first passes of a
@@ -85,6 +119,57 @@ impl KubeSink {
         // The sender lives in this very value.
         self.attended.subscribe().wait_for(|attended| *attended).await.ok();
         self.gateways.heard(hub).await;
+    }
+
+    /// Takes note that a gateway has a call for this server.
+    pub(crate) fn ask_for(&self, server_uid: &str) {
+        self.gateways.ask_for(server_uid);
+    }
+
+    /// The configuration with what servers at rest offer.
+    async fn define(&self, hub: &OwnerKey, config: &GatewayConfig) -> Result<GatewayConfig, SinkError> {
+        let mut config = config.clone();
+        let mut stored = None;
+        for upstream in &mut config.upstreams {
+            let uid = &upstream.uid;
+            if upstream.target != Target::Asleep {
+                self.kept.forget(uid);
+                continue;
+            }
+            if let Some(kept) = self.kept.get(uid) {
+                upstream.definitions = Some(kept);
+                continue;
+            }
+            let stored = match &stored {
+                Some(stored) => stored,
+                None => stored.insert(self.stored_definitions(hub).await?),
+            };
+            let found = match stored.get(uid) {
+                Some(stored) => Some(stored.clone()),
+                None => {
+                    self.heard(None).await;
+                    self.gateways.definitions(uid).await
+                }
+            };
+            match found {
+                Some(found) => {
+                    self.kept.insert(uid, found.clone());
+                    upstream.definitions = Some(found);
+                }
+                // Only the server itself can tell.
+                None => self.gateways.ask_for(uid),
+            }
+        }
+        Ok(config)
+    }
+
+    /// The definitions in the Secret of before.
+    async fn stored_definitions(&self, hub: &OwnerKey) -> Result<BTreeMap<String, Definitions>, SinkError> {
+        let value = self.runtime.secret_value(hub, &config_secret(hub), CONFIG_KEY).await.map_err(sink_error)?;
+        // What cannot be read is about to be written anew.
+        let config = value.and_then(|value| document::read(&value).ok());
+        let upstreams = config.into_iter().flat_map(|config| config.upstreams);
+        Ok(upstreams.filter_map(|upstream| Some((upstream.uid, upstream.definitions?))).collect())
     }
 
     /// Writes the configuration's Secret, if what lies there is another.
@@ -117,11 +202,12 @@ impl KubeSink {
     }
 
     /// The token and the address of the hub, for people and their clients.
-    async fn credentials(&self, hub: &OwnerKey, port: u16) -> Result<(), SinkError> {
+    async fn credentials(&self, hub: &OwnerKey) -> Result<(), SinkError> {
+        let observed = self.runtime.observe(hub).await.map_err(sink_error)?;
         let token = self.installation.hub_token(&hub.uid, 0);
         let data = json!({
             TOKEN_KEY: STANDARD.encode(token.expose_secret()),
-            URL_KEY: STANDARD.encode(endpoint(hub, port)),
+            URL_KEY: STANDARD.encode(endpoint(hub, &observed)),
         });
         self.secret(hub, token_secret(&hub.name), json!({}), data).await
     }
@@ -141,6 +227,64 @@ impl KubeSink {
             return Ok(());
         }
         self.runtime.apply(hub, &object, Some(&data)).await.map_err(sink_error)
+    }
+
+    /// Makes, changes or removes what lets clients in from outside. What fails is told by kind, and stops nothing else.
+    async fn open(&self, hub: &OwnerKey, steps: Vec<Step>) -> BTreeMap<ChildKind, Failure> {
+        let mut failures = BTreeMap::new();
+        for step in steps {
+            if let (Some(kind), Err(error)) = (kind_of(&step), self.runtime.execute(hub, &step).await) {
+                let SinkError { reason, message, hint, retry } = sink_error(error);
+                failures.insert(kind, Failure { reason, message, hint, retry });
+            }
+        }
+        failures
+    }
+
+    /// What is so of a hub's certificate. Where cert-manager is to write it, why it has not.
+    async fn certificate(
+        &self,
+        hub: &OwnerKey,
+        tls: Option<&Tls>,
+        failures: &BTreeMap<ChildKind, Failure>,
+    ) -> Result<Option<Result<String, Failure>>, SinkError> {
+        let Some(tls) = tls else {
+            self.certificates.forget(hub);
+            return Ok(failures.get(&ChildKind::Certificate).cloned().map(Err));
+        };
+        let name = certificate_secret(hub, tls);
+        let checked = self.certificates.check(hub, &name).await;
+        let checked =
+            checked.map_err(|error| sink_error(api_error("read", hub, &ObjectId::new("Secret", &name), error)))?;
+        let issuing = || self.runtime.child(ChildKind::Certificate, &hub.namespace, &gateway_name(hub))?.failure;
+        Ok(Some(match checked {
+            Ok(()) => Ok(format!("Secret {name} holds the certificate")),
+            Err(missing) if tls.cert_manager_issuer.is_some() => {
+                Err(failures.get(&ChildKind::Certificate).cloned().or_else(issuing).unwrap_or(missing))
+            }
+            Err(missing) => Err(missing),
+        }))
+    }
+
+    /// Whether clients come in from outside.
+    fn exposure(
+        &self,
+        hub: &OwnerKey,
+        wanted: Option<&Exposure>,
+        mut failures: BTreeMap<ChildKind, Failure>,
+    ) -> Option<Result<String, Failure>> {
+        let kind = match wanted {
+            // One that is to go and does not.
+            None => return failures.remove(&ChildKind::Ingress).or(failures.remove(&ChildKind::HttpRoute)).map(Err),
+            Some(Exposure::Ingress(_)) => ChildKind::Ingress,
+            Some(Exposure::HttpRoute(_)) => ChildKind::HttpRoute,
+        };
+        let name = gateway_name(hub);
+        let said = || self.runtime.child(kind, &hub.namespace, &name)?.failure;
+        Some(match failures.remove(&kind).or_else(said) {
+            Some(failure) => Err(failure),
+            None => Ok(format!("{} {name} leads to the gateways", kind.name())),
+        })
     }
 
     /// Brings the configuration to replicas that serve another one. A replica that cannot be reached reads the Secret.
@@ -163,50 +307,58 @@ impl KubeSink {
 
 #[async_trait]
 impl GatewaySink for KubeSink {
-    async fn apply(&self, hub: &OwnerKey, hub_spec: &MCPHub, config: &GatewayConfig) -> Result<(), SinkError> {
+    async fn apply(&self, hub: &OwnerKey, hub_spec: &MCPHub, config: &GatewayConfig) -> Result<Door, SinkError> {
         if hub_spec.spec.auth.as_ref().and_then(|auth| auth.mode) == Some(AuthMode::None) {
             return Err(failed(
-                "Unsupported",
+                reason::UNSUPPORTED,
                 "spec.auth.mode: None is for loopback only, and a cluster's endpoint is none".to_owned(),
                 Some("use Bearer"),
             ));
         }
         let gateway = hub_spec.spec.gateway.as_ref();
-        // The schema holds it between 1 and 65535.
-        let port = gateway.and_then(|gateway| u16::try_from(gateway.port?).ok()).unwrap_or(PORT);
-        let replicas = gateway.and_then(|gateway| gateway.replicas).unwrap_or(REPLICAS);
-        self.runtime.ready().await;
-        // The Secret first: pods do not start without it.
-        let config = self.store(hub, config).await?;
-        self.credentials(hub, port).await?;
-        let workload = Workload::Gateway(Box::new(GatewayWorkload { owner: hub.clone(), replicas, port }));
+        let workload = GatewayWorkload {
+            owner: hub.clone(),
+            replicas: gateway.and_then(|gateway| gateway.replicas).unwrap_or(REPLICAS),
+            // The schema holds it between 1 and 65535.
+            port: gateway.and_then(|gateway| u16::try_from(gateway.port?).ok()).unwrap_or(PORT),
+            tls: gateway.and_then(|gateway| gateway.tls.clone()),
+            exposure: gateway.and_then(Exposure::of),
+        };
         let lowered = self
             .runtime
-            .lower(&workload)
-            .map_err(|refusal| failed("Unsupported", refusal.to_string(), refusal.hint.as_deref()))?;
+            .lower(&Workload::Gateway(Box::new(workload.clone())))
+            .map_err(|refusal| failed(reason::UNSUPPORTED, refusal.to_string(), refusal.hint.as_deref()))?;
+        self.runtime.ready().await;
+        // The Secret first: pods do not start without it.
+        let config = self.store(hub, &self.define(hub, config).await?).await?;
         let observed = self.runtime.observe(hub).await.map_err(sink_error)?;
-        for step in plan(&lowered, &observed) {
-            self.runtime.execute(hub, &step).await.map_err(sink_error)?;
+        let (outside, inside): (Vec<Step>, Vec<Step>) = plan(&lowered, &observed).into_iter().partition(is_of_door);
+        let failures = self.open(hub, outside).await;
+        let certificate = self.certificate(hub, workload.tls.as_ref(), &failures).await?;
+        // Without its certificate a new gateway cannot start, and one that runs is better left alone.
+        if !matches!(certificate, Some(Err(_))) {
+            for step in inside {
+                self.runtime.execute(hub, &step).await.map_err(sink_error)?;
+            }
         }
-        self.push(hub, &config).await
+        self.credentials(hub).await?;
+        self.push(hub, &config).await?;
+        Ok(Door { certificate, exposure: self.exposure(hub, workload.exposure.as_ref(), failures) })
     }
 
     fn pace(&self) -> Duration {
         PACE
     }
 
-    fn hosts(&self, hub: &OwnerKey) -> Vec<String> {
-        let (name, namespace) = (gateway_name(hub), &hub.namespace);
-        let tails = [
-            String::new(),
-            format!(".{namespace}"),
-            format!(".{namespace}.svc"),
-            format!(".{namespace}.svc.cluster.local"),
-        ];
-        tails.into_iter().map(|tail| format!("{name}{tail}")).collect()
+    fn addresses(&self, hub: &OwnerKey) -> Addresses {
+        Addresses {
+            hosts: service_names(hub),
+            wake: self.wake.as_ref().map(|operator| format!("{operator}{}{}", wake::PATH, hub.uid)),
+        }
     }
 
     async fn remove(&self, hub: &OwnerKey) -> Result<(), SinkError> {
+        self.certificates.forget(hub);
         let observed = self.runtime.observe(hub).await.map_err(sink_error)?;
         for step in plan(&mcp_hub_reconcile::lower::Lowered::default(), &observed) {
             self.runtime.execute(hub, &step).await.map_err(sink_error)?;
@@ -234,11 +386,8 @@ impl GatewaySink for KubeSink {
         let wanted = deployment.body["spec"]["replicas"].as_i64().unwrap_or_default();
         let synced =
             pods.iter().filter(|pod| replicas.get(&pod.uid).is_some_and(|said| said.status.version == version));
-        let service = ObjectId::new("Service", gateway_name(hub));
-        let service = observed.objects.iter().find(|object| object.id == service);
-        let port = service.and_then(|service| service.body["spec"]["ports"][0]["port"].as_u64());
         Ok(Some(HubState {
-            endpoint: endpoint(hub, port.and_then(|port| u16::try_from(port).ok()).unwrap_or(PORT)),
+            endpoint: endpoint(hub, &observed),
             replicas: i32::try_from(wanted).unwrap_or(i32::MAX),
             serving: count(pods.iter().filter(|pod| pod.ready).count()),
             problem: observed.failure.map(|failure| match failure.hint {
@@ -254,6 +403,31 @@ impl GatewaySink for KubeSink {
     async fn upstream(&self, server_uid: &str) -> Option<UpstreamStatus> {
         self.heard(None).await;
         self.gateways.upstream(server_uid)
+    }
+
+    async fn demand(&self, server_uid: &str, hubs: &[OwnerKey]) -> Demand {
+        if self.wake.is_none() || hubs.is_empty() {
+            return Demand::Unwakeable;
+        }
+        self.gateways.demand(server_uid, hubs)
+    }
+
+    async fn keep_definitions(&self, server_uid: &str, hubs: &[OwnerKey]) -> Result<(), SinkError> {
+        // What was kept of it may be of an earlier rest.
+        let Some(found) = self.gateways.definitions(server_uid).await else {
+            return Err(failed("DefinitionsUnknown", "no gateway could tell what the server offers".to_owned(), None));
+        };
+        self.kept.insert(server_uid, found);
+        for hub in hubs {
+            let mut servers = self.gateways.offered(hub);
+            servers.insert(server_uid.to_owned());
+            if !self.kept.fit(&servers) {
+                self.kept.forget(server_uid);
+                let message = format!("the configuration of hub {hub} has no room for what the server offers");
+                return Err(failed("ConfigTooLarge", message, None));
+            }
+        }
+        Ok(())
     }
 
     fn events(&self) -> BoxStream<'static, SinkEvent> {
@@ -290,8 +464,37 @@ async fn follow_pods(
     }
 }
 
-fn endpoint(hub: &OwnerKey, port: u16) -> String {
-    format!("http://{}.{}.svc:{port}/mcp", gateway_name(hub), hub.namespace)
+/// The URL of a hub by what there is of it: what leads to it from outside, else its Service.
+fn endpoint(hub: &OwnerKey, observed: &Observed) -> String {
+    let name = gateway_name(hub);
+    let found = |kind: ChildKind| {
+        let id = ObjectId::new(kind.name(), &*name);
+        observed.objects.iter().find(|object| object.id == id).map(|object| &object.body["spec"])
+    };
+    let ingress = found(ChildKind::Ingress).and_then(|spec| {
+        Some((if spec["tls"].is_null() { "http" } else { "https" }, spec["rules"][0]["host"].as_str()?))
+    });
+    // What its listener speaks the Gateway says, which is not ours to read.
+    let route = || Some(("https", found(ChildKind::HttpRoute)?["hostnames"][0].as_str()?));
+    if let Some((scheme, host)) = ingress.or_else(route) {
+        return format!("{scheme}://{host}/mcp");
+    }
+    let port = found(ChildKind::Service).map(|spec| &spec["ports"][0]);
+    let scheme = if port.is_some_and(|port| port["appProtocol"] == "https") { "https" } else { "http" };
+    let port = port.and_then(|port| port["port"].as_u64()).unwrap_or(u64::from(PORT));
+    format!("{scheme}://{name}.{}.svc:{port}/mcp", hub.namespace)
+}
+
+/// Whether a step is about what only lets clients in.
+fn is_of_door(step: &Step) -> bool {
+    kind_of(step).is_some_and(ChildKind::is_of_door)
+}
+
+fn kind_of(step: &Step) -> Option<ChildKind> {
+    ChildKind::parse(match step {
+        Step::Prepare(object) | Step::Apply(object) | Step::Replace(object) => &object.id.kind,
+        Step::Remove(id) => &id.kind,
+    })
 }
 
 fn count(number: usize) -> i32 {

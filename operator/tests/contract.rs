@@ -70,7 +70,7 @@ impl Harness for Cluster {
             ("spec.volumes", image("volume", json!({"volumes": volume}))),
             (
                 "spec.permissions.network.egress",
-                image("egress", json!({"permissions": {"network": {"egress": ["api.example.com:443"]}}})),
+                image("egress", json!({"permissions": {"network": {"egress": ["api.example.com"]}}})),
             ),
             (
                 "spec.kubernetes.podTemplate",

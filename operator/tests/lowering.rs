@@ -6,6 +6,8 @@
 mod place;
 
 use mcp_hub_crds::MCPServer;
+use mcp_hub_crds::hub::Gateway;
+use mcp_hub_reconcile::exposure::Exposure;
 use mcp_hub_reconcile::lower::{LOWER_REVISION, Lowered};
 use mcp_hub_reconcile::owner::{OwnerKey, OwnerKind};
 use mcp_hub_reconcile::ports::Runtime;
@@ -22,7 +24,8 @@ fn server(name: &str, spec: &Value) -> Workload {
     Workload::Server(Box::new(resolved(workload(&server))))
 }
 
-fn gateway(replicas: i32) -> Workload {
+fn gateway(replicas: i32, spec: &Value) -> Workload {
+    let spec: Gateway = serde_json::from_value(spec.clone()).unwrap();
     let owner = OwnerKey {
         installation: installation().id().to_owned(),
         kind: OwnerKind::MCPHub,
@@ -30,7 +33,13 @@ fn gateway(replicas: i32) -> Workload {
         name: "default".to_owned(),
         uid: "uid-default".to_owned(),
     };
-    Workload::Gateway(Box::new(GatewayWorkload { owner, replicas, port: 8080 }))
+    Workload::Gateway(Box::new(GatewayWorkload {
+        owner,
+        replicas,
+        port: 8080,
+        exposure: Exposure::of(&spec),
+        tls: spec.tls,
+    }))
 }
 
 /// The revision, what is honoured in part, and each object with the digest that pods are rolled by.
@@ -107,8 +116,50 @@ async fn the_lowering_is_as_agreed_at_this_revision() {
                 }),
             ),
         ),
-        ("gateway", gateway(2)),
-        ("gateway_of_one", gateway(1)),
+        (
+            "named",
+            server(
+                "named",
+                &json!({
+                    "source": {"image": {"ref": "registry.example.com/named:1"}},
+                    "env": [{"name": "NODE_USE_ENV_PROXY", "value": "0"}],
+                    "permissions": {"network": {"egress": ["api.example.com:443", "10.0.0.0/8:5432"]}},
+                }),
+            ),
+        ),
+        ("gateway", gateway(2, &json!({}))),
+        ("gateway_of_one", gateway(1, &json!({}))),
+        (
+            "gateway_with_ingress",
+            gateway(
+                1,
+                &json!({
+                    "tls": {"secretRef": {"name": "cert"}},
+                    "ingress": {
+                        "host": "hub.example.com", "className": "nginx",
+                        "annotations": {"nginx.ingress.kubernetes.io/backend-protocol": "HTTPS"},
+                    },
+                }),
+            ),
+        ),
+        (
+            "gateway_with_plain_ingress",
+            gateway(1, &json!({"ingress": {"host": "hub.example.com", "tlsSecretRef": {"name": "web"}}})),
+        ),
+        (
+            "gateway_with_route",
+            gateway(
+                1,
+                &json!({
+                    "tls": {"certManagerIssuer": "ca"},
+                    "httpRoute": {
+                        "host": "hub.example.com", "gateway": "public", "gatewayNamespace": "infra",
+                        "annotations": {"team": "dev"},
+                    },
+                }),
+            ),
+        ),
+        ("gateway_with_certificate", gateway(1, &json!({"tls": {"certManagerIssuer": "ca"}}))),
     ];
     let runtime = Place::new().runtime();
     for (name, workload) in cases {

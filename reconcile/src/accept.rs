@@ -30,12 +30,8 @@ pub fn unimplemented_in_server(spec: &MCPServerSpec) -> Vec<&'static str> {
 
 /// As [`unimplemented_in_server`], for a hub.
 pub fn unimplemented_in_hub(spec: &MCPHubSpec) -> Vec<&'static str> {
-    let gateway = spec.gateway.as_ref();
     let limits = spec.limits.as_ref();
     named(&[
-        ("spec.gateway.tls", gateway.is_some_and(|g| g.tls.is_some())),
-        ("spec.gateway.ingress", gateway.is_some_and(|g| g.ingress.is_some())),
-        ("spec.gateway.httpRoute", gateway.is_some_and(|g| g.http_route.is_some())),
         ("spec.auth.oidc", spec.auth.as_ref().is_some_and(|a| a.mode == Some(AuthMode::Oidc) || a.oidc.is_some())),
         ("spec.policy", spec.policy.as_ref().is_some_and(|policy| !policy.rules.is_empty())),
         ("spec.limits.perPrincipalRps", limits.is_some_and(|l| l.per_principal_rps.is_some())),

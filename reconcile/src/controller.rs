@@ -19,6 +19,7 @@ use crate::owner::{OwnerKey, OwnerKind};
 use crate::pass;
 use crate::passes::Passes;
 use crate::ports::{Change, Ports, RuntimeEvent, SinkEvent};
+use crate::rest;
 
 /// Objects reconciled at a time. Passes mostly wait for processes and sockets, so more than cores is right; the bound
 /// keeps a cold start of hundreds of servers from opening everything at once.
@@ -82,12 +83,13 @@ impl Context {
         None
     }
 
-    fn next<K: Resource>(&self, object: &K, result: &Result<(), Error>) -> Action {
+    /// When an object is looked at again if nothing happens.
+    fn next<K: Resource>(&self, object: &K, result: &Result<Option<Duration>, Error>) -> Action {
         let uid = object.meta().uid.clone().unwrap_or_default();
         match result {
-            Ok(()) => {
+            Ok(look_again) => {
                 self.succeeded(&uid);
-                Action::requeue(jittered(RESYNC, &uid))
+                Action::requeue(look_again.unwrap_or_else(|| jittered(RESYNC, &uid)))
             }
             Err(error) => {
                 let count = self.failed(&uid);
@@ -112,7 +114,7 @@ fn jittered(time: Duration, uid: &str) -> Duration {
     time + time.mul_f64(f64::from(u8::try_from(hasher.finish() % 256).unwrap_or(0)) / 1024.0)
 }
 
-async fn limited(object: &str, pass: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
+async fn limited<T>(object: &str, pass: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     tokio::time::timeout(PASS_LIMIT, pass)
         .await
         .unwrap_or_else(|_| Err(Error::Timeout { object: object.to_owned(), limit: PASS_LIMIT }))
@@ -148,7 +150,7 @@ async fn drive_hubs(context: Arc<Context>, stopped: watch::Receiver<bool>) {
             let begun = Instant::now();
             let result = limited(&hub.name_any(), pass::hub(&hub, &context.ports)).await;
             context.passes.count("hub", &result, begun.elapsed());
-            Ok::<_, Never>(context.next(&*hub, &result))
+            Ok::<_, Never>(context.next(&*hub, &result.map(|()| None)))
         })
     };
     let config = Config::default().concurrency(CONCURRENCY);
@@ -169,7 +171,7 @@ fn until_stopped<T: Send + 'static>(
 
 /// Servers to look at: changed ones, those the runtime or a gateway has news of, and users of a changed secret.
 fn server_queue(context: &Arc<Context>) -> BoxStream<'static, ObjectRef<MCPServer>> {
-    let store = context.ports.store.servers();
+    let (store, hubs) = (context.ports.store.servers(), context.ports.store.hubs());
     let changes = context.ports.store.changes().flat_map({
         let store = store.clone();
         move |change| {
@@ -181,6 +183,12 @@ fn server_queue(context: &Arc<Context>) -> BoxStream<'static, ObjectRef<MCPServe
                         server.namespace().as_deref() == Some(&namespace) && uses_secret(server, &name)
                     });
                     users.map(|server| ObjectRef::from(&**server)).collect()
+                }
+                // Who could have a server at rest woken may be gone.
+                Change::Hub(hub) if hubs.get(&hub).is_none_or(|hub| is_news(&hub)) => {
+                    let state = store.state();
+                    let at_rest = state.iter().filter(|server| rest::is_at_rest(server));
+                    at_rest.map(|server| ObjectRef::from(&**server)).collect()
                 }
                 Change::Hub(_) => Vec::new(),
             })
@@ -209,6 +217,12 @@ fn server_queue(context: &Arc<Context>) -> BoxStream<'static, ObjectRef<MCPServe
         })
     });
     stream::select(changes, stream::select(runtime, sink)).boxed()
+}
+
+/// Whether no pass has looked at this spec yet.
+fn is_news(hub: &MCPHub) -> bool {
+    let ends = hub.meta().deletion_timestamp.is_some();
+    ends || hub.status.as_ref().is_none_or(|status| status.observed_generation != hub.metadata.generation)
 }
 
 /// Hubs to look at: changed ones, those whose gateway has news, and those that select a changed server.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::lower::Unsupported;
+use crate::observed::Failure;
 use crate::owner::Unstored;
 
 /// Whether time mends a failure, or only a change of the spec.
@@ -57,6 +58,12 @@ pub struct SinkError {
     pub message: String,
     pub hint: Option<String>,
     pub retry: Retry,
+}
+
+impl From<Failure> for SinkError {
+    fn from(Failure { reason, message, hint, retry }: Failure) -> Self {
+        Self { reason, message, hint, retry }
+    }
 }
 
 /// Why a pass ended early.

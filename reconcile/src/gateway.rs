@@ -11,12 +11,15 @@ use mcp_hub_crds::{MCPHub, MCPServer};
 use mcp_hub_dataplane_api::Era;
 use mcp_hub_dataplane_api::gateway::{
     ClientAuth, GatewayConfig, GatewayLimits, HubRef, Naming, NamingMode as WireNaming, Target, ToolRules, Transport,
-    Upstream, UpstreamEra,
+    Upstream, UpstreamEra, Wake,
 };
 use mcp_hub_dataplane_api::secret::SecretString;
 
 use crate::accept;
+use crate::exposure::{self, Exposure};
 use crate::installation::{Installation, token_sha256};
+use crate::ports::Addresses;
+use crate::rest;
 use crate::status::reason;
 use crate::workload::{call_timeout_ms, is_stopped, session_mode};
 
@@ -55,13 +58,12 @@ pub fn header_secrets(server: &MCPServer) -> Vec<&SecretKeyRef> {
     }
 }
 
-/// `servers` are those the hub selects; `secrets` holds those of [`header_secrets`] that exist, by namespace; `hosts` are
-/// the names under which clients reach the endpoint.
+/// `servers` are those the hub selects; `secrets` holds those of [`header_secrets`] that exist, by namespace.
 pub fn compose(
     hub: &MCPHub,
     servers: &[impl AsRef<MCPServer>],
     secrets: &BTreeMap<(String, SecretKeyRef), SecretString>,
-    hosts: &[String],
+    addresses: &Addresses,
     installation: &Installation,
 ) -> GatewayConfig {
     let home = hub.namespace().unwrap_or_default();
@@ -113,13 +115,19 @@ pub fn compose(
             concurrent_calls: unsigned(limits.and_then(|l| l.concurrent_calls).unwrap_or(DEFAULT_CONCURRENT_CALLS)),
             stale_for_ms: limits.and_then(|l| l.stale_for).map_or(DEFAULT_STALE_MS, |d| d.as_millis()),
         },
-        allowed_hosts: hosts
+        allowed_hosts: addresses
+            .hosts
             .iter()
             .cloned()
+            .chain(gateway.and_then(Exposure::of).map(|exposure| exposure.host().to_owned()))
             .chain(gateway.and_then(|g| g.allowed_hosts.clone()).unwrap_or_default())
             .collect(),
-        allowed_origins: gateway.and_then(|g| g.allowed_origins.clone()).unwrap_or_default(),
-        wake: None,
+        allowed_origins: gateway
+            .and_then(exposure::origin)
+            .into_iter()
+            .chain(gateway.and_then(|g| g.allowed_origins.clone()).unwrap_or_default())
+            .collect(),
+        wake: addresses.wake.clone().map(|url| Wake { url, token: installation.wake_token(&hub_uid) }),
     };
     // Keyed, because the version is shown and the configuration holds secrets.
     config.version = installation.fingerprint(&serde_json::to_string(&config).unwrap_or_default());
@@ -211,7 +219,7 @@ fn upstream(
 }
 
 /// A server behind a bridge can be called as soon as a handshake has told its era, and also while its bridge starts it
-/// anew: the bridge holds such a call or answers it.
+/// anew: the bridge holds such a call or answers it. While nothing of it runs the gateway holds it.
 fn bridged(server: &MCPServer, uid: &str, installation: &Installation) -> (Target, UpstreamEra) {
     let status = server.status.as_ref();
     let ready = status.and_then(|s| s.conditions.iter().flatten().find(|c| c.type_ == condition::READY));
@@ -221,6 +229,9 @@ fn bridged(server: &MCPServer, uid: &str, installation: &Installation) -> (Targe
         Some("legacy") => Some(Era::Legacy),
         _ => None,
     };
+    if rest::holds_calls(server) {
+        return (Target::Asleep, UpstreamEra::Known(era.unwrap_or(Era::Legacy)));
+    }
     let endpoint = status.and_then(|s| s.endpoint.as_ref());
     let callable = ready.is_some_and(|c| {
         [reason::READY, reason::ASLEEP, reason::STARTING, reason::BACKOFF].contains(&c.reason.as_str())

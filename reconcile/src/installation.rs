@@ -3,6 +3,7 @@
 use std::fmt;
 
 use hmac::{Hmac, Mac};
+use mcp_hub_dataplane_api::permit::PermitKey;
 use mcp_hub_dataplane_api::secret::SecretString;
 use sha2::{Digest, Sha256};
 
@@ -34,9 +35,19 @@ impl Installation {
         SecretString::new(format!("mcphub_{}", hex::encode(self.derive("hub-token", &format!("{hub_uid}/{epoch}")))))
     }
 
+    /// The token by which a hub's gateways ask for servers at rest.
+    pub fn wake_token(&self, hub_uid: &str) -> SecretString {
+        SecretString::new(hex::encode(self.derive("wake-token", hub_uid)))
+    }
+
     /// Key under which a hub's gateways seal session ids.
     pub fn sealing_key(&self, hub_uid: &str) -> [u8; 32] {
         self.derive("gateway-sealing", hub_uid)
+    }
+
+    /// Key that the permits of servers are signed with, for the relay.
+    pub fn permit_key(&self) -> PermitKey {
+        PermitKey::new(self.derive("relay-permits", ""))
     }
 
     /// Fingerprint of a secret's value: tells that it changed without telling what it is.
@@ -82,6 +93,7 @@ mod tests {
             a.bridge_token("u", 1),
             a.bridge_token("v", 0),
             a.hub_token("u", 0),
+            a.wake_token("u"),
             b.bridge_token("u", 0),
         ];
         for (i, one) in tokens.iter().enumerate() {

@@ -8,6 +8,7 @@
 pub mod accept;
 pub mod controller;
 pub mod error;
+pub mod exposure;
 pub mod gateway;
 pub mod installation;
 pub mod lower;
@@ -17,6 +18,7 @@ pub mod pass;
 pub mod passes;
 pub mod plan;
 pub mod ports;
+pub mod rest;
 pub mod status;
 pub mod workload;
 

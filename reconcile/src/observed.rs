@@ -16,6 +16,8 @@ pub struct Observed {
     pub prepare: Option<Prepare>,
     /// What the bridge says; `None` if none answers.
     pub bridge: Option<BridgeStatus>,
+    /// Whether all that runs of it sleeps, and nothing is about to come or go; only where what sleeps can be put to rest.
+    pub sleeps: bool,
     /// A failure of the runtime that the bridge cannot know: image pull, scheduling, its own death.
     pub failure: Option<Failure>,
     /// Names of secret environment variables that the runtime could not get.

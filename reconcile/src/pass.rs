@@ -1,6 +1,7 @@
 //! One pass over one object: `observe → lower → plan → execute → observe → status`.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
@@ -18,24 +19,26 @@ use crate::lower::{Lowered, Unsupported};
 use crate::observed::{Observed, PrepareState};
 use crate::owner::OwnerKey;
 use crate::plan::plan;
-use crate::ports::{Event, EventKind, Ports, Progress, Step};
+use crate::ports::{Door, Event, EventKind, Ports, Progress, Step};
+use crate::rest;
 use crate::status::{self, Findings, HubFindings};
 use crate::workload::{ServerWorkload, Workload, is_stopped, kept_bridge, resolution};
 
-/// Brings one server closer to its spec, and its status up to date.
+/// Brings one server closer to its spec, and its status up to date. Says when time alone may ask for another pass.
 ///
 /// # Cancel safety
 /// A dropped pass leaves what its steps did; the next one observes it and goes on from there.
-pub async fn server(server: &MCPServer, ports: &Ports) -> Result<(), Error> {
+pub async fn server(server: &MCPServer, ports: &Ports) -> Result<Option<Duration>, Error> {
     let owner = OwnerKey::of_server(ports.installation.id(), server)?;
     if server.metadata.deletion_timestamp.is_some() {
-        return delete(&owner, ports).await;
+        return delete(&owner, ports).await.map(|()| None);
     }
     let mut findings = Findings { runtime: ports.runtime.info().name.clone(), ..Findings::default() };
     let mut result = converge(server, &owner, ports, &mut findings).await;
     // What is to stop stops, whatever else is wrong with its spec.
     if is_stopped(server) && (result.is_err() || !findings.unimplemented.is_empty()) {
-        result = result.and(halt(&owner, ports, &mut findings).await);
+        let halted = halt(&owner, ports, &mut findings).await;
+        result = result.and_then(|look_again| halted.map(|()| look_again));
     }
 
     // Reported once and also on failure: a stuck object must explain itself.
@@ -107,9 +110,15 @@ async fn halt(owner: &OwnerKey, ports: &Ports, findings: &mut Findings) -> Resul
     Ok(())
 }
 
-async fn converge(server: &MCPServer, owner: &OwnerKey, ports: &Ports, findings: &mut Findings) -> Result<(), Error> {
-    // First, so that a pass that ends early does not make status forget which version was found.
+async fn converge(
+    server: &MCPServer,
+    owner: &OwnerKey,
+    ports: &Ports,
+    findings: &mut Findings,
+) -> Result<Option<Duration>, Error> {
+    // First, so that a pass that ends early does not make status forget which version was found, nor that all rests.
     findings.resolved = resolution(server);
+    findings.at_rest = rest::is_at_rest(server);
     findings.observed = ports.runtime.observe(owner).await?;
     let remote = matches!(server.spec.source, Source::Remote(_));
     if remote {
@@ -119,7 +128,7 @@ async fn converge(server: &MCPServer, owner: &OwnerKey, ports: &Ports, findings:
     }
     findings.unimplemented = accept::unimplemented_in_server(&server.spec);
     if !findings.unimplemented.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     let secrets = read_secrets(server, ports).await?;
     findings.missing_secrets = secrets.missing;
@@ -127,6 +136,10 @@ async fn converge(server: &MCPServer, owner: &OwnerKey, ports: &Ports, findings:
     if !remote {
         findings.bridge = workload.bridge.clone().or_else(|| ports.runtime.info().bridge.clone());
     }
+
+    let rest = rest::decide(server, owner, findings.observed.sleeps, ports).await;
+    workload.at_rest = rest.rests;
+    findings.obstacle = rest.obstacle;
 
     // Twice at most: what the first round resolves, the second one runs.
     for _ in 0..2 {
@@ -147,7 +160,8 @@ async fn converge(server: &MCPServer, owner: &OwnerKey, ports: &Ports, findings:
             _ => break,
         }
     }
-    Ok(())
+    findings.at_rest = rest.rests;
+    Ok(rest.look_again)
 }
 
 fn newly_resolved(observed: &Observed, workload: &ServerWorkload) -> Option<mcp_hub_crds::source::Resolved> {
@@ -211,7 +225,12 @@ pub async fn hub(hub: &MCPHub, ports: &Ports) -> Result<(), Error> {
     if hub.status.as_ref() != Some(&status) {
         ports.store.write_hub_status(hub, &status).await?;
     }
-    result
+    result?;
+    // What stands in nobody's way is tried again all the same.
+    match findings.door.as_ref().and_then(Door::open_failure) {
+        Some(failure) => Err(Error::Sink(failure.clone().into())),
+        None => Ok(()),
+    }
 }
 
 async fn deliver(hub: &MCPHub, owner: &OwnerKey, ports: &Ports, findings: &mut HubFindings) -> Result<(), Error> {
@@ -236,9 +255,9 @@ async fn deliver(hub: &MCPHub, owner: &OwnerKey, ports: &Ports, findings: &mut H
                 }
             }
         }
-        let config = gateway::compose(hub, &selected, &secrets, &ports.sink.hosts(owner), &ports.installation);
+        let config = gateway::compose(hub, &selected, &secrets, &ports.sink.addresses(owner), &ports.installation);
         findings.version.clone_from(&config.version);
-        ports.sink.apply(owner, hub, &config).await?;
+        findings.door = Some(ports.sink.apply(owner, hub, &config).await?);
     }
     findings.state = ports.sink.observe(owner).await?;
     Ok(())
@@ -258,6 +277,7 @@ fn transition(owner: &OwnerKey, before: Option<&MCPServerStatus>, after: &MCPSer
     let known = [
         status::reason::READY,
         status::reason::ASLEEP,
+        status::reason::WAKING,
         status::reason::STARTING,
         status::reason::PREPARING,
         status::reason::PAUSED,

@@ -18,9 +18,9 @@ struct Tally {
 }
 
 impl Passes {
-    pub(crate) fn count(&self, controller: &'static str, result: &Result<(), Error>, time: Duration) {
+    pub(crate) fn count<T>(&self, controller: &'static str, result: &Result<T, Error>, time: Duration) {
         let outcome = match result {
-            Ok(()) => "ok",
+            Ok(_) => "ok",
             Err(error) => error.reason(),
         };
         let mut tallies = self.tallies();
@@ -64,7 +64,8 @@ mod tests {
     #[test]
     fn outcomes_are_counted_by_reason_and_not_by_object() {
         let passes = Passes::default();
-        let timeout = |object: &str| Err(Error::Timeout { object: object.to_owned(), limit: Duration::from_secs(1) });
+        let timeout =
+            |object: &str| Err::<(), _>(Error::Timeout { object: object.to_owned(), limit: Duration::from_secs(1) });
         passes.count("server", &Ok(()), Duration::from_millis(1500));
         passes.count("server", &timeout("a"), Duration::from_secs(1));
         passes.count("server", &timeout("b"), Duration::from_secs(1));

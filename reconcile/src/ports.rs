@@ -15,10 +15,10 @@ use mcp_hub_dataplane_api::gateway::{GatewayConfig, UpstreamStatus};
 use mcp_hub_dataplane_api::secret::SecretString;
 use tokio::sync::broadcast::{self, error::RecvError};
 
-use crate::error::{RuntimeError, SinkError, StoreError};
+use crate::error::{Retry, RuntimeError, SinkError, StoreError};
 use crate::installation::Installation;
 use crate::lower::{Lowered, Object, ObjectId, Unsupported};
-use crate::observed::Observed;
+use crate::observed::{Failure, Observed};
 use crate::owner::OwnerKey;
 use crate::workload::Workload;
 
@@ -250,10 +250,12 @@ pub struct ExecOutput {
 /// - `apply` of a configuration whose version is already in force writes nothing.
 #[async_trait]
 pub trait GatewaySink: fmt::Debug + Send + Sync {
-    async fn apply(&self, hub: &OwnerKey, hub_spec: &MCPHub, config: &GatewayConfig) -> Result<(), SinkError>;
+    /// Serves the configuration, and lets clients in as the spec says. What stands in the way of the latter alone is told by
+    /// the [`Door`], not by an error.
+    async fn apply(&self, hub: &OwnerKey, hub_spec: &MCPHub, config: &GatewayConfig) -> Result<Door, SinkError>;
 
-    /// Names under which clients reach the hub's endpoint here, besides loopback ones: its gateway accepts them as `Host`.
-    fn hosts(&self, hub: &OwnerKey) -> Vec<String>;
+    /// Where the hub's endpoint is reached, and where its gateways reach us.
+    fn addresses(&self, hub: &OwnerKey) -> Addresses;
 
     /// Ends the hub's endpoint.
     async fn remove(&self, hub: &OwnerKey) -> Result<(), SinkError>;
@@ -271,7 +273,55 @@ pub trait GatewaySink: fmt::Debug + Send + Sync {
     /// yet, a few seconds at most.
     async fn upstream(&self, server_uid: &str) -> Option<UpstreamStatus>;
 
+    /// Whether the gateways of these hubs, which are all that offer the server with this uid, call it.
+    async fn demand(&self, server_uid: &str, hubs: &[OwnerKey]) -> Demand;
+
+    /// Keeps what these gateways know of the server, so that they offer it also if they start while it is at rest.
+    ///
+    /// # Errors
+    /// None of them knows it, or there is no room: a server at rest would vanish from lists.
+    async fn keep_definitions(&self, server_uid: &str, hubs: &[OwnerKey]) -> Result<(), SinkError>;
+
     fn events(&self) -> BoxStream<'static, SinkEvent>;
+}
+
+/// Addresses that a configuration tells of.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// Names under which clients reach the endpoint, besides loopback ones: the gateway accepts them as `Host`.
+    pub hosts: Vec<String>,
+    /// Where the gateway asks for servers at rest; `None` where none ever is.
+    pub wake: Option<String>,
+}
+
+/// Whether anybody calls a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Demand {
+    /// No gateway offers it, or none could have it woken.
+    Unwakeable,
+    /// Some gateway has not told.
+    Unknown,
+    /// A call is under way, or waits for the server.
+    Called,
+    /// No call is under way, nor was for so long.
+    Idle(Duration),
+}
+
+/// How clients come in: the endpoint's certificate, and what leads to it from outside. Each is `None` if the hub asks for
+/// none, else what is so or what is wrong, for people.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Door {
+    pub certificate: Option<Result<String, Failure>>,
+    pub exposure: Option<Result<String, Failure>>,
+}
+
+impl Door {
+    /// What is wrong and is to be tried again although no event will tell.
+    pub fn open_failure(&self) -> Option<&Failure> {
+        let failures =
+            [&self.certificate, &self.exposure].into_iter().filter_map(|found| found.as_ref()?.as_ref().err());
+        failures.into_iter().find(|failure| failure.retry != Retry::OnChange)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -13,7 +13,8 @@ use mcp_hub_dataplane_api::status::{BridgeStatus, Handshake, Phase as BridgePhas
 use crate::error::Error;
 use crate::lower::{Degraded, LOWER_REVISION};
 use crate::observed::{Failure, Observed, PrepareState};
-use crate::ports::HubState;
+use crate::ports::{Door, HubState};
+use crate::rest;
 use crate::workload::{RESTARTED_AT_ANNOTATION, is_stopped};
 
 /// Annotation with which a store tells that the manifest of an object cannot be read: `REASON: MESSAGE`.
@@ -32,6 +33,7 @@ pub mod reason {
     pub const PENDING: &str = "Pending";
     pub const READY: &str = "Ready";
     pub const ASLEEP: &str = "Asleep";
+    pub const WAKING: &str = "Waking";
     pub const STARTING: &str = "Starting";
     pub const BACKOFF: &str = "Backoff";
     pub const CRASH_LOOP: &str = "CrashLoop";
@@ -48,6 +50,7 @@ pub mod reason {
     pub const MANIFEST_INVALID: &str = "ManifestInvalid";
     pub const MANIFEST_MISSING: &str = "ManifestMissing";
     pub const NAME_COLLISIONS: &str = "NameCollisions";
+    pub const EXPOSED: &str = "Exposed";
 }
 
 /// What a pass over a server found.
@@ -67,22 +70,29 @@ pub struct Findings {
     pub runtime: String,
     /// The bridge that the objects were made with.
     pub bridge: Option<String>,
+    /// Whether nothing is to run for want of calls.
+    pub at_rest: bool,
+    /// Why something runs though nobody calls.
+    pub obstacle: Option<String>,
 }
 
 /// The status of a server after a pass. `failure` is the error that ended the pass early. Transition times move to `now`
 /// only where a condition's status flipped, so that an unchanged meaning gives an equal status.
 pub fn server(server: &MCPServer, findings: &Findings, failure: Option<&Error>, now: &Time) -> MCPServerStatus {
     let previous = server.status.as_ref();
-    let bridge = findings.observed.bridge.as_ref();
+    // What ends for want of calls may still say something.
+    let bridge = findings.observed.bridge.as_ref().filter(|_| !findings.at_rest);
     let remote = is_remote(server);
     let verdict = verdict(server, findings, failure);
+    // Whoever calls the server goes on.
+    let still_called = failure.is_some() || [reason::ASLEEP, reason::WAKING].contains(&verdict.reason);
 
     let mut conditions = vec![
         accepted(findings, failure),
         resolved(server, findings),
         available(server, findings, failure),
         Verdict::to_condition(&verdict),
-        supported(findings),
+        supported(findings, previous.filter(|_| bridge.is_none() && still_called)),
     ];
     if remote {
         conditions.push(authorization(findings.upstream.as_ref()));
@@ -115,8 +125,8 @@ pub fn server(server: &MCPServer, findings: &Findings, failure: Option<&Error>, 
             Source::Remote(remote) => Some(remote.url.clone()),
             Source::Image(_) | Source::Package(_) | Source::Command(_) => match bridge {
                 Some(bridge) => Some(bridge.endpoint.clone()),
-                // Not seen is not gone: whoever calls the server goes on.
-                None if failure.is_some() => previous.and_then(|status| status.endpoint.clone()),
+                // Not seen is not gone.
+                None if still_called => previous.and_then(|status| status.endpoint.clone()),
                 None => None,
             },
         },
@@ -167,12 +177,16 @@ impl Verdict {
 fn verdict(server: &MCPServer, findings: &Findings, failure: Option<&Error>) -> Verdict {
     let stopped = is_stopped(server);
     let bridge = findings.observed.bridge.as_ref();
+    let startable = findings.missing_secrets.is_empty() && findings.unimplemented.is_empty();
+    if findings.at_rest && startable && !stopped {
+        return Verdict::yes(Phase::Asleep, reason::ASLEEP, "nothing runs for want of calls; the next call starts it");
+    }
     // A running server that answers is ready, whatever stands in the way of its next version.
     if let Some(bridge) = bridge
         && matches!(bridge.phase, BridgePhase::Ready | BridgePhase::Asleep)
         && !stopped
     {
-        return by_bridge(bridge);
+        return by_bridge(bridge, findings);
     }
     if !findings.unimplemented.is_empty() {
         return Verdict::no(Phase::Failed, reason::NOT_IMPLEMENTED, not_implemented(findings));
@@ -205,22 +219,36 @@ fn verdict(server: &MCPServer, findings: &Findings, failure: Option<&Error>) -> 
     if let Some(failure) = &findings.observed.failure {
         return failed(failure);
     }
+    let coming = bridge.is_none_or(|bridge| {
+        matches!(
+            bridge.phase,
+            BridgePhase::WaitingForSecrets { .. } | BridgePhase::Starting | BridgePhase::Backoff { .. }
+        )
+    });
+    if coming && rest::holds_calls(server) {
+        return Verdict::yes(Phase::Starting, reason::WAKING, "it is being started; calls wait for it");
+    }
     match bridge {
-        Some(bridge) => by_bridge(bridge),
+        Some(bridge) => by_bridge(bridge, findings),
         None => Verdict::no(Phase::Pending, reason::PENDING, "waiting for the server's bridge"),
     }
 }
 
 fn failed(failure: &Failure) -> Verdict {
-    Verdict::no(Phase::Failed, failure.reason, with_hint(&failure.message, failure.hint.as_deref()))
+    Verdict::no(Phase::Failed, failure.reason, failure_text(failure))
 }
 
-fn by_bridge(bridge: &BridgeStatus) -> Verdict {
+fn by_bridge(bridge: &BridgeStatus, findings: &Findings) -> Verdict {
     let why = || last_error(bridge).unwrap_or_else(|| "no reason known".to_owned());
     match &bridge.phase {
         BridgePhase::Ready => Verdict::yes(Phase::Ready, reason::READY, "the MCP handshake succeeded"),
         BridgePhase::Asleep => {
-            Verdict::yes(Phase::Asleep, reason::ASLEEP, "stopped while idle; the next call starts it")
+            let stopped = "stopped while idle; the next call starts it";
+            let message = match &findings.obstacle {
+                Some(obstacle) => format!("{stopped}. Its place is kept: {obstacle}"),
+                None => stopped.to_owned(),
+            };
+            Verdict::yes(Phase::Asleep, reason::ASLEEP, message)
         }
         BridgePhase::WaitingForSecrets { missing } => {
             Verdict::no(Phase::Starting, reason::STARTING, format!("waiting for secrets: {}", missing.join(", ")))
@@ -293,6 +321,9 @@ fn available(server: &MCPServer, findings: &Findings, failure: Option<&Error>) -
     if is_remote(server) {
         return Draft::new(condition::AVAILABLE, true, reason::REMOTE, "the server runs elsewhere");
     }
+    if findings.at_rest {
+        return Draft::new(condition::AVAILABLE, true, reason::ASLEEP, "nothing is to run for want of calls");
+    }
     match (&findings.observed.failure, &findings.observed.bridge, failure) {
         (Some(failure), _, _) => no(failure.reason, with_hint(&failure.message, failure.hint.as_deref())),
         (None, Some(_), _) => Draft::new(condition::AVAILABLE, true, reason::RUNNING, "the server's bridge answers"),
@@ -301,10 +332,16 @@ fn available(server: &MCPServer, findings: &Findings, failure: Option<&Error>) -
     }
 }
 
-fn supported(findings: &Findings) -> Draft {
+/// `previous`: the status whose notices hold while no bridge can tell.
+fn supported(findings: &Findings, previous: Option<&MCPServerStatus>) -> Draft {
     if !findings.degraded.is_empty() {
         let lines: Vec<String> = findings.degraded.iter().map(|d| format!("{}: {}", d.field, d.message)).collect();
         return Draft::new(condition::RUNTIME_SUPPORTED, false, reason::DEGRADED, lines.join("; "));
+    }
+    let known = previous
+        .and_then(|status| status.conditions.iter().flatten().find(|c| c.type_ == condition::RUNTIME_SUPPORTED));
+    if let Some(known) = known.filter(|known| known.status == "True") {
+        return Draft::new(condition::RUNTIME_SUPPORTED, true, reason::SUPPORTED, known.message.clone());
     }
     let notices = findings.observed.bridge.iter().flat_map(|bridge| &bridge.notices);
     let notices: Vec<String> = notices.map(|n| format!("{}: {}", n.reason, n.message)).collect();
@@ -392,6 +429,8 @@ pub struct HubFindings {
     /// Version of the configuration that was composed.
     pub version: String,
     pub state: Option<HubState>,
+    /// `None` if the pass ended before it was looked at.
+    pub door: Option<Door>,
 }
 
 /// The status of a hub after a pass.
@@ -401,13 +440,22 @@ pub fn hub(hub: &MCPHub, findings: &HubFindings, failure: Option<&Error>, now: &
     let synced = state.is_some_and(|s| s.synced == s.replicas && s.version == findings.version);
     let explain = |error: &Error| with_hint(&error.chain(), error.hint().as_deref());
 
-    let accepted = match findings.unimplemented[..] {
-        [] => Draft::new(condition::ACCEPTED, true, reason::ACCEPTED, "every field is honoured"),
-        _ => Draft::new(
+    let door = findings.door.as_ref();
+    let certificate = door.and_then(|door| door.certificate.as_ref());
+    let exposure = door.and_then(|door| door.exposure.as_ref());
+    let accepted = match (&findings.unimplemented[..], failure, exposure) {
+        ([], Some(error), _) if error.reason() == reason::UNSUPPORTED => {
+            Draft::new(condition::ACCEPTED, false, reason::UNSUPPORTED, explain(error))
+        }
+        ([], _, Some(Err(failure))) if failure.reason == reason::UNSUPPORTED => {
+            Draft::new(condition::ACCEPTED, true, reason::ACCEPTED, "every field is honoured, some only in part")
+        }
+        ([], ..) => Draft::new(condition::ACCEPTED, true, reason::ACCEPTED, "every field is honoured"),
+        (unimplemented, ..) => Draft::new(
             condition::ACCEPTED,
             false,
             reason::NOT_IMPLEMENTED,
-            format!("not implemented yet: {}", findings.unimplemented.join(", ")),
+            format!("not implemented yet: {}", unimplemented.join(", ")),
         ),
     };
     let ready = match (failure, state) {
@@ -426,7 +474,10 @@ pub fn hub(hub: &MCPHub, findings: &HubFindings, failure: Option<&Error>, now: &
             Draft::new(condition::READY, true, reason::NAME_COLLISIONS, message)
         }
         (None, Some(_)) => Draft::new(condition::READY, true, reason::READY, "the endpoint answers"),
-        (None, None) => Draft::new(condition::READY, false, reason::PENDING, "no gateway serves the hub yet"),
+        (None, None) => match certificate {
+            Some(Err(failure)) => Draft::new(condition::READY, false, failure.reason, failure_text(failure)),
+            _ => Draft::new(condition::READY, false, reason::PENDING, "no gateway serves the hub yet"),
+        },
     };
     let config_synced = match synced {
         true => {
@@ -437,15 +488,19 @@ pub fn hub(hub: &MCPHub, findings: &HubFindings, failure: Option<&Error>, now: &
         }
     };
     let mut conditions = vec![accepted, ready, config_synced];
+    conditions.extend(certificate.map(|found| found_or_wrong(condition::RESOLVED, reason::RESOLVED, found)));
+    conditions.extend(exposure.map(|found| found_or_wrong(condition::EXPOSED, reason::EXPOSED, found)));
     conditions.extend(manifest_problem(hub));
+    let before = previous.and_then(|status| status.conditions.as_deref());
+    let mut conditions = finish(conditions, before, hub.metadata.generation, now);
+    if door.is_none() {
+        // Not looked at is neither mended nor broken.
+        let doors = [condition::RESOLVED, condition::EXPOSED];
+        conditions.extend(before.into_iter().flatten().filter(|c| doors.contains(&c.type_.as_str())).cloned());
+    }
     MCPHubStatus {
         observed_generation: hub.metadata.generation,
-        conditions: Some(finish(
-            conditions,
-            previous.and_then(|s| s.conditions.as_deref()),
-            hub.metadata.generation,
-            now,
-        )),
+        conditions: Some(conditions),
         endpoint: state.map(|state| state.endpoint.clone()),
         servers: Some(ServerCount {
             ready: count(findings.ready),
@@ -458,6 +513,17 @@ pub fn hub(hub: &MCPHub, findings: &HubFindings, failure: Option<&Error>, now: &
             version: state.version.clone(),
         }),
     }
+}
+
+fn found_or_wrong(type_: &'static str, good: &'static str, found: &Result<String, Failure>) -> Draft {
+    match found {
+        Ok(message) => Draft::new(type_, true, good, message),
+        Err(failure) => Draft::new(type_, false, failure.reason, failure_text(failure)),
+    }
+}
+
+fn failure_text(failure: &Failure) -> String {
+    with_hint(&failure.message, failure.hint.as_deref())
 }
 
 /// Whether condition `Ready` is true.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kube::ResourceExt;
+use mcp_hub_crds::hub::Tls;
 use mcp_hub_crds::server::{
     EraChoice, LifecycleMode, Permissions, Resources, RestartPolicy, Roots, RunAs, RuntimeChoice, SessionsMode,
     TransportType, Volume,
@@ -13,8 +14,10 @@ use mcp_hub_crds::{MCPServer, MCPServerSpec};
 use mcp_hub_dataplane_api::{SessionMode, launch};
 use serde_json::Value;
 
+use crate::exposure::Exposure;
 use crate::installation::{Installation, token_sha256};
 use crate::owner::{OwnerKey, Unstored};
+use crate::rest;
 
 /// Annotation by which `mcpctl stop` keeps a server stopped without touching its manifest.
 pub const STOPPED_ANNOTATION: &str = "mcphub.io/stopped";
@@ -53,6 +56,8 @@ pub struct ServerWorkload {
     pub run_as: Option<RunAs>,
     /// 0 while paused or stopped.
     pub replicas: i32,
+    /// Nothing is to run for want of calls, and what makes it run is to stay.
+    pub at_rest: bool,
     pub lifecycle: launch::Lifecycle,
     pub sessions: launch::Sessions,
     pub roots: launch::Roots,
@@ -75,6 +80,9 @@ pub struct GatewayWorkload {
     pub owner: OwnerKey,
     pub replicas: i32,
     pub port: u16,
+    /// Where the certificate comes from that the gateways show; without, they speak plain HTTP.
+    pub tls: Option<Tls>,
+    pub exposure: Option<Exposure>,
 }
 
 /// One environment variable.
@@ -140,7 +148,6 @@ impl ServerWorkload {
         } = server.spec.clone();
 
         let source_digest = source_digest(&source);
-        let idle = lifecycle.as_ref().and_then(|l| l.idle_timeout).map_or(DEFAULT_IDLE, |d| d.get());
 
         Ok(Self {
             transport: child_transport(transport.as_ref()),
@@ -163,9 +170,12 @@ impl ServerWorkload {
                 .collect(),
             volumes: volumes.unwrap_or_default(),
             replicas: if is_stopped(server) { 0 } else { replicas.unwrap_or(1) },
+            at_rest: rest::is_at_rest(server),
             lifecycle: match lifecycle.and_then(|l| l.mode) {
                 None | Some(LifecycleMode::AlwaysOn) => launch::Lifecycle::AlwaysOn,
-                Some(LifecycleMode::OnDemand) => launch::Lifecycle::OnDemand { idle_timeout_ms: millis(idle) },
+                Some(LifecycleMode::OnDemand) => {
+                    launch::Lifecycle::OnDemand { idle_timeout_ms: millis(idle_timeout(server)) }
+                }
             },
             sessions: launch::Sessions {
                 mode: session_mode(sessions.as_ref().and_then(|s| s.mode)),
@@ -247,6 +257,11 @@ pub fn resolution(server: &MCPServer) -> Option<Resolved> {
 
 fn source_digest(source: &Source) -> String {
     crate::digest(&serde_json::to_value(source).unwrap_or_default())
+}
+
+/// How long an `onDemand` server may have no call before it sleeps.
+pub(crate) fn idle_timeout(server: &MCPServer) -> Duration {
+    server.spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.idle_timeout).map_or(DEFAULT_IDLE, |d| d.get())
 }
 
 /// Longest call of a server in milliseconds.

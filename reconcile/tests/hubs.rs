@@ -5,11 +5,13 @@
 mod scenario;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use mcp_hub_dataplane_api::Era;
 use mcp_hub_dataplane_api::gateway::{Target, Transport, UpstreamEra};
 use mcp_hub_dataplane_api::status::Phase;
 use mcp_hub_reconcile::fake::Bridges;
+use mcp_hub_reconcile::ports::Demand;
 use scenario::{Scenario, command, hub, server, with};
 use serde_json::json;
 
@@ -190,4 +192,120 @@ async fn names_that_collide_in_a_bare_hub_are_shown() {
     + ConfigSynced Synced: every gateway serves the newest configuration
     endpoint: http://127.0.0.1:7337/mcp
     ");
+}
+
+/// A server that sleeps when nobody calls it, on a sink whose gateways can have it woken, asleep in its place.
+async fn sleeping(s: &Scenario) {
+    s.sink.set_demand("", Demand::Unknown);
+    s.store.apply_hub(hub("default", json!({})));
+    let mut github = command("github", &[]);
+    github.spec.lifecycle = serde_json::from_value(json!({"mode": "onDemand", "idleTimeout": "5m"})).unwrap();
+    s.store.apply_server(github);
+    s.settle().await;
+    s.runtime.set_bridge("github", |bridge| bridge.phase = Phase::Asleep);
+    s.settle().await;
+    assert_eq!(s.ready("github"), "True Asleep");
+    assert!(runs(s), "its bridge can start it at once");
+}
+
+fn runs(s: &Scenario) -> bool {
+    !s.runtime.inventory().is_empty()
+}
+
+const LONG: Demand = Demand::Idle(Duration::from_secs(300));
+
+#[tokio::test]
+async fn a_server_that_nobody_calls_is_put_to_rest_and_a_call_wakes_it() {
+    let s = Scenario::new();
+    sleeping(&s).await;
+    let before = s.store.find_server("github").unwrap().status.clone().unwrap();
+    s.sink.set_demand("", LONG);
+    let written = s.settle().await;
+    assert_eq!(written, ["remove bridge github", "status of github", "sink: apply default", "status of default"]);
+    insta::assert_snapshot!(s.status("github"), @r"
+    Asleep (generation 1)
+    + Accepted Accepted: every field is honoured
+    + Resolved Resolved: the source and its secrets are there
+    + Available Asleep: nothing is to run for want of calls
+    + Ready Asleep: nothing runs for want of calls; the next call starts it
+    + RuntimeSupported Supported: the runtime honours the spec in full
+    endpoint: http://127.0.0.1/github
+    version: 1.0.0
+    server: fake-server 1.2.3
+    tools: 3
+    ");
+    let after = s.store.find_server("github").unwrap().status.clone().unwrap();
+    assert_eq!((after.replicas, &after.tools, &after.server), (Some(0), &before.tools, &before.server));
+    assert_eq!(after.endpoint, before.endpoint);
+    assert_eq!(upstreams(&s, "default"), ["github asleep"]);
+    let told = s.sink.config("default").unwrap().wake.expect("somebody to ask");
+    assert_eq!(told.url, "http://operator/wake");
+    assert!(s.hub_status("default").starts_with("1/1 servers"));
+
+    // A gateway that says nothing for a while does not call it.
+    s.sink.set_demand("", Demand::Unknown);
+    assert_eq!(s.settle().await, Vec::<String>::new());
+
+    s.runtime.set_bridges(Bridges::ByHand);
+    s.sink.set_demand("", Demand::Called);
+    assert_eq!(s.settle().await, ["make bridge github", "status of github"]);
+    assert_eq!(s.ready("github"), "True Waking");
+    assert_eq!(upstreams(&s, "default"), ["github asleep"], "calls wait on");
+    s.runtime.set_bridge("github", |bridge| {
+        bridge.phase = Phase::Ready;
+        bridge.handshake = Some(mcp_hub_reconcile::fake::ready());
+    });
+    s.settle().await;
+    assert_eq!(s.ready("github"), "True Ready");
+    assert_eq!(upstreams(&s, "default"), ["github http://127.0.0.1/github with authorization"]);
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_be_woken_ends_the_wait_with_the_reason() {
+    let s = Scenario::new();
+    sleeping(&s).await;
+    s.sink.set_demand("", LONG);
+    s.settle().await;
+    s.runtime.set_bridges(Bridges::ByHand);
+    s.sink.set_demand("", Demand::Called);
+    s.settle().await;
+    s.runtime.set_bridge("github", |bridge| {
+        bridge.phase = Phase::CrashLoop { retry_at: "2026-08-01T00:00:00Z".to_owned() };
+        bridge.last_error = Some("the server exited with code 1".to_owned());
+    });
+    s.settle().await;
+    assert_eq!(upstreams(&s, "default"), ["github CrashLoop: the server exited with code 1"]);
+}
+
+#[tokio::test]
+async fn a_server_at_rest_runs_again_when_its_spec_changes_and_when_no_hub_could_have_it_woken() {
+    let s = Scenario::new();
+    sleeping(&s).await;
+    s.sink.set_demand("", LONG);
+    s.settle().await;
+    let changed =
+        with((*s.store.find_server("github").unwrap()).clone(), |it| it.spec.args = Some(vec!["x".to_owned()]));
+    s.store.apply_server(changed);
+    s.settle().await;
+    assert_eq!(s.ready("github"), "True Ready", "another spec shakes hands once");
+    s.runtime.set_bridge("github", |bridge| bridge.phase = Phase::Asleep);
+    s.settle().await;
+    assert!(!runs(&s));
+    s.store.delete("default");
+    s.settle().await;
+    assert_eq!((s.ready("github"), runs(&s)), ("True Ready".to_owned(), true));
+}
+
+#[tokio::test]
+async fn what_a_server_offers_is_kept_before_it_is_put_to_rest() {
+    let s = Scenario::new();
+    sleeping(&s).await;
+    s.sink.lose_definitions(true);
+    s.sink.set_demand("", LONG);
+    s.settle().await;
+    assert!(runs(&s));
+    assert!(s.status("github").contains("Its place is kept: no gateway knows"), "{}", s.status("github"));
+    s.sink.lose_definitions(false);
+    s.settle().await;
+    assert!(!runs(&s));
 }

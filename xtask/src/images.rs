@@ -62,7 +62,7 @@ enum Part {
 
 const BRIDGE: &str = "bridge";
 
-const RECIPES: [Recipe; 5] = [
+const RECIPES: [Recipe; 6] = [
     Recipe {
         name: "gateway",
         package: "mcp-hub-gateway",
@@ -85,6 +85,14 @@ const RECIPES: [Recipe; 5] = [
         program: "mcp-runner",
         brings: &[Part::Interpreters, Part::Certificates],
         title: "MCP Hub runner: Node.js and Python for packages",
+        is_for_tests: false,
+    },
+    Recipe {
+        name: "relay",
+        package: "mcp-hub-relay",
+        program: "mcp-hub-relay",
+        brings: &[],
+        title: "MCP Hub relay",
         is_for_tests: false,
     },
     Recipe {

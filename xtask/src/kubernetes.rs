@@ -63,7 +63,7 @@ struct Tools {
 impl Tools {
     fn stories(&self) -> Result<(), Error> {
         // Stories tell of it, too.
-        shell::run(&mut shell::cargo(&["build", "--locked", "--package", "mcpctl"]))?;
+        shell::programs()?;
         self.install().inspect_err(|_| self.explain())?;
         let mut stories = shell::cargo(&["test", "--locked", "--package", "mcp-hub-kubernetes-tests"]);
         let stories = named(&mut stories).env("MCP_HUB_TEST_KUBECONFIG", &self.kubeconfig);

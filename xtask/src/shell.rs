@@ -56,6 +56,12 @@ pub(crate) fn cargo(args: &[&str]) -> Command {
     command
 }
 
+/// Builds every program of the workspace, as tests use them. All at once: a package alone gives what it depends on other
+/// features than the whole has, and a hundred crates are compiled again.
+pub(crate) fn programs() -> Result<(), Error> {
+    run(&mut cargo(&["build", "--locked", "--workspace", "--bins"]))
+}
+
 /// Runs to the end with inherited streams.
 pub(crate) fn run(command: &mut Command) -> Result<(), Error> {
     say(&format!("$ {}", line(command)));

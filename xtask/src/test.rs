@@ -104,7 +104,7 @@ fn compare_with_list(ran: &BTreeSet<&str>, failures: &mut Vec<String>) -> Result
 /// Unit, property, snapshot, contract and integration tests of every crate but the whole-product ones.
 fn rust() -> Result<(), Error> {
     // Tests start the binaries of other packages, which `cargo test` alone would not build.
-    shell::run(&mut shell::cargo(&["build", "--locked", "--workspace", "--bins"]))?;
+    shell::programs()?;
     let mut test = shell::cargo(&["test", "--locked", "--workspace"]);
     // Those of the levels below.
     for package in ["mcp-hub-e2e", "mcp-hub-test-cluster", "mcp-hub-chart-tests", "mcp-hub-kubernetes-tests"] {
@@ -116,7 +116,7 @@ fn rust() -> Result<(), Error> {
 /// The bridges of every target, and an `mcpctl` that works by itself because it carries them.
 fn static_bridge() -> Result<(), Error> {
     let program = dist::carrying(&dist::bridges()?, "dev")?;
-    shell::run(&mut shell::cargo(&["build", "--locked", "--package", "units-server"]))?;
+    shell::programs()?;
     let units = shell::target().join("debug/units-server");
     let home = shell::target().join("carried");
     // What an interrupted run left would be followed, too.
@@ -171,7 +171,7 @@ fn ignore_absent(error: std::io::Error) -> std::io::Result<()> {
 #[cfg(target_os = "linux")]
 fn cluster_tests() -> Result<(), Error> {
     // Tests of the operator find it beside themselves.
-    shell::run(&mut shell::cargo(&["build", "--locked", "--package", "mcp-hub-operator"]))?;
+    shell::programs()?;
     shell::run(&mut shell::cargo(&["test", "--locked", "--package", "mcp-hub-test-cluster"]))?;
     // The fake API server is as good as its likeness to the real one.
     let real = Cluster::up(Options::new(Shape::ApiServer))?;
@@ -182,7 +182,7 @@ fn cluster_tests() -> Result<(), Error> {
 
 /// Whole-product tests: mcpctl, real servers, real clients, faults.
 fn e2e() -> Result<(), Error> {
-    shell::run(&mut shell::cargo(&["build", "--locked", "--workspace", "--bins"]))?;
+    shell::programs()?;
     let clients = clients::install()?;
     shell::run(shell::cargo(&["test", "--locked", "--package", "mcp-hub-e2e"]).env("MCP_HUB_CLIENTS", clients))
 }

@@ -24,6 +24,22 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end -}}
 
+{{/* Name of everything that belongs to the relay. */}}
+{{- define "mcp-hub.relay" -}}
+{{- include "mcp-hub.name" . | trimSuffix "-operator" -}}-relay
+{{- end -}}
+
+{{/* Labels that select the relay's pods; they cannot change. */}}
+{{- define "mcp-hub.relaySelector" -}}
+app.kubernetes.io/name: mcp-hub
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: relay
+{{- end -}}
+
+{{- define "mcp-hub.relayLabels" -}}
+{{ include "mcp-hub.labels" . | replace "app.kubernetes.io/component: operator" "app.kubernetes.io/component: relay" }}
+{{- end -}}
+
 {{- define "mcp-hub.serviceAccount" -}}
 {{- if .Values.serviceAccount.create -}}
 {{- .Values.serviceAccount.name | default (include "mcp-hub.name" .) -}}
@@ -55,7 +71,8 @@ capabilities: {drop: [ALL]}
 - apiGroups: [mcphub.io]
   resources: [mcpservers/status, mcphubs/status]
   verbs: [patch]
-# Users' Secrets are read by name, for servers that refer to them. The others are its own: a hub's configuration and token.
+# Users' Secrets are read by name, for servers and hubs that refer to them. The others are its own: a hub's configuration and
+# token.
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, create, patch, delete]
@@ -66,7 +83,14 @@ capabilities: {drop: [ALL]}
   resources: [deployments]
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [networking.k8s.io]
-  resources: [networkpolicies]
+  resources: [networkpolicies, ingresses]
+  verbs: [get, list, watch, create, patch, delete]
+# Whether a cluster knows these two kinds or not; it looks now and then.
+- apiGroups: [gateway.networking.k8s.io]
+  resources: [httproutes]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [cert-manager.io]
+  resources: [certificates]
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]

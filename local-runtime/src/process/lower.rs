@@ -56,6 +56,7 @@ pub(super) fn lower(workload: &Workload, host: &Host, run_dir: &Path) -> Result<
         resources,
         run_as,
         replicas,
+        at_rest,
         lifecycle,
         sessions,
         roots,
@@ -117,7 +118,7 @@ pub(super) fn lower(workload: &Workload, host: &Host, run_dir: &Path) -> Result<
     let writable = volumes_of(volumes, host, Path::new(base_dir), permissions.as_ref())?;
     let filesystem = filesystem_of(permissions.as_ref(), host, &writable, resolved.as_ref(), run_dir, owner)?;
 
-    if *replicas == 0 {
+    if *replicas == 0 || *at_rest {
         return Ok(Lowered { objects: Vec::new(), degraded });
     }
     let resolved = match (source, resolved) {

@@ -1,11 +1,12 @@
 //! A hub's gateway: a Deployment, a Service, a NetworkPolicy, a PodDisruptionBudget; its configuration lies in a Secret.
+//! What lets clients in from outside is in `door`.
 
-use mcp_hub_reconcile::lower::Lowered;
+use mcp_hub_reconcile::lower::{Lowered, Unsupported};
 use mcp_hub_reconcile::owner::OwnerKey;
 use mcp_hub_reconcile::workload::GatewayWorkload;
 use serde_json::json;
 
-use super::{ClusterSettings, child, network, pod};
+use super::{ClusterSettings, child, door, network, pod};
 use crate::children::ChildKind;
 use crate::labels;
 
@@ -15,6 +16,7 @@ pub(crate) const CONTROL_PORT: u16 = 7339;
 pub(crate) const CONFIG_KEY: &str = "config.json.gz";
 pub(crate) const SEALING_KEY: &str = "sealing-key";
 const CONFIG_DIR: &str = "/etc/mcp-hub";
+const TLS_DIR: &str = "/etc/mcp-hub-tls";
 /// Endpoints are told of a pod's end within a few seconds; what is under way has half a minute.
 const DRAIN_DELAY: u32 = 5;
 const DRAIN_LIMIT: u32 = 30;
@@ -47,13 +49,13 @@ fn peers_name(hub: &OwnerKey) -> String {
     format!("{}-peers", gateway_name(hub))
 }
 
-pub(super) fn lower(gateway: &GatewayWorkload, settings: &ClusterSettings) -> Lowered {
-    let GatewayWorkload { owner, replicas, port } = gateway;
+pub(super) fn lower(gateway: &GatewayWorkload, settings: &ClusterSettings) -> Result<Lowered, Unsupported> {
+    let GatewayWorkload { owner, replicas, port, tls, exposure } = gateway;
     let (pods, name) = (labels::pods_of(owner), gateway_name(owner));
     let mut pod_labels = labels::of(owner);
     pod_labels.insert(labels::ROLE.to_owned(), labels::GATEWAY_ROLE.to_owned());
     let user = pod::NOBODY;
-    let container = json!({
+    let mut container = json!({
         "name": GATEWAY,
         "image": settings.gateway_image,
         "args": [
@@ -76,6 +78,16 @@ pub(super) fn lower(gateway: &GatewayWorkload, settings: &ClusterSettings) -> Lo
         "readinessProbe": pod::probe("/readyz", CONTROL_PORT, 2, 2),
         "livenessProbe": pod::probe("/healthz", CONTROL_PORT, 10, 6),
     });
+    let mut volumes = vec![json!({"name": "config", "secret": {"secretName": config_secret(owner)}})];
+    if let Some(tls) = tls {
+        let secret = door::certificate_secret(owner, tls);
+        volumes.push(json!({"name": "tls", "secret": {"secretName": secret}}));
+        let mount = json!({"name": "tls", "mountPath": TLS_DIR, "readOnly": true});
+        let more = [("volumeMounts", vec![mount]), ("args", vec![json!(format!("--tls={TLS_DIR}"))])];
+        for (list, items) in more {
+            container[list].as_array_mut().into_iter().for_each(|list| list.extend(items.clone()));
+        }
+    }
     let deployment = json!({
         "replicas": replicas,
         "revisionHistoryLimit": 2,
@@ -93,14 +105,18 @@ pub(super) fn lower(gateway: &GatewayWorkload, settings: &ClusterSettings) -> Lo
                     "labelSelector": {"matchLabels": pods},
                 }],
                 "containers": [container],
-                "volumes": [{"name": "config", "secret": {"secretName": config_secret(owner)}}],
+                "volumes": volumes,
             },
         },
     });
-    let service = json!({
+    let mut service = json!({
         "selector": pods,
         "ports": [{"name": "mcp", "port": port, "targetPort": port, "protocol": "TCP"}],
     });
+    if tls.is_some() {
+        // By which an Ingress or Gateway may know how to speak to it.
+        service["ports"][0]["appProtocol"] = json!("https");
+    }
     // Where replicas find each other. One that is about to end is found no more.
     let peers = json!({
         "clusterIP": "None",
@@ -119,5 +135,6 @@ pub(super) fn lower(gateway: &GatewayWorkload, settings: &ClusterSettings) -> Lo
         let budget = json!({"maxUnavailable": 1, "selector": {"matchLabels": pods}});
         objects.push(child(ChildKind::PodDisruptionBudget, owner, name, &budget));
     }
-    Lowered { objects, degraded: Vec::new() }
+    objects.extend(door::lower(owner, *port, tls.as_ref(), exposure.as_ref())?);
+    Ok(Lowered { objects, degraded: Vec::new() })
 }

@@ -1,5 +1,7 @@
 //! What a workload becomes in a cluster. Pure.
 
+mod door;
+mod egress;
 mod gateway;
 mod network;
 mod package;
@@ -15,7 +17,9 @@ use serde_json::{Value, json};
 
 use crate::children::ChildKind;
 use crate::labels;
+use crate::relay::Relay;
 
+pub(crate) use door::{certificate_secret, service_names};
 pub use gateway::{CLIENTS_PORT, GATEWAY, TOKEN_KEY, URL_KEY, token_secret};
 pub(crate) use gateway::{CONFIG_KEY, CONTROL_PORT, SEALING_KEY, config_secret, gateway_name};
 pub use package::PackageSettings;
@@ -35,6 +39,8 @@ pub struct ClusterSettings {
     pub gateway_image: String,
     /// Whether the cluster's network plugin is known to enforce network policies.
     pub network_policies_enforced: bool,
+    /// Without it host names in egress lists are refused.
+    pub relay: Option<Relay>,
 }
 
 pub(crate) const NAME: &str = "kubernetes";
@@ -42,7 +48,7 @@ pub(crate) const NAME: &str = "kubernetes";
 pub(crate) fn lower(workload: &Workload, settings: &ClusterSettings) -> Result<Lowered, Unsupported> {
     match workload {
         Workload::Server(server) => server::lower(server, settings),
-        Workload::Gateway(gateway) => Ok(gateway::lower(gateway, settings)),
+        Workload::Gateway(gateway) => gateway::lower(gateway, settings),
     }
 }
 

@@ -5,6 +5,7 @@ use mcp_hub_crds::source::{PackageRegistry, PackageSource};
 use mcp_hub_reconcile::lower::{Degraded, Unsupported};
 use serde_json::{Value, json};
 
+use super::egress::Egress;
 use super::{no, pod};
 use crate::pods::PACKAGE;
 
@@ -111,8 +112,9 @@ fn is_exact(registry: PackageRegistry, version: &str) -> bool {
 pub(super) fn under_egress_list() -> Degraded {
     Degraded {
         field: "spec.source.package".to_owned(),
-        message: "spec.permissions.network.egress holds for the installation, too: it must name the addresses of the \
-                  registry (or of the proxy to it) and of the cluster's DNS"
+        message: "spec.permissions.network.egress holds for the installation, too: it must name the hosts of the \
+                  registry, such as registry.npmjs.org:443, or the addresses of the registry (or of the proxy to it) and \
+                  of the cluster's DNS"
             .to_owned(),
     }
 }
@@ -129,6 +131,7 @@ pub(super) fn init_container(
     image: &str,
     folder: &str,
     settings: &PackageSettings,
+    egress: Option<&Egress>,
 ) -> Value {
     let PackageSource { registry, name, version: _, executable } = source;
     let mut args = vec!["install", folder, registry.as_str(), name, version];
@@ -141,7 +144,11 @@ pub(super) fn init_container(
         "securityContext": pod::confined(true),
         "volumeMounts": [{"name": VOLUME, "mountPath": folder}],
     });
-    let env = settings.env(*registry);
+    let mut env = settings.env(*registry);
+    // The operator's own proxy knows the registry; without one the way out is the server's.
+    if let (Some(egress), None) = (egress, &settings.proxy) {
+        env.extend(egress.env.iter().map(|(name, value)| pod::variable(name, value)));
+    }
     // The API server leaves an empty list out, which would look like a change for ever.
     if !env.is_empty() {
         container["env"] = Value::from(env);
@@ -165,6 +172,21 @@ mod tests {
                 assert_eq!(is_exact(registry, version), exact, "{version}");
             }
         }
+    }
+
+    #[test]
+    fn installers_go_by_the_servers_way_out_unless_they_have_a_proxy_of_their_own() {
+        let source = serde_json::from_value(json!({"registry": "npm", "name": "a", "version": "1.0.0"})).unwrap();
+        let egress = Egress { rules: Vec::new(), env: vec![("HTTPS_PROXY", "http://relay".to_owned())] };
+        let own = PackageSettings { proxy: Some("http://p".to_owned()), ..Default::default() };
+        let proxy = |settings: &PackageSettings| {
+            let container = init_container(&source, "1.0.0", "runner:1", "/package", settings, Some(&egress));
+            let env: Vec<Value> = container["env"].as_array().cloned().unwrap_or_default();
+            let found: Vec<_> = env.into_iter().filter(|variable| variable["name"] == "HTTPS_PROXY").collect();
+            found.iter().map(|variable| variable["value"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(proxy(&PackageSettings::default()), ["http://relay"]);
+        assert_eq!(proxy(&own), ["http://p"]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A server: a Deployment whose pods bring the bridge, a headless Service, a NetworkPolicy.
 
-use mcp_hub_crds::server::{FilesystemPermission, NetworkPermissions, Permissions, RunAs, Volume};
+use mcp_hub_crds::server::{FilesystemPermission, Permissions, RunAs, Volume};
 use mcp_hub_crds::source::{ImageSource, PackageSource, Resolved, Source};
 use mcp_hub_dataplane_api::SessionMode;
 use mcp_hub_dataplane_api::launch::{
@@ -11,7 +11,7 @@ use mcp_hub_reconcile::owner::OwnerKey;
 use mcp_hub_reconcile::workload::{EnvValue, RESTARTED_AT_ANNOTATION, ServerWorkload};
 use serde_json::{Value, json};
 
-use super::{ClusterSettings, child, network, no, package, pod, template};
+use super::{ClusterSettings, child, egress, network, no, package, pod, template};
 use crate::children::ChildKind;
 use crate::labels;
 use crate::pods::{BRIDGE, SERVER};
@@ -62,6 +62,7 @@ pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Resu
         resources,
         run_as,
         replicas,
+        at_rest,
         lifecycle,
         sessions,
         roots,
@@ -91,8 +92,9 @@ pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Resu
         }
     };
     let mut degraded = Vec::new();
-    let egress = permissions.as_ref().and_then(|permissions| permissions.network.as_ref());
-    if egress.is_some_and(|network| network.egress.is_some()) && !settings.network_policies_enforced {
+    let network = permissions.as_ref().and_then(|permissions| permissions.network.as_ref());
+    let egress = network.and_then(|network| network.egress.as_deref());
+    if egress.is_some() && !settings.network_policies_enforced {
         degraded.push(Degraded {
             field: "spec.permissions.network.egress".to_owned(),
             message: "written as a NetworkPolicy; whether it is enforced is up to the cluster's network plugin, which \
@@ -100,11 +102,12 @@ pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Resu
                 .to_owned(),
         });
     }
-    if let (From::Package(..), Some(NetworkPermissions { egress: Some(_) })) = (&from, egress) {
+    if let (From::Package(..), Some(_)) = (&from, egress) {
         degraded.push(package::under_egress_list());
     }
     let port = bridge_port(transport);
-    let policy = network::of_server(&labels::pods_of(owner), port, expose_to, egress, settings)?;
+    let egress = egress.map(|list| egress::lower(owner, list, settings)).transpose()?;
+    let policy = network::of_server(&labels::pods_of(owner), port, expose_to, egress.as_ref(), settings);
     let volumes = volumes.iter().map(volume).collect::<Result<Vec<_>, _>>()?;
     if *replicas == 0 {
         return Ok(Lowered { objects: Vec::new(), degraded });
@@ -172,8 +175,18 @@ pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Resu
     if names.contains(&LAUNCH_ENV) {
         return Err(no("spec.env", format!("{LAUNCH_ENV} is the bridge's own variable"), None));
     }
+    if let Some(name) = names.iter().find(|name| egress.as_ref().is_some_and(|egress| egress.claims(name))) {
+        return Err(no(
+            "spec.env",
+            format!("{name} leads to the relay, because spec.permissions.network.egress names hosts"),
+            Some("leave it out, or name addresses only"),
+        ));
+    }
     if who.homeless && !names.contains(&"HOME") {
         variables.push(pod::variable("HOME", TMP_DIR));
+    }
+    for (name, value) in egress.iter().flat_map(|egress| &egress.env).filter(|(name, _)| !names.contains(name)) {
+        variables.push(pod::variable(name, value));
     }
     variables.extend(env.iter().map(|variable| match variable {
         EnvValue::Plain { name, value } => pod::variable(name, value),
@@ -230,7 +243,8 @@ pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Resu
         "volumeMounts": [{"name": "mcp-hub", "mountPath": BRIDGE_DIR}],
     })];
     if let From::Package(source, version) = from {
-        let installer = package::init_container(source, version, &image_to_run, PACKAGE_DIR, &settings.packages);
+        let installer =
+            package::init_container(source, version, &image_to_run, PACKAGE_DIR, &settings.packages, egress.as_ref());
         init_containers.push(installer);
         all_volumes.push(json!({"name": package::VOLUME, "emptyDir": {"sizeLimit": PACKAGE_SIZE}}));
     }
@@ -262,7 +276,7 @@ pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Resu
         false => json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}),
     };
     let deployment = json!({
-        "replicas": replicas,
+        "replicas": if *at_rest { 0 } else { *replicas },
         "revisionHistoryLimit": 2,
         "selector": {"matchLabels": labels::pods_of(owner)},
         "strategy": strategy,
@@ -399,6 +413,13 @@ fn volume(wanted: &Volume) -> Result<Mounted, Unsupported> {
     }
     if mount_path == BRIDGE_DIR || mount_path.starts_with(&format!("{BRIDGE_DIR}/")) {
         return Err(no(field(".mountPath"), format!("{BRIDGE_DIR} is the bridge's own"), None));
+    }
+    if !mount_path.starts_with('/') {
+        return Err(no(
+            field(".mountPath"),
+            "a container has no folder that this could be relative to",
+            Some("begin it with /"),
+        ));
     }
     let read_only = read_only.unwrap_or(false);
     let (source, exclusive) = if host_path.is_some() {

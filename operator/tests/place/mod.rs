@@ -8,11 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use mcp_hub_crds::MCPServer;
 use mcp_hub_crds::source::{ImageSource, Resolved, ResolvedImage, Source};
 use mcp_hub_dataplane_api::secret::SecretString;
 use mcp_hub_dataplane_api::status::{Activity, BridgeStatus, Phase};
 use mcp_hub_fakeapi::FakeApi;
+use mcp_hub_operator::relay::Relay;
 use mcp_hub_operator::runtime::{Askers, KubeRuntime};
 use mcp_hub_operator::{AskBridge, ClusterSettings, PackageSettings, ResolveError, ResolveImage, Scope};
 use mcp_hub_reconcile::installation::Installation;
@@ -69,6 +71,14 @@ pub fn installation() -> Installation {
     Installation::new("test", [7; 32])
 }
 
+fn relay() -> Relay {
+    Relay {
+        address: ([10, 96, 0, 7], 3128).into(),
+        pod_port: IntOrString::String("proxy".to_owned()),
+        key: installation().permit_key(),
+    }
+}
+
 pub fn settings() -> ClusterSettings {
     ClusterSettings {
         namespace: "mcp-hub-system".to_owned(),
@@ -77,6 +87,7 @@ pub fn settings() -> ClusterSettings {
         packages: PackageSettings::default(),
         gateway_image: "registry.example.com/mcp-gateway:1".to_owned(),
         network_policies_enforced: true,
+        relay: Some(relay()),
     }
 }
 

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::accept;
 use crate::gateway;
 use crate::installation::Installation;
-use crate::ports::Runtime;
+use crate::ports::{Addresses, Runtime};
 use crate::workload::{ServerWorkload, Workload};
 
 /// What a server's spec brings about on a runtime and at gateways.
@@ -72,7 +72,7 @@ pub fn of_server(runtime: &dyn Runtime, server: &MCPServer) -> Effect {
     let offers = [near, far].map(|hub| {
         let selected = gateway::selects(&hub, server);
         let servers: Vec<Box<MCPServer>> = selected.then(|| Box::new(ready.clone())).into_iter().collect();
-        document(&gateway::compose(&hub, &servers, &secrets, &[], &installation))
+        document(&gateway::compose(&hub, &servers, &secrets, &Addresses::default(), &installation))
     });
     refused.dedup();
     Effect { output: json!({"objects": objects, "offers": offers}), refused }

@@ -2,7 +2,7 @@
 
 use mcp_hub_crds::resource::ResourceKind;
 use mcp_hub_crds::server::MCPServer;
-use mcp_hub_crds::validate::violations;
+use mcp_hub_crds::validate::Rules;
 use serde_json::{Value, json};
 
 use super::effect::{Effect, of_server, without_each_field};
@@ -29,7 +29,6 @@ pub const INERT: &[(&str, &str)] = &[
 ];
 
 /// All fields but the [`INERT`] ones.
-#[expect(clippy::too_many_lines, reason = "a table")]
 pub fn of(base: &Base) -> Vec<Field> {
     let common = |more: Value| overlaid(json!({"source": base.source}), more);
     let none = || common(json!({}));
@@ -181,11 +180,76 @@ pub fn of(base: &Base) -> Vec<Field> {
     ]
 }
 
+/// All fields of `MCPHub`.
+pub fn of_hub() -> Vec<Field> {
+    let none = || json!({});
+    let servers = |servers: Value| json!({"servers": servers});
+    let gateway = |gateway: Value| json!({"gateway": gateway});
+    let oidc = |issuer: &str, audience: &str, more: Value| {
+        let oidc = overlaid(json!({"issuer": issuer, "audiences": [audience]}), more);
+        json!({"auth": {"mode": "oidc", "oidc": oidc}})
+    };
+    let rule = |name: &str, when: &str, action: &str| json!({"policy": {"rules": [{"name": name, "when": when, "action": action}]}});
+    let ingress = |more: Value| {
+        let ingress = overlaid(json!({"host": "a.example.com"}), more);
+        gateway(json!({"ingress": ingress}))
+    };
+    let route = |more: Value| {
+        let route = overlaid(json!({"host": "a.example.com", "gateway": "gw"}), more);
+        gateway(json!({"httpRoute": route}))
+    };
+    vec![
+        ("spec.servers.selector.matchLabels", none(), servers(json!({"selector": {"matchLabels": {"team": "dev"}}}))),
+        ("spec.servers.include", none(), servers(json!({"include": ["one"]}))),
+        ("spec.servers.namespaces", none(), servers(json!({"namespaces": ["elsewhere"]}))),
+        ("spec.naming.mode", none(), json!({"naming": {"mode": "Bare"}})),
+        ("spec.naming.separator", none(), json!({"naming": {"separator": "-"}})),
+        ("spec.naming.maxLength", none(), json!({"naming": {"maxLength": 64}})),
+        ("spec.gateway.replicas", none(), gateway(json!({"replicas": 3}))),
+        ("spec.gateway.port", none(), gateway(json!({"port": 9000}))),
+        ("spec.gateway.tls.secretRef.name", none(), gateway(json!({"tls": {"secretRef": {"name": "cert"}}}))),
+        ("spec.gateway.tls.certManagerIssuer", none(), gateway(json!({"tls": {"certManagerIssuer": "ca"}}))),
+        ("spec.gateway.ingress.host", none(), ingress(json!({}))),
+        ("spec.gateway.ingress.className", ingress(json!({})), ingress(json!({"className": "nginx"}))),
+        (
+            "spec.gateway.ingress.tlsSecretRef.name",
+            ingress(json!({})),
+            ingress(json!({"tlsSecretRef": {"name": "web"}})),
+        ),
+        ("spec.gateway.ingress.annotations", ingress(json!({})), ingress(json!({"annotations": {"a": "b"}}))),
+        ("spec.gateway.httpRoute.host", none(), route(json!({}))),
+        ("spec.gateway.httpRoute.gateway", route(json!({})), route(json!({"gateway": "other"}))),
+        ("spec.gateway.httpRoute.gatewayNamespace", route(json!({})), route(json!({"gatewayNamespace": "infra"}))),
+        ("spec.gateway.httpRoute.annotations", route(json!({})), route(json!({"annotations": {"a": "b"}}))),
+        ("spec.gateway.allowedHosts", none(), gateway(json!({"allowedHosts": ["hub.example.com"]}))),
+        ("spec.gateway.allowedOrigins", none(), gateway(json!({"allowedOrigins": ["https://hub.example.com"]}))),
+        ("spec.auth.mode", none(), json!({"auth": {"mode": "none"}})),
+        ("spec.auth.oidc.issuer", none(), oidc("https://id.example.com", "hub", json!({}))),
+        ("spec.auth.oidc.audiences", none(), oidc("https://id.example.com", "hub", json!({}))),
+        (
+            "spec.auth.oidc.requiredScopes",
+            none(),
+            oidc("https://id.example.com", "hub", json!({"requiredScopes": ["mcp"]})),
+        ),
+        ("spec.policy.rules[].name", none(), rule("deny", "true", "Deny")),
+        ("spec.policy.rules[].when", none(), rule("deny", "true", "Deny")),
+        ("spec.policy.rules[].action", none(), rule("deny", "true", "Deny")),
+        ("spec.limits.messageBytes", none(), json!({"limits": {"messageBytes": 1_048_576}})),
+        ("spec.limits.resultBytes", none(), json!({"limits": {"resultBytes": 1_048_576}})),
+        ("spec.limits.concurrentCalls", none(), json!({"limits": {"concurrentCalls": 3}})),
+        ("spec.limits.perPrincipalRps", none(), json!({"limits": {"perPrincipalRps": 3}})),
+        ("spec.limits.staleFor", none(), json!({"limits": {"staleFor": "1m"}})),
+        ("spec.disclosure.mode", none(), json!({"disclosure": {"mode": "search"}})),
+        ("spec.openapi.enabled", none(), json!({"openapi": {"enabled": true}})),
+        ("spec.audit.sink", none(), json!({"audit": {"sink": "stdout"}})),
+    ]
+}
+
 /// Fields of the table that this runtime neither honours nor refuses by name, each with what is wrong.
 pub fn silent(runtime: &dyn Runtime, base: &Base) -> Vec<String> {
-    let mut found = Vec::new();
+    let (rules, mut found) = (Rules::compiled(), Vec::new());
     for (field, without, with) in of(base) {
-        let invalid = [&without, &with].map(|spec| violations(ResourceKind::MCPServer, &resource(spec)));
+        let invalid = [&without, &with].map(|spec| rules.violations(ResourceKind::MCPServer, &resource(spec)));
         if let Some(broken) = invalid.iter().find(|broken| !broken.is_empty()) {
             found.push(format!("{field}: the table's spec is invalid: {broken:?}"));
             continue;
@@ -202,15 +266,15 @@ pub fn silent(runtime: &dyn Runtime, base: &Base) -> Vec<String> {
 /// How many fields were taken out of a spec that the runtime honours in full, one at a time, and those whose absence it did
 /// not notice. Fields in `inert` say nothing by being there.
 pub fn unnoticed(runtime: &dyn Runtime, spec: &Value, inert: &[&str]) -> (usize, Vec<String>) {
-    let whole = effect(runtime, spec);
-    let invalid = violations(ResourceKind::MCPServer, &resource(spec));
+    let (rules, whole) = (Rules::compiled(), effect(runtime, spec));
+    let invalid = rules.violations(ResourceKind::MCPServer, &resource(spec));
     if !invalid.is_empty() || !whole.refused.is_empty() {
         return (0, vec![format!("the whole spec is invalid ({invalid:?}) or refused ({:?})", whole.refused)]);
     }
     let (mut count, mut found) = (0, Vec::new());
     for (field, less) in without_each_field(spec) {
         // What cannot be left out cannot be taken out.
-        if !violations(ResourceKind::MCPServer, &resource(&less)).is_empty() || inert.contains(&field.as_str()) {
+        if !rules.violations(ResourceKind::MCPServer, &resource(&less)).is_empty() || inert.contains(&field.as_str()) {
             continue;
         }
         count += 1;
@@ -298,7 +362,7 @@ mod tests {
     fn user_0_needs_allow_root() {
         let run_as = |run_as: Value| {
             let spec = json!({"source": {"command": {"path": "/bin/server"}}, "runAs": run_as});
-            violations(ResourceKind::MCPServer, &resource(&spec))
+            Rules::compiled().violations(ResourceKind::MCPServer, &resource(&spec))
         };
         assert_eq!(run_as(json!({"user": 0})).len(), 1);
         assert!(run_as(json!({"user": 0, "allowRoot": true})).is_empty());

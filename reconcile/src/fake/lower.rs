@@ -18,7 +18,7 @@ pub(super) fn no(field: &str, message: &str) -> Unsupported {
     }
 }
 
-/// Everything of a workload as objects: a network, if it is restricted, and a bridge. With `drops` it takes what it cannot
+/// Everything of a workload as objects: a network, if it is restricted, and a bridge, which goes at rest. With `drops` it takes what it cannot
 /// honour, and leaves it out.
 pub(super) fn lower(workload: &ServerWorkload, drops: bool) -> Result<Lowered, Unsupported> {
     // Destructured so that a new field does not compile until it is decided.
@@ -38,6 +38,7 @@ pub(super) fn lower(workload: &ServerWorkload, drops: bool) -> Result<Lowered, U
         resources,
         run_as,
         replicas,
+        at_rest,
         lifecycle,
         sessions,
         roots,
@@ -92,7 +93,11 @@ pub(super) fn lower(workload: &ServerWorkload, drops: bool) -> Result<Lowered, U
         "restart": document(restart), "timeouts": document(timeouts), "permissions": document(permissions),
         "token": token_sha256, "restartedAt": restarted_at, "exposeTo": expose_to, "bridge": bridge,
     });
-    let mut objects = vec![Object::new(ObjectId::new("bridge", &owner.name), Stage::Workload, Change::Recreate, body)];
+    let mut objects = Vec::new();
+    if !at_rest {
+        let id = ObjectId::new("bridge", &owner.name);
+        objects.push(Object::new(id, Stage::Workload, Change::Recreate, body));
+    }
     if let Some(network) = permissions.as_ref().and_then(|permissions| permissions.network.as_ref()) {
         let id = ObjectId::new("network", &owner.name);
         objects.push(Object::new(id, Stage::Network, Change::InPlace, json!({"egress": network.egress})));

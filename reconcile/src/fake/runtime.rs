@@ -496,6 +496,7 @@ impl Runtime for FakeRuntime {
             });
             observed.bridge = observed.bridge.or_else(|| made.bridge.clone());
         }
+        observed.sleeps = observed.bridge.as_ref().is_some_and(|bridge| bridge.phase == Phase::Asleep);
         let process = place.processes.iter().any(|process| process.owner.as_ref() == Some(owner));
         if process && observed.bridge.is_none() && !self.has(Fault::LeavesProcess) && !self.has(Fault::ForgetsOwners) {
             // A process without its object: known, but in nobody's sense in sync.

@@ -12,9 +12,10 @@ use mcp_hub_dataplane_api::gateway::{GatewayConfig, UpstreamStatus};
 use tokio::sync::broadcast;
 
 use super::Writes;
-use crate::error::SinkError;
+use crate::error::{Retry, SinkError};
+use crate::exposure::Exposure;
 use crate::owner::OwnerKey;
-use crate::ports::{GatewaySink, HubState, SinkEvent, news};
+use crate::ports::{Addresses, Demand, Door, GatewaySink, HubState, SinkEvent, news};
 
 /// Clones are the same sink.
 #[derive(Debug, Clone)]
@@ -30,6 +31,8 @@ struct Gateways {
     upstreams: BTreeMap<String, UpstreamStatus>,
     collisions: BTreeMap<String, Vec<String>>,
     pace: Duration,
+    demand: Option<Demand>,
+    definitions_lost: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -66,6 +69,17 @@ impl FakeSink {
         self.gateways().collisions = collisions;
     }
 
+    /// What gateways say of the demand for every server from now on, as a sink whose gateways can have servers woken.
+    pub fn set_demand(&self, server_uid: &str, demand: Demand) {
+        self.gateways().demand = Some(demand);
+        self.events.send(SinkEvent::Upstream(server_uid.to_owned())).ok();
+    }
+
+    /// Whether what servers offer cannot be kept.
+    pub fn lose_definitions(&self, lost: bool) {
+        self.gateways().definitions_lost = lost;
+    }
+
     /// As a sink for which each configuration is a write.
     pub fn set_pace(&self, pace: Duration) {
         self.gateways().pace = pace;
@@ -78,8 +92,12 @@ impl FakeSink {
 
 #[async_trait]
 impl GatewaySink for FakeSink {
-    async fn apply(&self, hub: &OwnerKey, hub_spec: &MCPHub, config: &GatewayConfig) -> Result<(), SinkError> {
+    async fn apply(&self, hub: &OwnerKey, hub_spec: &MCPHub, config: &GatewayConfig) -> Result<Door, SinkError> {
         let gateway = hub_spec.spec.gateway.as_ref();
+        let door = Door {
+            certificate: gateway.and_then(|g| g.tls.as_ref()).map(|tls| Ok(format!("{tls:?}"))),
+            exposure: gateway.and_then(Exposure::of).map(|exposure| Ok(format!("{exposure:?}"))),
+        };
         let served = Served {
             config: config.clone(),
             port: gateway.and_then(|g| g.port).unwrap_or(7337),
@@ -89,13 +107,13 @@ impl GatewaySink for FakeSink {
             old.config.version == config.version && old.port == served.port && old.replicas == served.replicas
         };
         if self.gateways().served.get(hub).is_some_and(same) {
-            return Ok(());
+            return Ok(door);
         }
         self.writes.write(format!("sink: apply {}", hub_spec.name_any()), || {
             self.gateways().served.insert(hub.clone(), served);
         })?;
         self.events.send(SinkEvent::Hub(hub.clone())).ok();
-        Ok(())
+        Ok(door)
     }
 
     async fn remove(&self, hub: &OwnerKey) -> Result<(), SinkError> {
@@ -112,8 +130,9 @@ impl GatewaySink for FakeSink {
         self.gateways().pace
     }
 
-    fn hosts(&self, _: &OwnerKey) -> Vec<String> {
-        Vec::new()
+    fn addresses(&self, _: &OwnerKey) -> Addresses {
+        let wake = self.gateways().demand.map(|_| "http://operator/wake".to_owned());
+        Addresses { hosts: Vec::new(), wake }
     }
 
     async fn observe(&self, hub: &OwnerKey) -> Result<Option<HubState>, SinkError> {
@@ -131,6 +150,18 @@ impl GatewaySink for FakeSink {
 
     async fn upstream(&self, server_uid: &str) -> Option<UpstreamStatus> {
         self.gateways().upstreams.get(server_uid).cloned()
+    }
+
+    async fn demand(&self, _: &str, hubs: &[OwnerKey]) -> Demand {
+        self.gateways().demand.filter(|_| !hubs.is_empty()).unwrap_or(Demand::Unwakeable)
+    }
+
+    async fn keep_definitions(&self, server_uid: &str, _: &[OwnerKey]) -> Result<(), SinkError> {
+        if !self.gateways().definitions_lost {
+            return Ok(());
+        }
+        let message = format!("no gateway knows what {server_uid} offers");
+        Err(SinkError { reason: "DefinitionsUnknown", message, hint: None, retry: Retry::Backoff })
     }
 
     fn events(&self) -> BoxStream<'static, SinkEvent> {

@@ -142,7 +142,7 @@ fn without_helm_the_kustomization_installs_the_same() {
     // Its images are the released ones.
     let released = format!("localhost/mcp-hub/operator:{}", env!("CARGO_PKG_VERSION"));
     assert!(manifests.contains(&released), "{manifests}");
-    let under_test = ["operator", "bridge", "gateway"].iter().fold(manifests, |text, name| {
+    let under_test = ["operator", "bridge", "gateway", "relay"].iter().fold(manifests, |text, name| {
         let released = format!("localhost/mcp-hub/{name}:{}", env!("CARGO_PKG_VERSION"));
         text.replace(&released, &format!("{}/{name}:{}", prefix(), tag()))
     });

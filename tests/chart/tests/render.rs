@@ -69,6 +69,7 @@ fn a_wrong_value_is_refused_by_its_name() {
         ("replicas=many", "replicas"),
         ("images.pullPolicy=Sometimes", "pullPolicy"),
         ("packages.npmRegistry=https://me:secret@npm.example.com", "npmRegistry"),
+        ("relay.replicas=many", "replicas"),
         ("watchNamespaces={Not_A_Name}", "watchNamespaces"),
         ("serviceMonitor.interval=often", "interval"),
     ] {

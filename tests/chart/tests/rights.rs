@@ -137,6 +137,67 @@ fn lead(place: &Place, namespace: &str) {
     story.unwrap_or_else(|panic| resume_unwind(panic));
 }
 
+/// Kinds that not every cluster knows, as small as their definitions may be.
+fn definitions() -> String {
+    let kinds =
+        [("gateway.networking.k8s.io", "HTTPRoute", "httproutes"), ("cert-manager.io", "Certificate", "certificates")];
+    let open = "{type: object, x-kubernetes-preserve-unknown-fields: true}";
+    let schema = format!("{{openAPIV3Schema: {{type: object, properties: {{spec: {open}, status: {open}}}}}}}");
+    // A group of the project's own needs a word of approval; any will do.
+    let approval = "{api-approved.kubernetes.io: \"https://github.com/kubernetes-sigs/gateway-api/pull/3328\"}";
+    let definition = |(group, kind, plural): (&str, &str, &str)| {
+        format!(
+            "---\napiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\n\
+             metadata: {{name: {plural}.{group}, annotations: {approval}}}\n\
+             spec:\n  group: {group}\n  scope: Namespaced\n  names: {{plural: {plural}, kind: {kind}}}\n  \
+             versions: [{{name: v1, served: true, storage: true, subresources: {{status: {{}}}}, schema: {schema}}}]\n"
+        )
+    };
+    kinds.map(definition).concat()
+}
+
+/// A hub whose certificate cert-manager is to write.
+fn certified(namespace: &str, name: &str, gateway: &str) -> String {
+    let gateway = format!("{{replicas: 1, tls: {{certManagerIssuer: ca}}{gateway}}}");
+    format!(
+        "---\napiVersion: mcphub.io/v1alpha1\nkind: MCPHub\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+         spec: {{gateway: {gateway}}}\n"
+    )
+}
+
+/// What leads to a hub from outside comes, comes back, and goes with its field.
+fn exercise_doors(place: &Place, namespace: &str) {
+    let of = format!("--namespace={namespace}");
+    let name = "mcp-hub-door";
+    let uid =
+        |kind: &str| place.kubectl(["get", kind, name, &of, "--ignore-not-found", "--output=jsonpath={.metadata.uid}"]);
+    let comes = |kind: &str, after: &str| {
+        eventually(&format!("{kind} comes"), || match uid(kind) {
+            new if new.is_empty() || new == after => Err(format!("`{new}`, and it was `{after}`")),
+            new => Ok(new),
+        })
+    };
+    for (kind, gateway) in [
+        ("ingresses", ", ingress: {host: door.example.com}"),
+        ("httproutes", ", httpRoute: {host: door.example.com, gateway: public}"),
+    ] {
+        place.apply(&certified(namespace, "door", gateway));
+        for kind in [kind, "certificates"] {
+            let old = comes(kind, "");
+            place.kubectl(["delete", kind, name, &of, "--wait=false"]);
+            comes(kind, &old);
+        }
+    }
+    let gone = |kind: &str| {
+        eventually(&format!("{kind} goes"), || if uid(kind).is_empty() { Ok(()) } else { Err(uid(kind)) });
+    };
+    gone("ingresses");
+    place.apply(&hub(namespace, "door", 1));
+    gone("httproutes");
+    gone("certificates");
+    place.kubectl(["delete", "mcphub", "door", &of]);
+}
+
 /// Leads the operator through all that it does for servers and hubs of a namespace.
 fn exercise(place: &Place, namespace: &str) {
     let of = format!("--namespace={namespace}");
@@ -172,6 +233,8 @@ fn exercise(place: &Place, namespace: &str) {
     }
     place.wait(&[&of, "--for=condition=Ready", "mcpserver/a", "mcphub/main"]);
 
+    exercise_doors(place, namespace);
+
     // The same event again is a series of one.
     place.apply(&(with_secret.clone() + "  paused: true\n"));
     place.wait(&[&of, "--for=delete", "deployment/mcp-a", "service/mcp-a", "networkpolicy/mcp-a"]);
@@ -200,6 +263,7 @@ fn exercise(place: &Place, namespace: &str) {
 #[test]
 fn the_operator_has_the_rights_that_it_uses_and_no_other() {
     let place = Place::new(Some(audit_policy()));
+    place.apply(&definitions());
     place.install(&chart(), &[]);
     place.namespace("team");
     lead(&place, "team");
@@ -241,6 +305,7 @@ fn with_a_list_of_namespaces_it_has_rights_there_and_nowhere_else() {
     for name in ["team-a", "team-b", "outside"] {
         place.namespace(name);
     }
+    place.apply(&definitions());
     place.install(&chart(), &["watchNamespaces={team-a,team-b}"]);
     place.apply(&server("outside", "alone", ""));
     lead(&place, "team-a");

@@ -2,12 +2,15 @@
 //! operator makes can break.
 
 use std::collections::BTreeSet;
+use std::sync::{Arc, LazyLock};
 
-use mcp_hub_crds::validate::{Rule, violations};
+use mcp_hub_crds::validate::{Rule, Rules};
 use serde_json::{Value, json};
 
 use crate::failure::Cause;
 use crate::kind::Kind;
+
+static RULES: LazyLock<Arc<Rules>> = LazyLock::new(Rules::compiled);
 
 /// All that is wrong with an object that is to be stored. `old` is what is stored now.
 pub(crate) fn causes(kind: &Kind, old: Option<&Value>, new: &Value) -> Vec<Cause> {
@@ -57,7 +60,7 @@ pub(crate) fn causes(kind: &Kind, old: Option<&Value>, new: &Value) -> Vec<Cause
         let mut written = new.clone();
         // Of metadata those rules know what a person writes; the server's own part was just checked.
         written["metadata"] = json!({"name": new["metadata"]["name"]});
-        let broken = violations(ours, &written);
+        let broken = RULES.violations(ours, &written);
         let blocks = broken.iter().any(|violation| {
             let blocking = ["enum", "required", "maxLength", "maxItems", "type"];
             matches!(&violation.rule, Rule::Schema(keyword) if blocking.contains(&keyword.as_str()))

@@ -18,7 +18,7 @@ use mcp_hub_crds::{MCPHub, MCPServer};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-pub use client::Session;
+pub use client::{Session, Trust};
 pub use registry::serve_packages;
 
 /// Longest wait for any state. Far longer than the slowest seen, because timing decides no test.
@@ -181,7 +181,17 @@ impl Place {
 
     /// A session of an MCP client with a hub, or with one server of it.
     pub async fn connect(&self, hub: &str, server: Option<&str>) -> Session {
-        Session::open(self, hub, server).await
+        Session::open(self, hub, server, None).await
+    }
+
+    /// As [`connect`](Self::connect), by TLS.
+    pub async fn connect_by_tls(&self, hub: &str, trust: &Trust) -> Session {
+        Session::open(self, hub, None, Some(trust.clone())).await
+    }
+
+    /// Waits until a hub's gateway shows what is trusted.
+    pub async fn until_shown(&self, hub: &str, trust: &Trust) {
+        eventually("the certificate to be shown", async || client::shake(self, hub, trust).await).await;
     }
 }
 
@@ -200,6 +210,13 @@ pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Result<T, 
 /// Reason of a server's condition `Ready`.
 pub fn ready_reason(server: &MCPServer) -> Option<&str> {
     Some(condition(server, "Ready")?.1)
+}
+
+/// `STATUS REASON: MESSAGE` of a hub's condition; empty if there is none.
+pub fn hub_condition(hub: &MCPHub, type_: &str) -> String {
+    let conditions = hub.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let found = conditions.into_iter().flatten().find(|condition| condition.type_ == type_);
+    found.map_or_else(String::new, |found| format!("{} {}: {}", found.status, found.reason, found.message))
 }
 
 /// Status, reason and message of a server's condition.
@@ -232,6 +249,7 @@ pub async fn remains(place: &Place, owner: &str) -> BTreeMap<String, String> {
         ("", "v1", "Secret", "secrets"),
         ("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies"),
         ("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets"),
+        ("networking.k8s.io", "v1", "Ingress", "ingresses"),
     ];
     let selector = ListParams::default().labels(&format!("mcphub.io/owner-name={owner}"));
     let mut found = BTreeMap::new();

@@ -1,6 +1,9 @@
 //! Hubs: what they offer, how a change reaches their gateways, and what a rollout does to calls.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "hubs/rest.rs"]
+mod rest;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Instant;

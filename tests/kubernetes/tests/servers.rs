@@ -279,3 +279,54 @@ async fn a_changed_secret_reaches_its_user_at_the_next_restart() {
     })
     .await;
 }
+
+/// The gateway of a hub is what is to be reached: its policy lets everybody come.
+#[tokio::test]
+async fn a_server_with_host_names_in_its_list_gets_out_through_the_relay_and_nowhere_else() {
+    let (place, _lease) = Place::new("way-out").await;
+    let host = format!("mcp-hub-default.{}.svc.cluster.local", place.name);
+    place.apply(&hub("default", "{gateway: {replicas: 1}}")).await;
+    let gateway: Service = place
+        .until("mcp-hub-default", "the gateway's address", |service: &Service| {
+            service.spec.as_ref().is_some_and(|spec| spec.cluster_ip.is_some())
+        })
+        .await;
+    let address = gateway.spec.unwrap().cluster_ip.unwrap();
+    let listing = |targets: &[String]| format!("  permissions: {{network: {{egress: {targets:?}}}}}\n");
+    let named = format!("{host}:8080");
+    place.apply(&fixture("meant", &["stdio"], &listing(&[named.clone(), format!("{address}:8080")]))).await;
+    place.apply(&fixture("named", &["stdio"], &listing(&[named.clone(), "*.example.com:8080".to_owned()]))).await;
+    place.until_served("default", 2).await;
+    let session = place.connect("default", None).await;
+    session.until_listed(&["meant_fetch", "named_fetch"]).await;
+    let fetch = async |server: &str, url: &str| {
+        session.call(&format!("{server}_fetch"), json!({"url": url})).await.unwrap_or_else(|error| error)
+    };
+
+    // Its policy names the relay's pods beside the address, and nobody's DNS.
+    let policy: NetworkPolicy = place.api().get("mcp-meant").await.unwrap();
+    let rules = serde_json::to_value(policy.spec.unwrap().egress.unwrap()).unwrap();
+    assert_eq!(rules.as_array().unwrap().len(), 2, "{rules}");
+    assert_eq!(rules[1]["to"][0]["podSelector"]["matchLabels"]["mcphub.io/role"], "relay", "{rules}");
+
+    let healthz = format!("http://{named}/healthz");
+    let answer = fetch("meant", &healthz).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("ok"), "{answer}");
+    // Another path of one host is none of the relay's business; another port, host or address is.
+    for url in
+        [format!("http://{host}:8081/"), "http://www.example.org/".to_owned(), "http://10.1.2.3:8080/".to_owned()]
+    {
+        let answer = fetch("meant", &url).await;
+        assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("may not connect to"), "{url}: {answer}");
+    }
+    // A name alone does not lead into the cluster.
+    let answer = fetch("named", &healthz).await;
+    assert!(answer.starts_with("HTTP/1.1 403") && answer.contains(&format!("add {address}:8080")), "{answer}");
+
+    // A variable that would lead elsewhere is refused.
+    let other = listing(&[named]) + "  env: [{name: HTTPS_PROXY, value: \"http://10.0.0.1:1\"}]\n";
+    place.apply(&fixture("other", &["stdio"], &other)).await;
+    let other = place.until_reason("other", "Unsupported").await;
+    let (_, _, message) = condition(&other, "Accepted").unwrap();
+    assert!(message.contains("HTTPS_PROXY leads to the relay"), "{message}");
+}

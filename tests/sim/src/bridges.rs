@@ -20,6 +20,8 @@ use crate::wire::Line;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
     Ready,
+    /// Its program was stopped for want of calls.
+    Asleep,
     /// Its handshake never ends.
     Starting,
     /// It ends again and again; its pod runs and is not ready.
@@ -70,13 +72,14 @@ impl Bridges {
         let server = format!("{}/{}", launch.owner.namespace, launch.owner.name);
         let (phase, last_error) = match self.fate(&server) {
             Fate::Ready => (Phase::Ready, None),
+            Fate::Asleep => (Phase::Asleep, None),
             Fate::Starting => (Phase::Starting, None),
             Fate::CrashLoop => {
                 (Phase::CrashLoop { retry_at: "2026-01-01T00:00:00Z".to_owned() }, Some("exit code 1".to_owned()))
             }
             Fate::NoImage => return None,
         };
-        let ready = phase == Phase::Ready;
+        let ready = matches!(phase, Phase::Ready | Phase::Asleep);
         if ready {
             let uid = pod["metadata"]["labels"]["mcphub.io/owner-uid"].as_str()?;
             self.said_ready.lock().unwrap().insert(uid.to_owned());

@@ -13,8 +13,18 @@ use crate::world::{World, installation};
 /// Field managers of the operator.
 const OURS: [&str; 2] = ["mcp-hub/objects", "mcp-hub/status"];
 /// Kinds that users and the operator write.
-const KINDS: [&str; 7] =
-    ["MCPServer", "MCPHub", "Deployment", "Service", "NetworkPolicy", "PodDisruptionBudget", "Secret"];
+const KINDS: [&str; 10] = [
+    "MCPServer",
+    "MCPHub",
+    "Deployment",
+    "Service",
+    "NetworkPolicy",
+    "PodDisruptionBudget",
+    "Secret",
+    "Certificate",
+    "Ingress",
+    "HTTPRoute",
+];
 
 /// Every object that users or the operator wrote, by `KIND/NAMESPACE/NAME`, and how many pods there are of each kind.
 pub type EndState = BTreeMap<String, String>;
@@ -70,6 +80,7 @@ fn names(snapshot: &BTreeMap<String, Value>) -> Vec<(String, String)> {
                 (token_sha256(&hub), format!("<hash of the token of {key}>")),
                 (bridge.expose_secret().to_owned(), format!("<bridge token of {key}>")),
                 (hub.expose_secret().to_owned(), format!("<token of {key}>")),
+                (installation.wake_token(uid).expose_secret().to_owned(), format!("<wake token of {key}>")),
                 (hex::encode(sealing), format!("<sealing key of {key}>")),
             ]);
         }

@@ -9,10 +9,12 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use mcp_hub_dataplane_api::Era;
 use mcp_hub_dataplane_api::control::ControlKeys;
 use mcp_hub_dataplane_api::document;
 use mcp_hub_dataplane_api::gateway::{
-    GatewayConfig, GatewayStatus, InForce, ReplicaStatus, Target, Transport, Upstream, UpstreamEra, UpstreamStatus,
+    Definitions, GatewayConfig, GatewayStatus, InForce, ReplicaStatus, Target, Transport, Upstream, UpstreamActivity,
+    UpstreamEra, UpstreamStatus,
 };
 use mcp_hub_dataplane_api::secret::SecretString;
 use mcp_hub_fakeapi::FakeApi;
@@ -40,6 +42,8 @@ struct Inner {
     /// Configurations in force, by the pod's uid.
     replicas: Mutex<BTreeMap<String, GatewayConfig>>,
     remotes: Mutex<BTreeMap<String, Remote>>,
+    /// Uids of servers that a call is under way to.
+    called: Mutex<BTreeSet<String>>,
     /// Uids of remote servers that a gateway has ever reached.
     reached: Mutex<BTreeSet<String>>,
     changed: watch::Sender<u64>,
@@ -51,6 +55,7 @@ impl Gateways {
             api,
             replicas: Mutex::default(),
             remotes: Mutex::default(),
+            called: Mutex::default(),
             reached: Mutex::default(),
             changed: watch::Sender::new(0),
         }))
@@ -64,6 +69,14 @@ impl Gateways {
 
     pub fn remote(&self, url: &str) -> Remote {
         self.0.remotes.lock().unwrap().get(url).copied().unwrap_or(Remote::Ready)
+    }
+
+    /// Whether calls to the server with this uid are under way from now on.
+    pub fn call(&self, server_uid: &str, under_way: bool) {
+        let mut called = self.0.called.lock().unwrap();
+        let _changed = if under_way { called.insert(server_uid.to_owned()) } else { called.remove(server_uid) };
+        drop(called);
+        self.0.changed.send_modify(|count| *count += 1);
     }
 
     pub fn has_reached(&self, server_uid: &str) -> bool {
@@ -113,7 +126,29 @@ impl Gateways {
             },
             sequence: config.sequence,
             draining: false,
-            activity: BTreeMap::new(),
+            activity: config.upstreams.iter().map(|upstream| (upstream.uid.clone(), self.used(upstream))).collect(),
+        }
+    }
+
+    fn used(&self, upstream: &Upstream) -> UpstreamActivity {
+        let calls_in_flight = u32::from(self.0.called.lock().unwrap().contains(&upstream.uid));
+        UpstreamActivity { calls_in_flight, idle_ms: None }
+    }
+
+    /// What the gateway in this pod knows of a server: it has met it, or was told.
+    pub fn knows(&self, pod: &Value, server_uid: &str) -> Option<Definitions> {
+        let upstreams = self.config(pod)?.upstreams;
+        let upstream = upstreams.into_iter().find(|upstream| upstream.uid == server_uid)?;
+        match upstream.target {
+            Target::Available { .. } => Some(Definitions {
+                era: Era::Legacy,
+                introduction: format!(r#"{{"serverInfo":{{"name":"{server_uid}"}}}}"#),
+                tools: Some(r#"[{"name":"echo"}]"#.to_owned()),
+                prompts: None,
+                resources: None,
+                resource_templates: None,
+            }),
+            Target::Asleep | Target::Unavailable { .. } => upstream.definitions,
         }
     }
 
@@ -159,6 +194,16 @@ impl AskGateway for Way {
         }
         tokio::time::sleep(LATENCY).await;
         self.gateways.push(&pod_at(&self.gateways.0.api, address)?, &sealed)
+    }
+
+    async fn definitions(&self, address: &str, _: u16, token: &SecretString, server: &str) -> Option<Definitions> {
+        if self.line.is_dead() {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(LATENCY).await;
+        let pod = pod_at(&self.gateways.0.api, address)?;
+        self.gateways.keys(&pod).filter(|keys| keys.token() == token)?;
+        self.gateways.knows(&pod, server)
     }
 
     async fn events(&self, address: &str, _: u16, token: &SecretString) -> BoxStream<'static, ReplicaStatus> {

@@ -56,18 +56,21 @@ fn lies(world: &World) -> Vec<String> {
         let truth = match server["spec"]["source"]["remote"].is_object() {
             true => !stopped && gateways.iter().any(|pod| reached(&pod)),
             false => {
-                !stopped && alive(server).iter().any(|pod| is_ready(pod)) && world.bridges.fate(&name) == Fate::Ready
+                let up = alive(server).iter().any(|pod| is_ready(pod));
+                !stopped && up && matches!(world.bridges.fate(&name), Fate::Ready | Fate::Asleep)
             }
         };
         let said = condition(server, "Ready");
+        // It can be called: gateways have it woken.
+        let truth = truth || is_at_rest(server);
         if said.is_some_and(|said| said["status"] == "True") != truth {
             lies.push(format!("MCPServer {name} is ready: {truth}; its status says {said:?}"));
         }
         if server["status"]["observedGeneration"] != server["metadata"]["generation"] {
             lies.push(format!("the status of MCPServer {name} is of an older spec"));
         }
-        let wanted =
-            if stopped || truth_of_nothing(server) { 0 } else { server["spec"]["replicas"].as_u64().unwrap_or(1) };
+        let nothing = stopped || truth_of_nothing(server) || is_at_rest(server);
+        let wanted = if nothing { 0 } else { server["spec"]["replicas"].as_u64().unwrap_or(1) };
         let running = alive(server).len() as u64;
         if running != wanted {
             lies.push(format!("MCPServer {name} wants {wanted} pods and has {running}"));
@@ -106,7 +109,11 @@ fn lies(world: &World) -> Vec<String> {
             for server in &selected {
                 let uid = server["metadata"]["uid"].as_str().unwrap_or_default();
                 let upstream = config.upstreams.iter().find(|upstream| upstream.uid == uid);
-                let offered = upstream.is_some_and(|up| matches!(up.target, Target::Available { .. }));
+                let offered = upstream.is_some_and(|up| match up.target {
+                    Target::Available { .. } => !is_at_rest(server),
+                    Target::Asleep => is_at_rest(server) && up.definitions.is_some() && config.wake.is_some(),
+                    Target::Unavailable { .. } => false,
+                });
                 // A remote server is tried before it is known to be ready.
                 if is_ready_server(server) && !offered {
                     lies.push(format!("a gateway of hub {name} does not offer {}, which is ready", full_name(server)));
@@ -122,6 +129,11 @@ fn lies(world: &World) -> Vec<String> {
         }
     }
     lies
+}
+
+/// Whether status says that nothing runs for want of calls.
+pub fn is_at_rest(server: &Value) -> bool {
+    server["status"]["phase"] == "Asleep" && server["status"]["replicas"] == 0
 }
 
 /// Servers that have no pods: they run elsewhere, or lack a secret.

@@ -1,14 +1,17 @@
 //! A cluster in which everything but the operator is played.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use http::{Request, StatusCode, header};
 use kube::client::ClientBuilder;
+use mcp_hub_dataplane_api::secret::SecretString;
 use mcp_hub_fakeapi::{Entry, FakeApi, PodState};
 use mcp_hub_operator::runtime::{Askers, KubeRuntime};
 use mcp_hub_operator::sink::KubeSink;
 use mcp_hub_operator::store::KubeStore;
+use mcp_hub_operator::wake::Wakes;
 use mcp_hub_operator::{ClusterSettings, PackageSettings, Scope, client};
 use mcp_hub_reconcile::controller;
 use mcp_hub_reconcile::installation::Installation;
@@ -23,6 +26,8 @@ use crate::registry::{self, Registry};
 use crate::specs::NAMESPACE;
 use crate::wire::Line;
 
+/// Where gateways would reach the operator.
+const WAKE: &str = "http://operator.mcp-hub-system.svc:8082";
 /// User agents of operators begin so.
 pub const OPERATOR: &str = "operator-";
 /// Controllers and nodes take so long for a step.
@@ -51,10 +56,27 @@ pub struct World {
 #[derive(Debug)]
 pub struct Operator {
     pub line: Line,
+    /// What listens to gateways, once it has started.
+    wakes: Arc<OnceLock<Wakes>>,
     task: JoinHandle<()>,
 }
 
 impl Operator {
+    /// What it answers to whoever asks for a server with this token, as a gateway of the hub.
+    pub async fn wake(&self, hub_uid: &str, token: &SecretString, server_uid: &str) -> StatusCode {
+        let wakes = loop {
+            match self.wakes.get() {
+                Some(wakes) => break wakes,
+                None => tokio::time::sleep(PACE).await,
+            }
+        };
+        let request = Request::post(format!("{WAKE}/wake/{hub_uid}"))
+            .header(header::AUTHORIZATION, format!("Bearer {}", token.expose_secret()))
+            .body(json!({"server": server_uid}).to_string())
+            .expect("a request");
+        wakes.answer(request).await
+    }
+
     /// As `kill -9`: nothing of it reaches anybody any more.
     pub async fn kill(mut self) {
         self.line.kill();
@@ -121,6 +143,7 @@ impl World {
             packages: PackageSettings::default(),
             gateway_image: "registry.example.com/mcp-gateway:1".to_owned(),
             network_policies_enforced: true,
+            relay: None,
         };
         let askers = Askers {
             bridges: Arc::new(bridges::Way { bridges: self.bridges.clone(), line: line.clone() }),
@@ -128,15 +151,19 @@ impl World {
         };
         let ask = Arc::new(gateways::Way { gateways: self.gateways.clone(), line: line.clone() });
         let name = name.to_owned();
+        let wakes = Arc::new(OnceLock::new());
+        let taking = wakes.clone();
         let task = tokio::spawn(async move {
             let (scope, installation) = (Scope::default(), installation());
             let runtime = KubeRuntime::start(&client, &scope, settings, &installation, askers);
-            let sink = KubeSink::start(runtime.clone(), installation.clone(), ask);
+            let sink = KubeSink::start(runtime.clone(), installation.clone(), ask, Some(WAKE.to_owned()));
             let store = KubeStore::start(&client, &scope, &name);
+            let taken = Wakes { store: store.clone(), sink: sink.clone(), installation: installation.clone() };
+            taking.set(taken).expect("an operator starts once");
             let ports = Ports { store, runtime, sink, installation };
             controller::run(ports, Arc::default(), std::future::pending()).await;
         });
-        Operator { line, task }
+        Operator { line, wakes, task }
     }
 
     /// A line whose writes are looked at as they go out.
@@ -252,7 +279,7 @@ fn states(bridges: &Bridges) -> BTreeMap<String, PodState> {
     let state = |(server, fate): (String, Fate)| {
         let (namespace, name) = server.split_once('/')?;
         let state = match fate {
-            Fate::Ready => PodState::Ready,
+            Fate::Ready | Fate::Asleep => PodState::Ready,
             Fate::Starting | Fate::CrashLoop => PodState::Running,
             Fate::NoImage => {
                 PodState::Waiting { reason: "ImagePullBackOff".to_owned(), message: "no such image".to_owned() }

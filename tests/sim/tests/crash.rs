@@ -10,6 +10,9 @@ use mcp_hub_sim::world::QUIET;
 use mcp_hub_sim::{Cut, Lost, World};
 use serde_json::json;
 
+#[path = "crash/rest.rs"]
+mod rest;
+
 fn install(world: &World) {
     world.secret("github", "token", "a-token-of-github");
     world.secret("docs", "token", "a-token-of-docs");

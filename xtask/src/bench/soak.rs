@@ -24,7 +24,8 @@ pub(crate) fn run(minutes: f64) -> Result<(), Error> {
 
 /// As tests are built, for a minute: enough to see what grows with every call or session.
 pub(crate) fn short() -> Result<(), Error> {
-    soak(&Stage::of("dev")?, &Build::debug()?, 1.0)
+    let build = Build::debug()?;
+    soak(&Stage::of("dev")?, &build, 1.0)
 }
 
 fn soak(stage: &Stage, build: &Build, minutes: f64) -> Result<(), Error> {

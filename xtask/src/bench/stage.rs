@@ -75,8 +75,7 @@ impl Build {
 
     /// The working tree, as tests use it.
     pub(super) fn debug() -> Result<Self, Error> {
-        let build = ["build", "--locked", "--package", "mcp-hub-gateway", "--package", "mcp-hub-bridge"];
-        shell::run(&mut shell::cargo(&build))?;
+        shell::programs()?;
         Ok(Self::kept(&shell::target().join("debug")))
     }
 
@@ -88,13 +87,12 @@ impl Build {
 
 impl Stage {
     pub(super) fn set() -> Result<Self, Error> {
+        shell::run(&mut shell::cargo(&["build", "--locked", "--package", "mcp-hub-bench-peers", "--release"]))?;
         Self::of("release")
     }
 
-    /// With programs of this profile.
+    /// With programs of this profile that are built.
     pub(super) fn of(profile: &str) -> Result<Self, Error> {
-        let build = ["build", "--locked", "--package", "mcp-hub-bench-peers", "--profile", profile];
-        shell::run(&mut shell::cargo(&build))?;
         let folder = shell::target().join("bench-gateway");
         let failed = |source| Error::File { action: "make", path: folder.clone(), source };
         std::fs::create_dir_all(&folder).map_err(failed)?;

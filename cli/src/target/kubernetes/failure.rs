@@ -90,7 +90,10 @@ impl ClusterError {
                     .to_owned()
             }
             Self::NoPlan(
-                PlannerError::Unsaid { .. } | PlannerError::NoInstallation { .. } | PlannerError::Identity(_),
+                PlannerError::Unsaid { .. }
+                | PlannerError::NoInstallation { .. }
+                | PlannerError::Identity(_)
+                | PlannerError::Relay(_),
             )
             | Self::Absent { .. }
             | Self::Invalid { .. }

@@ -8,6 +8,7 @@ use kube::api::{ListParams, PatchParams};
 use mcp_hub_crds::{MCPServer, Resource, manifest};
 use mcp_hub_operator::identity::{self, IdentityError};
 use mcp_hub_operator::planner::{Children, Planner, PlannerError};
+use mcp_hub_operator::relay::RelayError;
 use mcp_hub_reconcile::plan::render;
 
 use super::{Cluster, ClusterError, FIELD_MANAGER};
@@ -36,6 +37,9 @@ pub(super) async fn plan(cluster: &Cluster, file: Option<&Path>, scope: &Scope) 
         Err(PlannerError::Identity(IdentityError::Api { source, .. })) => {
             let secret = format!("secrets/{}", identity::SECRET);
             return Err(cluster.request("get", &secret, Some(operator.namespace())).failed(*source).into());
+        }
+        Err(PlannerError::Relay(RelayError::Api { resource, source, .. })) => {
+            return Err(cluster.request("get", &resource, Some(operator.namespace())).failed(*source).into());
         }
         planner => planner.map_err(ClusterError::NoPlan)?,
     };

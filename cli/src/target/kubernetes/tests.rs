@@ -12,7 +12,9 @@ use mcp_hub_fakeapi::{Cut, FakeApi, Fault, Verb, When};
 use mcp_hub_operator::runtime::{Askers, KubeRuntime};
 use mcp_hub_operator::sink::KubeSink;
 use mcp_hub_operator::store::KubeStore;
-use mcp_hub_operator::{ClusterSettings, PodHttp, ResolveError, ResolveImage, Scope as OperatorScope, identity};
+use mcp_hub_operator::{
+    ClusterSettings, PackageSettings, PodHttp, ResolveError, ResolveImage, Scope as OperatorScope, identity,
+};
 use mcp_hub_reconcile::pass;
 use mcp_hub_reconcile::ports::{LogQuery, Ports, ResourceStore};
 use serde_json::{Value, json};
@@ -379,14 +381,17 @@ impl Story {
         let settings = ClusterSettings {
             namespace: "mcp-hub-system".to_owned(),
             bridge_image: "bridge:1".to_owned(),
+            runner_image: "runner:1".to_owned(),
+            packages: PackageSettings::default(),
             gateway_image: "gateway:1".to_owned(),
             network_policies_enforced: false,
+            relay: None,
         };
         let scope = OperatorScope::default();
         let http = Arc::new(PodHttp::default());
         let askers = Askers { bridges: http.clone(), images: Arc::new(NoRegistry) };
         let runtime = KubeRuntime::start(&client, &scope, settings, &installation, askers);
-        let sink = KubeSink::start(runtime.clone(), installation.clone(), http);
+        let sink = KubeSink::start(runtime.clone(), installation.clone(), http, None);
         let store = KubeStore::start(&client, &scope, "o");
         (Ports { store: store.clone(), runtime, sink, installation }, store)
     }

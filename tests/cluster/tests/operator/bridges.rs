@@ -1,53 +1,39 @@
 //! One stand-in for the bridges of all pods that KWOK plays: they share one address.
 
 use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use mcp_hub_dataplane_api::Era;
 use mcp_hub_dataplane_api::status::{Activity, BridgeStatus, Handshake, Phase};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::task::JoinHandle;
+
+use crate::stand_in::StandIn;
 
 /// Answers `/status` to whoever asks. Ends with the value.
 #[derive(Debug)]
 pub(crate) struct Bridges {
-    serving: JoinHandle<()>,
-}
-
-impl Drop for Bridges {
-    fn drop(&mut self) {
-        self.serving.abort();
-    }
+    ready: Arc<AtomicBool>,
+    _server: StandIn,
 }
 
 impl Bridges {
     pub(crate) fn listen(listener: TcpListener) -> Self {
-        listener.set_nonblocking(true).unwrap();
-        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-        Self { serving: tokio::spawn(serve(listener)) }
+        let ready = Arc::new(AtomicBool::new(true));
+        let told = ready.clone();
+        let answer = move |_: &str| {
+            let status = status(told.load(Ordering::Relaxed));
+            Some(("application/json", serde_json::to_string(&status).unwrap()))
+        };
+        Self { ready, _server: StandIn::listen(listener, answer) }
+    }
+
+    /// From now on all servers have shaken hands, or none has.
+    pub(crate) fn say_ready(&self, ready: bool) {
+        self.ready.store(ready, Ordering::Relaxed);
     }
 }
 
-async fn serve(listener: tokio::net::TcpListener) {
-    loop {
-        let (mut stream, _) = listener.accept().await.unwrap();
-        let body = serde_json::to_string(&status()).unwrap();
-        tokio::spawn(async move {
-            let mut request = Vec::new();
-            while !request.ends_with(b"\r\n\r\n") {
-                match stream.read_buf(&mut request).await {
-                    Ok(read) if read > 0 => {}
-                    // The asker was killed.
-                    _ => return,
-                }
-            }
-            let head = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length";
-            let answer = format!("{head}: {}\r\n\r\n{body}", body.len());
-            stream.write_all(answer.as_bytes()).await.ok();
-        });
-    }
-}
-
-fn status() -> BridgeStatus {
+fn status(ready: bool) -> BridgeStatus {
     let handshake = Handshake {
         era: Era::Modern,
         server_name: "stand-in".to_owned(),
@@ -62,8 +48,8 @@ fn status() -> BridgeStatus {
         digest: String::new(),
         // Whoever asks knows where the pod is.
         endpoint: String::new(),
-        phase: Phase::Ready,
-        handshake: Some(handshake),
+        phase: if ready { Phase::Ready } else { Phase::Starting },
+        handshake: ready.then_some(handshake),
         restarts: 0,
         last_exit: None,
         last_error: None,

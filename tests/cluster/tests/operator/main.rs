@@ -6,6 +6,12 @@
 mod audit;
 mod bridges;
 mod children;
+mod garbage;
 mod kills;
+mod mending;
+mod mutations;
+mod outages;
 mod place;
+mod registry;
+mod stand_in;
 mod unrest;

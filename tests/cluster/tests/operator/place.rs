@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::fs::File;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use http::{HeaderValue, header};
@@ -19,9 +21,12 @@ use mcp_hub_crds::{MCPHub, MCPServer};
 use mcp_hub_test_cluster::{Cluster, NODE, Options, Shape};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 
 use crate::audit::Audit;
 use crate::bridges::Bridges;
+use crate::registry;
+use crate::stand_in::StandIn;
 
 /// Longest wait for any state. Far longer than the slowest seen, because timing decides no test.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
@@ -30,6 +35,10 @@ const QUIET: Duration = Duration::from_millis(2_500);
 /// Namespace of operators, and that of the resources they look after.
 pub(crate) const SYSTEM: &str = "mcp-hub-system";
 pub(crate) const NAMESPACE: &str = "team";
+/// As many lines of an operator's log are shown when a test fails.
+const LAST: usize = 40;
+/// Has every image.
+pub(crate) const REGISTRY: SocketAddr = SocketAddr::new(NODE, 5000);
 /// By which the audit log tells the tests' own writes.
 pub(crate) const AGENT: &str = "mcp-hub-test";
 
@@ -38,7 +47,8 @@ pub(crate) const AGENT: &str = "mcp-hub-test";
 pub(crate) struct Place {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) client: Administrator,
-    _bridges: Bridges,
+    pub(crate) bridges: Bridges,
+    _registry: StandIn,
 }
 
 /// A client with all rights.
@@ -73,7 +83,8 @@ impl Place {
             Api::all(client.clone()).create(&PostParams::default(), &namespace).await.unwrap();
         }
         let bridges = Bridges::listen(cluster.listen((NODE, 7337).into()).unwrap());
-        Self { cluster, client: Administrator(client), _bridges: bridges }
+        let registry = registry::listen(cluster.listen(REGISTRY).unwrap());
+        Self { cluster, client: Administrator(client), bridges, _registry: registry }
     }
 
     pub(crate) fn api<K>(&self) -> Api<K>
@@ -253,6 +264,7 @@ impl Operator {
         command.args(["--namespace", SYSTEM, "--identity", identity, "--health", "127.0.0.1:0"]);
         command.args(["--bridge-image", "example.org/bridge:1", "--gateway-image", "example.org/gateway:1"]);
         command.args(["--runner-image", "example.org/runner:1"]);
+        command.args(["--plain-http-registries", &REGISTRY.to_string()]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(log.path()).unwrap());
         Self { child: command.spawn().unwrap(), log, begun: Instant::now() }
     }
@@ -298,11 +310,50 @@ impl Operator {
     }
 }
 
+/// An operator that is started anew whenever it ends, as a kubelet does it. Dropped, it is killed.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    /// How often it ended.
+    pub(crate) ends: Arc<AtomicUsize>,
+    keeping: JoinHandle<()>,
+}
+
+impl Kept {
+    pub(crate) fn start(place: &Place) -> Self {
+        let ends = Arc::new(AtomicUsize::new(0));
+        let keeping = tokio::spawn({
+            let (cluster, ends) = (place.cluster.clone(), ends.clone());
+            async move {
+                loop {
+                    let mut operator = Operator::start(&cluster, "kept");
+                    while operator.ended().is_none() {
+                        tokio::time::sleep(Duration::from_millis(200)).await;
+                    }
+                    println!("ended: {}", operator.said().lines().last().unwrap_or_default());
+                    ends.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        Self { ends, keeping }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.keeping.abort();
+    }
+}
+
 impl Drop for Operator {
     fn drop(&mut self) {
         // One that ended already, or was killed.
         self.child.kill().ok();
         self.child.wait().ok();
+        if std::thread::panicking() {
+            let said = self.said();
+            let lines: Vec<&str> = said.lines().collect();
+            println!("the operator said last:\n{}", lines[lines.len().saturating_sub(LAST)..].join("\n"));
+        }
     }
 }
 

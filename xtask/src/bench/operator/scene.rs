@@ -45,8 +45,7 @@ impl Build {
     }
 
     pub(super) fn debug() -> Result<Self, Error> {
-        let build = ["build", "--locked", "--package", "mcp-hub-operator", "--package", "mcp-hub-bench-peers"];
-        shell::run(&mut shell::cargo(&build))?;
+        shell::programs()?;
         Ok(Self::kept(&dist::folder("dev")))
     }
 
