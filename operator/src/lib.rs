@@ -36,4 +36,5 @@ pub use gateways::AskGateway;
 pub use http::PodHttp;
 pub use images::{ResolveError, ResolveImage};
 pub use lower::{CLIENTS_PORT, ClusterSettings, GATEWAY, PackageSettings, TOKEN_KEY, URL_KEY, token_secret};
+pub use pods::Pod;
 pub use scope::Scope;

@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::api::ListParams;
 use kube::{Client, ResourceExt};
 use mcp_hub_crds::MCPServer;
@@ -20,6 +19,7 @@ use crate::children::{Child, ChildKind};
 use crate::identity::{self, IdentityError};
 use crate::labels;
 use crate::lower::{ClusterSettings, PackageSettings};
+use crate::pods::{Container, Pod};
 use crate::relay::{self, RelayError};
 use crate::scope::Scope;
 use crate::store::read_secret;

@@ -1,11 +1,13 @@
 //! Pods as the kubelet reports them: which bridges can be asked, and what keeps a pod from running.
 
-use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};
-use kube::ResourceExt;
+use k8s_openapi::api::core::v1::{ContainerPort, ContainerStateTerminated, ContainerStatus, EnvVar, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::{Resource, ResourceExt};
 use mcp_hub_dataplane_api::install::{InstallFailure, InstallReason};
 use mcp_hub_reconcile::error::Retry;
 use mcp_hub_reconcile::observed::Failure;
 use mcp_hub_reconcile::owner::OwnerKey;
+use serde::Deserialize;
 
 use crate::cache::Shown;
 use crate::labels;
@@ -17,6 +19,31 @@ pub(crate) const SERVER: &str = "server";
 pub(crate) const BRIDGE: &str = "bridge";
 /// Name of the init container that installs a server's package.
 pub(crate) const PACKAGE: &str = "package";
+
+/// A pod as far as anybody here looks at it. To read all that a spec may hold, its volumes above all, takes as much code as
+/// the rest of the client.
+#[derive(Debug, Clone, Deserialize, Resource)]
+#[resource(inherit = "k8s_openapi::api::core::v1::Pod")]
+pub struct Pod {
+    pub metadata: ObjectMeta,
+    pub spec: Option<PodSpec>,
+    pub status: Option<PodStatus>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct PodSpec {
+    pub containers: Vec<Container>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Container {
+    pub name: String,
+    pub image: Option<String>,
+    pub command: Option<Vec<String>>,
+    pub args: Option<Vec<String>>,
+    pub env: Option<Vec<EnvVar>>,
+    pub ports: Option<Vec<ContainerPort>>,
+}
 
 /// What passes look at of a pod.
 #[derive(Debug, Clone, PartialEq)]

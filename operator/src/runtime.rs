@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
-use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::api::core::v1::Secret;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, Preconditions};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
@@ -31,7 +31,7 @@ use crate::fields::expulsion;
 use crate::images::{Images, ResolveImage};
 use crate::labels;
 use crate::lower::{self, ClusterSettings};
-use crate::pods::PodFacts;
+use crate::pods::{Pod, PodFacts};
 use crate::scope::{PAGE, Scope};
 use crate::secrets;
 

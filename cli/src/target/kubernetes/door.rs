@@ -1,11 +1,11 @@
 //! The way to a hub: its token from its Secret, its gateway by a port that the API server forwards.
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::api::core::v1::{self, Secret};
 use kube::{Api, ResourceExt};
 use mcp_hub_crds::MCPHub;
 use mcp_hub_dataplane_api::secret::SecretString;
-use mcp_hub_operator::{CLIENTS_PORT, GATEWAY, TOKEN_KEY, URL_KEY, labels, token_secret};
+use mcp_hub_operator::{CLIENTS_PORT, GATEWAY, Pod, TOKEN_KEY, URL_KEY, labels, token_secret};
 
 use super::{Cluster, resource_of};
 use crate::admin::{HubEndpoint, Name};
@@ -55,7 +55,7 @@ impl Door for GatewayDoor {
                 hint: Some("`mcpctl get hubs` says why".to_owned()),
             });
         };
-        let api: Api<Pod> = self.cluster.api(Some(namespace));
+        let api: Api<v1::Pod> = self.cluster.api(Some(namespace));
         let request = self.cluster.request("create", "pods/portforward", Some(namespace));
         let mut forwarded = self.cluster.ask(request, api.portforward(&pod, &[port])).await?;
         let stream = forwarded.take_stream(port).ok_or_else(|| Error::Endpoint {
