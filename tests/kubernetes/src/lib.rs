@@ -40,7 +40,10 @@ pub fn image(name: &str) -> String {
 /// A client with the administrator's rights.
 pub async fn administrator() -> Client {
     let config = kube::config::Kubeconfig::read_from(kubeconfig()).unwrap();
-    let config = Config::from_custom_kubeconfig(config, &kube::config::KubeConfigOptions::default()).await.unwrap();
+    let options = kube::config::KubeConfigOptions::default();
+    let mut config = Config::from_custom_kubeconfig(config, &options).await.unwrap();
+    // Stories look at what is refused, and wait for what is to come by themselves.
+    config.default_retry = false;
     Client::try_from(config).unwrap()
 }
 
