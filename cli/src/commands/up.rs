@@ -135,6 +135,9 @@ pub(crate) async fn ensure_daemon(local: &Local, port: u16) -> Result<(), Error>
     let errors = file.try_clone().map_err(Error::file("open", &log))?;
     let mut command = Command::new(&program);
     command.arg("daemon").args(["--port", &port.to_string()]);
+    // glibc keeps what one thread has freed from the others: manifests, read now by one and now by another, would take their
+    // room again in each.
+    command.env("MALLOC_ARENA_MAX", "1");
     // Its own group: Ctrl-C in this terminal is not meant for it.
     command.stdin(Stdio::null()).stdout(file).stderr(errors).process_group(0).current_dir("/");
     let mut child = command.spawn().map_err(Error::file("start", &program))?;
