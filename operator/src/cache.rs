@@ -222,12 +222,12 @@ impl<V: Shown> Cache<V> {
     }
 
     /// Follows a watch for ever, and where the cluster does not know the kind, looks again and again whether it does by now.
-    /// `show` projects an object; `tell` hears which owners have news.
+    /// `show` projects an object; `tell` hears which owners have news. `optional`: a cluster need not have the kind.
     pub(crate) async fn follow<K>(
         self,
         api: Api<K>,
         config: watcher::Config,
-        namespace: Option<String>,
+        (namespace, optional): (Option<String>, bool),
         show: impl Fn(&K) -> Option<V>,
         tell: impl Fn(OwnerKey),
     ) where
@@ -235,7 +235,7 @@ impl<V: Shown> Cache<V> {
     {
         let mut first = true;
         loop {
-            let unknown = self.watch(&api, &config, namespace.as_deref(), &mut first, &show, &tell).await;
+            let unknown = self.watch(&api, &config, (namespace.as_deref(), optional), &mut first, &show, &tell).await;
             // Once a change: a kind may be missing for ever.
             if self.0.known.send_if_modified(|known| std::mem::replace(known, false)) {
                 tracing::info!(path = api.resource_url(), answer = %unknown, "a kind is not known to the cluster");
@@ -246,12 +246,13 @@ impl<V: Shown> Cache<V> {
         }
     }
 
-    /// Follows a watch until the cluster says that it does not know the kind.
+    /// Follows a watch until the cluster says that it does not know the kind, if it is one that may be missing. Of all others
+    /// 404 is no answer: who stands before an API server that starts says so too.
     async fn watch<K>(
         &self,
         api: &Api<K>,
         config: &watcher::Config,
-        namespace: Option<&str>,
+        (namespace, optional): (Option<&str>, bool),
         first: &mut bool,
         show: &impl Fn(&K) -> Option<V>,
         tell: &impl Fn(OwnerKey),
@@ -283,8 +284,12 @@ impl<V: Shown> Cache<V> {
                 }
                 Ok(watcher::Event::Apply(object)) => self.see(&object, show(&object)),
                 Ok(watcher::Event::Delete(object)) => self.gone(&object),
-                Err(error) if is_unknown(&error) => return error,
+                Err(error) if optional && is_unknown(&error) => return error,
                 Err(error) => {
+                    // Nothing waits for a kind that it may not need.
+                    if optional {
+                        self.listed(first);
+                    }
                     // The watcher waits and lists anew; what is known stands meanwhile.
                     tracing::warn!(error = %error, kind = std::any::type_name::<V>(), "a watch broke");
                     Vec::new()

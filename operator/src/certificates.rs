@@ -78,7 +78,12 @@ impl Certificates {
                 let api: Api<Secret> = Api::namespaced(self.client.clone(), &hub.namespace);
                 // A failure is the next pass's to report.
                 let Ok(found) = api.get_metadata_opt(&known.secret).await else { continue };
-                if found.as_ref().map(version) != known.version {
+                let version = found.as_ref().map(version);
+                if version != known.version {
+                    // Told once, whether the hub's pass gets as far as the certificate or not.
+                    if let Some(seen) = self.seen().get_mut(&hub) {
+                        seen.version = version;
+                    }
                     // Nobody listening is no loss: who listens later looks at everything.
                     events.send(SinkEvent::Hub(hub)).ok();
                 }

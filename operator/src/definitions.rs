@@ -36,6 +36,10 @@ impl Kept {
         self.entries().remove(server_uid);
     }
 
+    pub(crate) fn retain(&self, is_left: impl Fn(&str) -> bool) {
+        self.entries().retain(|uid, _| is_left(uid));
+    }
+
     /// Whether those of these servers that are kept have room in one Secret.
     pub(crate) fn fit(&self, servers: &BTreeSet<String>) -> bool {
         let entries = self.entries();

@@ -92,7 +92,8 @@ impl KubeRuntime {
                     events.send(RuntimeEvent::Changed(owner)).ok();
                 };
                 let show = move |object: &DynamicObject| Child::of(kind, object);
-                watches.spawn(cache.clone().follow(api, config.clone(), namespace, show, tell));
+                let place = (namespace, kind.installed_by().is_some());
+                watches.spawn(cache.clone().follow(api, config.clone(), place, show, tell));
             }
             if kind == ChildKind::Secret {
                 watches.spawn(secrets::follow(client.clone(), cache.clone(), events.clone()));
@@ -112,7 +113,7 @@ impl KubeRuntime {
                 }
                 events.send(RuntimeEvent::Changed(owner)).ok();
             };
-            watches.spawn(pods.clone().follow(api, config.clone(), namespace, PodFacts::of, tell));
+            watches.spawn(pods.clone().follow(api, config.clone(), (namespace, false), PodFacts::of, tell));
         }
         let info = RuntimeInfo {
             name: lower::NAME.to_owned(),
@@ -153,9 +154,9 @@ impl KubeRuntime {
         self.client.clone()
     }
 
-    /// Whether an owner has any object.
-    pub(crate) fn has_any_of(&self, owner: &OwnerKey) -> bool {
-        self.children.values().any(|cache| !cache.of(&owner.uid).is_empty())
+    /// Whether the owner with this uid has any object.
+    pub(crate) fn has_any_of(&self, owner_uid: &str) -> bool {
+        self.children.values().any(|cache| !cache.of(owner_uid).is_empty())
     }
 
     /// The pods of an owner.
@@ -465,7 +466,7 @@ fn taken(owner: &OwnerKey, id: &ObjectId) -> RuntimeError {
     RuntimeError {
         reason: "NameTaken",
         message: format!("{id} in namespace {} exists and is not {owner}'s", owner.namespace),
-        hint: Some("remove or rename it, or give the server another name".to_owned()),
+        hint: Some("remove or rename it, or give it another name".to_owned()),
         // Its end tells nobody here.
         retry: Retry::Backoff,
         source: None,

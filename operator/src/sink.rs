@@ -1,6 +1,6 @@
 //! Hubs of a cluster: a gateway's pods, the Secret that they mount, and the push that makes a change reach them at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -97,7 +97,7 @@ impl KubeSink {
         following.spawn(follow);
         let is_left = {
             let runtime = runtime.clone();
-            move |hub: &OwnerKey| runtime.has_any_of(hub)
+            move |hub: &OwnerKey| runtime.has_any_of(&hub.uid)
         };
         following.spawn(certificates.clone().follow(is_left, events.clone()));
         Arc::new(Self {
@@ -126,38 +126,37 @@ impl KubeSink {
         self.gateways.ask_for(server_uid);
     }
 
-    /// The configuration with what servers at rest offer.
+    /// The configuration with what servers at rest offer, as far as there is room: a hub may come to select more of them than
+    /// were put to rest with it. The others are woken, and then keep their pods.
     async fn define(&self, hub: &OwnerKey, config: &GatewayConfig) -> Result<GatewayConfig, SinkError> {
         let mut config = config.clone();
-        let mut stored = None;
+        let (mut stored, mut held) = (None, BTreeSet::new());
         for upstream in &mut config.upstreams {
             let uid = &upstream.uid;
             if upstream.target != Target::Asleep {
                 self.kept.forget(uid);
                 continue;
             }
-            if let Some(kept) = self.kept.get(uid) {
-                upstream.definitions = Some(kept);
-                continue;
+            if self.kept.get(uid).is_none() {
+                let stored = match &stored {
+                    Some(stored) => stored,
+                    None => stored.insert(self.stored_definitions(hub).await?),
+                };
+                let found = match stored.get(uid) {
+                    Some(stored) => Some(stored.clone()),
+                    None => {
+                        self.heard(None).await;
+                        self.gateways.definitions(uid).await
+                    }
+                };
+                found.into_iter().for_each(|found| self.kept.insert(uid, found));
             }
-            let stored = match &stored {
-                Some(stored) => stored,
-                None => stored.insert(self.stored_definitions(hub).await?),
-            };
-            let found = match stored.get(uid) {
-                Some(stored) => Some(stored.clone()),
-                None => {
-                    self.heard(None).await;
-                    self.gateways.definitions(uid).await
-                }
-            };
-            match found {
-                Some(found) => {
-                    self.kept.insert(uid, found.clone());
-                    upstream.definitions = Some(found);
-                }
-                // Only the server itself can tell.
-                None => self.gateways.ask_for(uid),
+            held.insert(uid.clone());
+            upstream.definitions = self.kept.get(uid).filter(|_| self.kept.fit(&held));
+            if upstream.definitions.is_none() {
+                // Only the server itself can tell, now or to every gateway that starts.
+                held.remove(uid);
+                self.gateways.ask_for(uid);
             }
         }
         Ok(config)
@@ -417,6 +416,8 @@ impl GatewaySink for KubeSink {
         let Some(found) = self.gateways.definitions(server_uid).await else {
             return Err(failed("DefinitionsUnknown", "no gateway could tell what the server offers".to_owned(), None));
         };
+        // Servers that were deleted at rest are asked for by nobody any more.
+        self.kept.retain(|uid| self.runtime.has_any_of(uid));
         self.kept.insert(server_uid, found);
         for hub in hubs {
             let mut servers = self.gateways.offered(hub);

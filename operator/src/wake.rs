@@ -29,12 +29,12 @@ use crate::sink::KubeSink;
 
 /// Followed by the uid of the hub whose gateway asks.
 pub(crate) const PATH: &str = "/wake/";
-/// Connections at a time: there are two gateways a hub, each of which keeps one.
+/// Connections at a time.
 const CONNECTIONS: usize = 1024;
 /// A uid and some JSON around it.
 const BODY_MAX: usize = 1 << 10;
-/// Requests are short, and come within a pod network; a gateway that is silent connects anew.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Requests are rare and short, and come within a pod network: who connects has something to say.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Deserialize)]
 struct Wanted {
@@ -74,7 +74,7 @@ pub async fn serve(listener: TcpListener, wakes: Wakes) {
                 }
             });
             let mut http = http1::Builder::new();
-            http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(16 << 10);
+            http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(16 << 10).keep_alive(false);
             // Whoever went away is no failure.
             http.serve_connection(TokioIo::new(stream), service).await.ok();
             drop(turn);

@@ -21,8 +21,17 @@ pub(super) async fn install(packages: &Packages, source: &PackageSource) -> Resu
             let prefix = draft.to_string_lossy();
             let spec = format!("{}@{version}", source.name);
             // Install scripts are code of every dependency, run before anything confines it; published servers need none.
-            let args =
-                ["install", "--prefix", &prefix, "--no-audit", "--no-fund", "--ignore-scripts", "--no-save", &spec];
+            let args = [
+                "install",
+                "--prefix",
+                &prefix,
+                "--no-audit",
+                "--no-fund",
+                "--ignore-scripts",
+                "--no-save",
+                "--",
+                &spec,
+            ];
             packages.run(&npm, &args, draft, |said| explain(said, &spec)).await.map(drop)
         })
         .await?;
@@ -36,7 +45,7 @@ pub(super) async fn install(packages: &Packages, source: &PackageSource) -> Resu
 }
 
 async fn newest(packages: &Packages, npm: &Path, source: &PackageSource) -> Result<String, PackageError> {
-    let args = ["view", &source.name, "version", "--json"];
+    let args = ["view", "--json", "--", &source.name, "version"];
     let printed = packages.run(npm, &args, Path::new("/"), |said| explain(said, &source.name)).await?;
     match serde_json::from_str(&printed) {
         Ok(Value::String(version)) => Ok(version),
@@ -44,10 +53,15 @@ async fn newest(packages: &Packages, npm: &Path, source: &PackageSource) -> Resu
     }
 }
 
-/// npm's codes for "no such package" and "no such version", and those of a connection that was not made or broke.
+/// npm's codes for "no such package" and "no such version", and those of a connection that was not made or broke; what a
+/// proxy refuses it takes for the registry's own answer.
 fn explain(said: &str, package: &str) -> Option<PackageError> {
     const UNKNOWN: &[&str] = &["code E404", "code ETARGET"];
     const UNREACHABLE: &[&str] = &[
+        "code E407",
+        "code E502",
+        "code E503",
+        "code E504",
         "code ECONNREFUSED",
         "code ECONNRESET",
         "code EHOSTUNREACH",

@@ -30,7 +30,7 @@ pub(super) async fn install(packages: &Packages, source: &PackageSource) -> Resu
         .install_into(&folder, async |draft| {
             let venv = draft.to_string_lossy();
             packages.run(&python, &["-m", "venv", &venv], draft, |said| no_venv(said, &source.name)).await?;
-            let args = ["-m", "pip", "install", "--quiet", "--no-compile", &spec];
+            let args = ["-m", "pip", "install", "--quiet", "--no-compile", "--", &spec];
             packages.run(&interpreter(draft), &args, draft, |said| explain(said, &spec)).await?;
             // Isolated: neither the working directory nor the user's own packages may stand in for the environment's.
             let printed =

@@ -139,6 +139,8 @@ async fn converge(
 
     let rest = rest::decide(server, owner, findings.observed.sleeps, ports).await;
     workload.at_rest = rest.rests;
+    // Whoever is woken is at rest no more, also if that fails; whoever goes to rest is there when it is done.
+    findings.at_rest &= rest.rests;
     findings.obstacle = rest.obstacle;
 
     // Twice at most: what the first round resolves, the second one runs.

@@ -10,7 +10,7 @@ use mcp_hub_dataplane_api::Era;
 use mcp_hub_dataplane_api::gateway::UpstreamStatus;
 use mcp_hub_dataplane_api::status::{BridgeStatus, Handshake, Phase as BridgePhase};
 
-use crate::error::Error;
+use crate::error::{Error, Retry};
 use crate::lower::{Degraded, LOWER_REVISION};
 use crate::observed::{Failure, Observed, PrepareState};
 use crate::ports::{Door, HubState};
@@ -198,6 +198,10 @@ fn verdict(server: &MCPServer, findings: &Findings, failure: Option<&Error>) -> 
         };
     }
     if let Some(error) = failure {
+        if error.retry() == Retry::Backoff && rest::holds_calls(server) {
+            // Tried again in a moment, for which the calls can wait.
+            return Verdict::no(Phase::Starting, reason::WAKING, with_hint(&error.chain(), error.hint().as_deref()));
+        }
         return Verdict::no(Phase::Failed, error.reason(), with_hint(&error.chain(), error.hint().as_deref()));
     }
     if !findings.missing_secrets.is_empty() {

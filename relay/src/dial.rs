@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::refusal::Refusal;
+use crate::slots::{Holder, Slots};
 use crate::wish::{Destination, Host};
 use crate::{Bounds, judge};
 
@@ -49,9 +51,34 @@ const ADDRESSES: usize = 8;
 /// A first address that is silent leaves time for the next.
 const ONE_ADDRESS: Duration = Duration::from_secs(4);
 
+/// Addresses of a name. A lookup that nobody waits for any more holds its place until the system is done with it, so that
+/// names of a server that are slow to look up delay that server alone.
+async fn lookup(
+    network: &Arc<dyn Network>,
+    slots: &Slots,
+    bounds: &Bounds,
+    permit: &Permit,
+    name: &HostName,
+) -> Result<io::Result<Vec<IpAddr>>, Refusal> {
+    let most = bounds.lookups;
+    let slot = slots.take(Holder::Lookup(permit.server.clone()), most);
+    let slot = slot.ok_or_else(|| Refusal::TooManyLookups { server: permit.server.clone(), most })?;
+    let (network, asked) = (network.clone(), name.clone());
+    let found = tokio::spawn(async move {
+        let found = network.lookup(&asked).await;
+        drop(slot);
+        found
+    });
+    match timeout(bounds.lookup, found).await {
+        Ok(found) => Ok(found.unwrap_or_else(|error| Err(io::Error::other(error)))),
+        Err(_) => Ok(Err(io::ErrorKind::TimedOut.into())),
+    }
+}
+
 /// A connection to where a permit lets its server go.
 pub(crate) async fn dial(
-    network: &dyn Network,
+    network: &Arc<dyn Network>,
+    slots: &Slots,
     bounds: &Bounds,
     permit: &Permit,
     destination: &Destination,
@@ -60,13 +87,16 @@ pub(crate) async fn dial(
     let to = || destination.to_string();
     let found = match &destination.host {
         Host::Address(address) => vec![*address],
-        Host::Name(name) => match timeout(bounds.lookup, network.lookup(name)).await {
-            Ok(Ok(found)) if found.is_empty() => {
+        Host::Name(name) => match lookup(network, slots, bounds, permit, name).await? {
+            Ok(found) if found.is_empty() => {
                 let source = io::Error::new(io::ErrorKind::NotFound, "the answer is empty");
                 return Err(Refusal::NotFound { destination: to(), source });
             }
-            Ok(found) => found.map_err(|source| Refusal::NotFound { destination: to(), source })?,
-            Err(_) => return Err(Refusal::SlowLookup { destination: to(), within: bounds.lookup }),
+            Ok(found) => found,
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                return Err(Refusal::SlowLookup { destination: to(), within: bounds.lookup });
+            }
+            Err(source) => return Err(Refusal::NotFound { destination: to(), source }),
         },
     };
     let end = Instant::now() + bounds.connect;

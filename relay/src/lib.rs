@@ -26,12 +26,14 @@ pub use serve::{Drain, Relay};
 /// How much there may be, and for how long.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    /// Connections in all. Each takes two descriptors and some 40 KB at most.
+    /// Connections in all. Each takes two descriptors; a client that does not read holds some 200 KB.
     pub connections: usize,
     /// Connections of one server, so that none takes the place of others.
     pub of_a_server: usize,
     /// Connections from one address that have shown no permit yet.
     pub unproven: usize,
+    /// Names of one server that are looked up at a time.
+    pub lookups: usize,
     /// For a request's head to arrive, and between two requests.
     pub head: Duration,
     pub lookup: Duration,
@@ -48,6 +50,7 @@ impl Default for Bounds {
             of_a_server: 128,
             // Of a node's address there may be many servers, where a network plugin hides their own.
             unproven: 128,
+            lookups: 16,
             head: Duration::from_secs(10),
             lookup: Duration::from_secs(10),
             connect: Duration::from_secs(10),

@@ -12,6 +12,7 @@ use clap::Parser;
 use mcp_hub_dataplane_api::permit::PermitKey;
 use mcp_hub_relay::dial::System;
 use mcp_hub_relay::{Bounds, Drain, Relay};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -66,7 +67,17 @@ async fn main() -> ExitCode {
     }
 }
 
+/// As many descriptors as this process may have: two for each connection are more than the thousand that is usual.
+fn widen() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(error = %error, "the limit of open files stays as it is");
+    }
+}
+
 async fn run(args: Args) -> Result<(), Failure> {
+    widen();
     let key = read(&args.key)?;
     let bounds =
         Bounds { connections: args.connections, of_a_server: args.connections_of_a_server, ..Bounds::default() };

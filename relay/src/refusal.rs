@@ -38,6 +38,8 @@ pub enum Refusal {
     Never { destination: String, address: IpAddr },
     #[error("{server} has {most} connections already: close some, or try again later")]
     TooMany { server: String, most: usize },
+    #[error("{most} names of {server} are being looked up already: check its DNS, or try again later")]
+    TooManyLookups { server: String, most: usize },
     #[error("the relay has all the connections that it takes: try again later, or give it more replicas")]
     Full,
     #[error(
@@ -66,7 +68,7 @@ impl Refusal {
             Self::NoProxyRequest | Self::OtherScheme | Self::NoPort | Self::NoHost => StatusCode::BAD_REQUEST,
             Self::NoPermit => StatusCode::PROXY_AUTHENTICATION_REQUIRED,
             Self::NotListed { .. } | Self::Local { .. } | Self::Never { .. } => StatusCode::FORBIDDEN,
-            Self::TooMany { .. } | Self::Full => StatusCode::SERVICE_UNAVAILABLE,
+            Self::TooMany { .. } | Self::TooManyLookups { .. } | Self::Full => StatusCode::SERVICE_UNAVAILABLE,
             Self::NotFound { .. } | Self::NotReached { .. } | Self::BrokenAnswer { .. } => StatusCode::BAD_GATEWAY,
             Self::SlowLookup { .. } | Self::SlowConnect { .. } | Self::SlowAnswer { .. } => StatusCode::GATEWAY_TIMEOUT,
         }
@@ -84,6 +86,7 @@ impl Refusal {
             Self::Local { .. } => "LocalAddress",
             Self::Never { .. } => "ForbiddenAddress",
             Self::TooMany { .. } => "TooManyConnections",
+            Self::TooManyLookups { .. } => "TooManyLookups",
             Self::Full => "Full",
             Self::NotFound { .. } => "NotFound",
             Self::SlowLookup { .. } => "LookupTimeout",

@@ -47,7 +47,7 @@ pub struct Drain {
 #[derive(Debug)]
 pub struct Relay {
     key: RwLock<PermitKey>,
-    network: Box<dyn Network>,
+    network: Arc<dyn Network>,
     bounds: Bounds,
     places: Arc<Semaphore>,
     slots: Slots,
@@ -62,7 +62,7 @@ impl Relay {
     pub fn new(key: PermitKey, network: impl Network + 'static, bounds: Bounds) -> Arc<Self> {
         Arc::new(Self {
             key: RwLock::new(key),
-            network: Box::new(network),
+            network: Arc::new(network),
             bounds,
             places: Arc::new(Semaphore::new(bounds.connections)),
             slots: Slots::default(),
@@ -227,7 +227,7 @@ impl Relay {
         permit: &Permit,
         destination: &Destination,
     ) -> Result<Response<Body>, Refusal> {
-        let upstream = dial::dial(&*self.network, &self.bounds, permit, destination).await?;
+        let upstream = dial::dial(&self.network, &self.slots, &self.bounds, permit, destination).await?;
         tune(&upstream);
         if request.method() != Method::CONNECT {
             return self.forward(request, upstream, destination).await;
@@ -249,7 +249,7 @@ impl Relay {
         let (upstream, movement) = Watched::new(upstream);
         let broken = |_| Refusal::BrokenAnswer { destination: destination.to_string() };
         let mut http = hyper::client::conn::http1::Builder::new();
-        let opened = http.max_buf_size(HEAD_MAX * 4).handshake(TokioIo::new(upstream)).await;
+        let opened = http.max_buf_size(HEAD_MAX).handshake(TokioIo::new(upstream)).await;
         let (mut sender, connection) = opened.map_err(broken)?;
         let moving = movement.clone();
         // It ends with the answer's body, or with the client, who then takes no more of it.

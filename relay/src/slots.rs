@@ -11,6 +11,8 @@ pub(crate) enum Holder {
     Peer(IpAddr),
     /// `NAMESPACE.NAME`
     Server(String),
+    /// A server's names that are looked up: a lookup goes on when nobody waits for it any more.
+    Lookup(String),
 }
 
 #[derive(Debug, Clone, Default)]

@@ -113,8 +113,7 @@ async fn a_name_that_leads_into_the_cluster_or_to_metadata_leads_nowhere() {
 #[tokio::test]
 async fn what_fails_further_on_is_told_by_where_and_why() {
     let silent: IpAddr = "93.184.215.15".parse().unwrap();
-    let bounds =
-        Bounds { lookup: Duration::from_millis(200), connect: Duration::from_millis(200), ..Bounds::default() };
+    let bounds = Bounds { lookup: Duration::from_secs(2), connect: Duration::from_secs(2), ..Bounds::default() };
     let world = World::new()
         .bounds(bounds)
         .name("closed.example.com", &[PUBLIC])
@@ -168,7 +167,7 @@ async fn one_servers_connections_leave_room_for_others() {
 
 #[tokio::test]
 async fn who_shows_no_permit_takes_no_place_for_long_and_not_many() {
-    let bounds = Bounds { unproven: 2, head: Duration::from_millis(300), ..Bounds::default() };
+    let bounds = Bounds { unproven: 2, head: Duration::from_secs(4), ..Bounds::default() };
     let world =
         World::new().bounds(bounds).name("api.example.com", &[PUBLIC]).listen(PUBLIC, 443, echo().await).start().await;
     let mut mute = [world.open().await, world.open().await];
@@ -186,12 +185,12 @@ async fn who_shows_no_permit_takes_no_place_for_long_and_not_many() {
     // A head without end is cut as well.
     let long = "X: ".to_owned() + &"x".repeat(64 << 10) + "\r\n";
     let answer = world.ask("GET", "http://api.example.com/", "", &long, "").await;
-    assert!(answer.status == 431 || answer.status == 0, "{}", answer.status);
+    assert_eq!(answer.status, 431);
 }
 
 #[tokio::test]
 async fn a_tunnel_on_which_nothing_moves_is_cut_and_a_half_closed_one_is_not() {
-    let bounds = Bounds { idle: Duration::from_millis(300), ..Bounds::default() };
+    let bounds = Bounds { idle: Duration::from_secs(2), ..Bounds::default() };
     let world =
         World::new().bounds(bounds).name("api.example.com", &[PUBLIC]).listen(PUBLIC, 443, echo().await).start().await;
     let permit = world.permit(&["api.example.com:443"]);
@@ -207,7 +206,7 @@ async fn a_tunnel_on_which_nothing_moves_is_cut_and_a_half_closed_one_is_not() {
 
 #[tokio::test]
 async fn at_its_end_it_says_so_finishes_what_is_under_way_and_cuts_the_rest() {
-    let drain = Drain { delay: Duration::from_millis(500), limit: Duration::from_millis(500) };
+    let drain = Drain { delay: Duration::from_secs(4), limit: Duration::from_millis(500) };
     let mut world =
         World::new().drain(drain).name("api.example.com", &[PUBLIC]).listen(PUBLIC, 443, echo().await).start().await;
     let permit = world.permit(&["api.example.com:443"]);

@@ -134,7 +134,8 @@ pub(super) fn init_container(
     egress: Option<&Egress>,
 ) -> Value {
     let PackageSource { registry, name, version: _, executable } = source;
-    let mut args = vec!["install", folder, registry.as_str(), name, version];
+    // A name may look like an option.
+    let mut args = vec!["install", "--", folder, registry.as_str(), name, version];
     args.extend(executable.as_deref());
     let mut container = json!({
         "name": PACKAGE,
@@ -147,6 +148,7 @@ pub(super) fn init_container(
     let mut env = settings.env(*registry);
     // The operator's own proxy knows the registry; without one the way out is the server's.
     if let (Some(egress), None) = (egress, &settings.proxy) {
+        env.retain(|variable| !egress.env.iter().any(|(name, _)| variable["name"] == *name));
         env.extend(egress.env.iter().map(|(name, value)| pod::variable(name, value)));
     }
     // The API server leaves an empty list out, which would look like a change for ever.
@@ -177,15 +179,22 @@ mod tests {
     #[test]
     fn installers_go_by_the_servers_way_out_unless_they_have_a_proxy_of_their_own() {
         let source = serde_json::from_value(json!({"registry": "npm", "name": "a", "version": "1.0.0"})).unwrap();
-        let egress = Egress { rules: Vec::new(), env: vec![("HTTPS_PROXY", "http://relay".to_owned())] };
+        let egress = Egress {
+            rules: Vec::new(),
+            env: vec![("HTTPS_PROXY", "http://relay".to_owned()), ("NO_PROXY", "::1".to_owned())],
+        };
         let own = PackageSettings { proxy: Some("http://p".to_owned()), ..Default::default() };
         let proxy = |settings: &PackageSettings| {
             let container = init_container(&source, "1.0.0", "runner:1", "/package", settings, Some(&egress));
             let env: Vec<Value> = container["env"].as_array().cloned().unwrap_or_default();
+            let names: std::collections::BTreeSet<String> =
+                env.iter().map(|variable| variable["name"].to_string()).collect();
+            assert_eq!(names.len(), env.len(), "a variable that is set twice is refused: {env:?}");
             let found: Vec<_> = env.into_iter().filter(|variable| variable["name"] == "HTTPS_PROXY").collect();
             found.iter().map(|variable| variable["value"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
         };
-        assert_eq!(proxy(&PackageSettings::default()), ["http://relay"]);
+        let direct = PackageSettings { no_proxy: Some(".example.com".to_owned()), ..Default::default() };
+        assert_eq!(proxy(&direct), ["http://relay"]);
         assert_eq!(proxy(&own), ["http://p"]);
     }
 

@@ -105,8 +105,6 @@ async fn an_api_server_that_is_away_is_waited_for() {
         back.elapsed(),
         operator.ends.load(Ordering::Relaxed)
     );
-    // As long as the operator waits between two tries, a backoff that grows to minutes would not be over.
-    assert!(back.elapsed() < Duration::from_secs(30), "{:?}", back.elapsed());
     place.settled(all_ready).await;
 
     answered(&place).await;
