@@ -409,7 +409,7 @@ impl Story {
 #[tokio::test]
 async fn a_plan_is_what_the_operator_then_does_and_does_nothing_itself() {
     let story = Story::new();
-    story.operator_pod(&json!(["--bridge-image=bridge:1", "--gateway-image=gateway:1"]));
+    story.operator_pod(&json!(["--bridge-image=bridge:1", "--runner-image=runner:1", "--gateway-image=gateway:1"]));
     let (ports, store) = story.operator().await;
     let file = story.file(&manifest("a", ""));
     assert_eq!(story.plan(Some(&file)).await, [". prepare image a"]);
@@ -451,7 +451,12 @@ async fn what_a_plan_cannot_know_is_said_and_not_guessed() {
     assert_eq!(exit, Exit::NoAnswer);
     assert!(text.contains("no operator runs on this cluster"), "{text}");
 
-    story.operator_pod(&json!(["--bridge-image=bridge:1", "--gateway-image=gateway:1", "--watch-namespaces=other"]));
+    story.operator_pod(&json!([
+        "--bridge-image=bridge:1",
+        "--runner-image=runner:1",
+        "--gateway-image=gateway:1",
+        "--watch-namespaces=other"
+    ]));
     let (exit, text) = plan().await;
     assert_eq!(exit, Exit::Failed);
     assert!(text.contains("has not made its Secret mcp-hub-installation"), "{text}");
@@ -474,6 +479,6 @@ async fn the_versions_of_a_cluster_name_the_operator_or_say_that_there_is_none()
     let [(cluster, server), (_, operator)] = versions().await.try_into().unwrap();
     assert!(cluster == "cluster" && server.ends_with("(context team/a)"), "{server}");
     assert_eq!(operator, "not running");
-    story.operator_pod(&json!(["--bridge-image=b", "--gateway-image=g"]));
+    story.operator_pod(&json!(["--bridge-image=b", "--runner-image=r", "--gateway-image=g"]));
     assert_eq!(versions().await[1], ("operator", "operator:1 (pod mcp-hub-system/operator-1)".to_owned()));
 }
