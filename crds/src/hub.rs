@@ -135,7 +135,7 @@ pub struct Tls {
     /// Secret of type kubernetes.io/tls.
     pub secret_ref: Option<LocalSecretRef>,
     /// Name of a cert-manager Issuer of the namespace.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"))]
     pub cert_manager_issuer: Option<String>,
 }
 
@@ -144,10 +144,10 @@ pub struct Tls {
 #[serde(rename_all = "camelCase")]
 pub struct Ingress {
     /// Host name of the endpoint.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"))]
     pub host: String,
     /// Ingress class (default: that of the cluster).
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"))]
     pub class_name: Option<String>,
     /// Secret with the certificate that is shown for the host (default: that of `gateway.tls`; with neither, no TLS).
     pub tls_secret_ref: Option<LocalSecretRef>,
@@ -160,13 +160,13 @@ pub struct Ingress {
 #[serde(rename_all = "camelCase")]
 pub struct HttpRoute {
     /// Host name of the endpoint.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"))]
     pub host: String,
     /// Name of the Gateway (gateway.networking.k8s.io) the route attaches to.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"))]
     pub gateway: String,
     /// Namespace of that Gateway (default: the hub's own).
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub gateway_namespace: Option<String>,
     /// Annotations of the HTTPRoute, for its controller.
     pub annotations: Option<BTreeMap<String, String>>,

@@ -19,10 +19,12 @@ const AT_ONCE: usize = 8;
 /// Text that hardly any field is meant for.
 const NOISE: &str = "\u{7} Garbage, \n$(x)/../ {{";
 
-/// Fields that are for any text: what it means, only the server knows.
+/// Fields that are for any text: what it means, only the server knows, or the controller that annotations are for.
 const ANY_TEXT: &[&str] = &[
     "spec.args",
     "spec.env[].value",
+    "spec.gateway.httpRoute.annotations",
+    "spec.gateway.ingress.annotations",
     "spec.source.image.command",
     "spec.source.remote.headers[].value",
     "spec.tools.allow",

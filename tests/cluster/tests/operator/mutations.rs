@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::children::{Children, assert_same};
 use crate::garbage::names;
-use crate::place::{Place, REGISTRY, server};
+use crate::place::{Place, REGISTRY, eventually, server};
 
 /// Requests at a time.
 const AT_ONCE: usize = 8;
@@ -129,6 +129,16 @@ where
         refusals.collect()
     }
 
+    /// Hubs whose gateways run on without the certificate that a new gateway would wait for.
+    async fn held(&self) -> Vec<String> {
+        let verdicts = self.place.verdicts().await;
+        let waits = |name: &String| {
+            let lines = verdicts.get(&format!("hub {name}"));
+            lines.is_some_and(|lines| lines.iter().any(|line| line.contains("Resolved=False")))
+        };
+        self.fields.iter().map(|(name, _)| name).filter(|name| waits(name)).cloned().collect()
+    }
+
     async fn run(&self) {
         let place = self.place;
         let mut operator = place.operator("op");
@@ -141,7 +151,7 @@ where
         let before = self.refused().await;
         self.want(true, &none).await;
         let with = place.children().await;
-        let refused = self.refused().await;
+        let (refused, held) = (self.refused().await, self.held().await);
         for (name, (field, ..)) in &self.fields {
             if let Some(refusal) = refused.get(name) {
                 assert!(names(refusal, field), "{field} is refused as {refusal}");
@@ -163,10 +173,16 @@ where
         // And status remembers of a stopped server how it was when it ran.
         let stopped =
             self.fields.iter().filter(|(_, (field, ..))| *field == "spec.paused").map(|(name, _)| name.clone());
-        let left_out: BTreeSet<String> = refused.into_keys().chain(stopped).collect();
+        let left_out: BTreeSet<String> = refused.into_keys().chain(stopped).chain(held).collect();
         for name in &left_out {
             place.api::<K>().delete(name, &DeleteParams::default()).await.unwrap();
         }
+        eventually("what belongs to those to be gone", async || {
+            let children = place.children().await;
+            let left: Vec<_> = left_out.iter().filter(|name| !of_one(&children, name).is_empty()).collect();
+            if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+        })
+        .await;
         self.want(true, &left_out).await;
         let changed = place.children().await;
         operator.kill();
