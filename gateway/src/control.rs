@@ -41,6 +41,8 @@ const LOOK: Duration = Duration::from_millis(500);
 const SETTLING: Duration = Duration::from_millis(50);
 /// Longest time for what clients have here to be handed to others.
 const HANDOVER: Duration = Duration::from_secs(5);
+/// A server whose last call is longer ago is quiet.
+const QUIET_MS: u64 = 5_000;
 /// A line at least this often, so that both sides notice when the other is gone.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
@@ -183,10 +185,14 @@ fn shown<T: Serialize>(document: &T) -> Response<Body> {
     }
 }
 
-/// The status without what changes all the time: whether a server is used at all is news, how much is not.
+/// The status without what changes all the time: whether a server is used at all is news, how much is not. A call that came
+/// and went unseen shows by the time since, which is short again.
 fn meaning(mut status: ReplicaStatus) -> ReplicaStatus {
     for activity in status.activity.values_mut() {
-        *activity = UpstreamActivity { calls_in_flight: activity.calls_in_flight.min(1), idle_ms: None };
+        *activity = UpstreamActivity {
+            calls_in_flight: activity.calls_in_flight.min(1),
+            idle_ms: activity.idle_ms.map(|idle| if idle < QUIET_MS { 0 } else { QUIET_MS }),
+        };
     }
     status
 }
@@ -220,4 +226,34 @@ fn events(gateway: &Gateway) -> Response<Body> {
         }
     });
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use mcp_hub_dataplane_api::gateway::GatewayStatus;
+
+    use super::*;
+
+    fn used(calls_in_flight: u32, idle_ms: Option<u64>) -> ReplicaStatus {
+        let (upstreams, collisions) = (BTreeMap::new(), BTreeMap::new());
+        ReplicaStatus {
+            status: GatewayStatus { version: String::new(), upstreams, collisions },
+            sequence: 1,
+            draining: false,
+            activity: BTreeMap::from([("uid".to_owned(), UpstreamActivity { calls_in_flight, idle_ms })]),
+        }
+    }
+
+    #[test]
+    fn a_call_is_news_also_when_it_came_and_went_unseen_and_more_calls_are_not() {
+        let news = |before, after| meaning(before) != meaning(after);
+        assert!(news(used(0, None), used(1, None)));
+        assert!(news(used(0, Some(600_000)), used(0, Some(100))), "whoever counts on ten idle minutes is wrong now");
+        assert!(news(used(0, None), used(0, Some(100))));
+        assert!(!news(used(1, None), used(7, None)));
+        assert!(!news(used(0, Some(100)), used(0, Some(900))));
+        assert!(!news(used(0, Some(60_000)), used(0, Some(600_000))));
+    }
 }

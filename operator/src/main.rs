@@ -123,6 +123,8 @@ enum Failure {
     Identity(#[from] IdentityError),
     #[error(transparent)]
     Relay(#[from] RelayError),
+    #[error("the relay's Service has another address: the operator starts anew, and gives it to servers")]
+    RelayMoved,
     #[error("could not listen on {address}")]
     Listen {
         address: SocketAddr,
@@ -208,6 +210,18 @@ async fn run(args: Args) -> Result<(), Failure> {
     tracing::info!(identity = args.identity, "leading");
     health.leads();
 
+    let moved = {
+        let (client, installation, known) = (client.clone(), installation.clone(), relay.clone());
+        let (namespace, service) = (args.namespace.clone(), args.relay_service.clone());
+        async move {
+            match (service, known) {
+                (Some(service), Some(known)) => {
+                    relay::until_moved(&client, &namespace, &service, &installation, &known).await;
+                }
+                _ => std::future::pending().await,
+            }
+        }
+    };
     let scope = Scope::new(args.watch_namespaces.into_iter().filter(|namespace| !namespace.is_empty()).collect());
     let settings = ClusterSettings {
         namespace: args.namespace,
@@ -246,6 +260,11 @@ async fn run(args: Args) -> Result<(), Failure> {
             election.resign().await;
             Ok(())
         }
+        // Which address servers have is settled at the start.
+        () = moved => {
+            election.resign().await;
+            Err(Failure::RelayMoved)
+        }
         // Another one may be at work: what is under way here is left as it is, and the other goes on from there.
         _ = leads.wait_for(|leads| !*leads) => Err(Failure::Lost),
     }
@@ -274,13 +293,8 @@ async fn relay(
     installation: &Installation,
 ) -> Result<Relay, RelayError> {
     loop {
-        let found = async {
-            let relay = relay::find(client, namespace, service, installation).await?;
-            relay::publish(client, namespace, &relay.key).await?;
-            Ok(relay)
-        };
-        match found.await {
-            Err(error) if RelayError::is_passing(&error) => {
+        match relay::ready(client, namespace, service, installation).await {
+            Err(error) if error.is_passing() => {
                 let source = std::error::Error::source(&error).map(ToString::to_string);
                 tracing::warn!(error = %error, source, "trying again");
                 tokio::time::sleep(TRY_AGAIN).await;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Secret, Service};
@@ -19,6 +20,9 @@ use crate::labels;
 pub const SECRET: &str = "mcp-hub-relay-key";
 /// Its key, a file in those pods.
 const KEY: &str = "key";
+
+/// How often it is looked at: it is made anew by people, and rarely.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// An allow-list proxy, for servers with host names in their egress list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +64,33 @@ impl RelayError {
     }
 }
 
+/// Where the relay behind a Service is; from now on it has the key.
+pub async fn ready(
+    client: &Client,
+    namespace: &str,
+    service: &str,
+    installation: &Installation,
+) -> Result<Relay, RelayError> {
+    let relay = find(client, namespace, service, installation).await?;
+    publish(client, namespace, &relay.key).await?;
+    Ok(relay)
+}
+
+/// Sees to it that the relay has its key, until it is somewhere else than `known`.
+pub async fn until_moved(client: &Client, namespace: &str, service: &str, installation: &Installation, known: &Relay) {
+    loop {
+        tokio::time::sleep(LOOK_AGAIN).await;
+        match ready(client, namespace, service, installation).await {
+            Ok(found) if found != *known => return,
+            Ok(_) => {}
+            Err(error) => {
+                let source = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::warn!(error = %error, source, "the relay cannot be looked after");
+            }
+        }
+    }
+}
+
 /// Where the relay behind a Service is.
 pub async fn find(
     client: &Client,
@@ -83,7 +114,7 @@ pub async fn find(
 }
 
 /// Puts the key where the relay's pods read it, unless it is there.
-pub async fn publish(client: &Client, namespace: &str, key: &PermitKey) -> Result<(), RelayError> {
+async fn publish(client: &Client, namespace: &str, key: &PermitKey) -> Result<(), RelayError> {
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let resource = || format!("secrets/{SECRET}");
     let known = api.get_opt(SECRET).await.map_err(failed("read", resource(), namespace))?;
@@ -134,6 +165,31 @@ mod tests {
         assert_eq!(relay.address, "10.96.0.7:3128".parse().unwrap());
         assert_eq!(relay.pod_port, IntOrString::String("proxy".to_owned()));
         assert_eq!(relay.key, installation.permit_key());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_is_lost_is_back_within_a_minute_and_a_relay_that_moves_is_noticed() {
+        let (fake, installation) = (FakeApi::new(), Installation::new("i", [1; 32]));
+        let client = fake.client("test");
+        let service = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "relay", "namespace": "default"},
+            "spec": {"clusterIP": "10.96.0.7", "ports": [{"port": 3128, "targetPort": "proxy", "protocol": "TCP"}]},
+        });
+        fake.create(&service).unwrap();
+        let known = ready(&client, "default", "relay", &installation).await.unwrap();
+        let moved = until_moved(&client, "default", "relay", &installation, &known);
+        tokio::pin!(moved);
+        let minute = Duration::from_secs(61);
+        assert!(fake.delete("Secret", "default", SECRET));
+        tokio::time::timeout(minute, &mut moved).await.unwrap_err();
+        assert!(fake.get("Secret", "default", SECRET).is_some());
+        // Gone is not elsewhere: who would be told of no address would lose the one that may be back in a moment.
+        assert!(fake.delete("Service", "default", "relay"));
+        tokio::time::timeout(minute, &mut moved).await.unwrap_err();
+        let mut elsewhere = service;
+        elsewhere["spec"]["clusterIP"] = json!("10.96.0.8");
+        fake.create(&elsewhere).unwrap();
+        tokio::time::timeout(minute, &mut moved).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

@@ -233,36 +233,34 @@ impl KubeSink {
         let mut failures = BTreeMap::new();
         for step in steps {
             if let (Some(kind), Err(error)) = (kind_of(&step), self.runtime.execute(hub, &step).await) {
-                let SinkError { reason, message, hint, retry } = sink_error(error);
-                failures.insert(kind, Failure { reason, message, hint, retry });
+                failures.insert(kind, told(sink_error(error)));
             }
         }
         failures
     }
 
-    /// What is so of a hub's certificate. Where cert-manager is to write it, why it has not.
+    /// Whether a hub's gateways can start, and what is so of their certificate. Where cert-manager is to write it, why it has
+    /// not: the one that is there may be of another host, or about to expire.
     async fn certificate(
         &self,
         hub: &OwnerKey,
         tls: Option<&Tls>,
         failures: &BTreeMap<ChildKind, Failure>,
-    ) -> Result<Option<Result<String, Failure>>, SinkError> {
+    ) -> (bool, Option<Result<String, Failure>>) {
+        let failure = || failures.get(&ChildKind::Certificate).cloned();
         let Some(tls) = tls else {
             self.certificates.forget(hub);
-            return Ok(failures.get(&ChildKind::Certificate).cloned().map(Err));
+            return (true, failure().map(Err));
         };
         let name = certificate_secret(hub, tls);
-        let checked = self.certificates.check(hub, &name).await;
-        let checked =
-            checked.map_err(|error| sink_error(api_error("read", hub, &ObjectId::new("Secret", &name), error)))?;
+        let checked = match self.certificates.check(hub, &name).await {
+            Ok(checked) => checked,
+            Err(error) => Err(told(sink_error(api_error("read", hub, &ObjectId::new("Secret", &name), error)))),
+        };
         let issuing = || self.runtime.child(ChildKind::Certificate, &hub.namespace, &gateway_name(hub))?.failure;
-        Ok(Some(match checked {
-            Ok(()) => Ok(format!("Secret {name} holds the certificate")),
-            Err(missing) if tls.cert_manager_issuer.is_some() => {
-                Err(failures.get(&ChildKind::Certificate).cloned().or_else(issuing).unwrap_or(missing))
-            }
-            Err(missing) => Err(missing),
-        }))
+        let usable = checked.is_ok();
+        let issued = tls.cert_manager_issuer.as_ref().and_then(|_| failure().or_else(issuing)).map_or(Ok(()), Err);
+        (usable, Some(issued.and(checked).map(|()| format!("Secret {name} holds the certificate"))))
     }
 
     /// Whether clients come in from outside.
@@ -333,9 +331,9 @@ impl GatewaySink for KubeSink {
         let observed = self.runtime.observe(hub).await.map_err(sink_error)?;
         let (outside, inside): (Vec<Step>, Vec<Step>) = plan(&lowered, &observed).into_iter().partition(is_of_door);
         let failures = self.open(hub, outside).await;
-        let certificate = self.certificate(hub, workload.tls.as_ref(), &failures).await?;
+        let (usable, certificate) = self.certificate(hub, workload.tls.as_ref(), &failures).await;
         // Without its certificate a new gateway cannot start, and one that runs is better left alone.
-        if !matches!(certificate, Some(Err(_))) {
+        if usable {
             for step in inside {
                 self.runtime.execute(hub, &step).await.map_err(sink_error)?;
             }
@@ -506,6 +504,11 @@ fn count(number: usize) -> i32 {
 fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What stops nothing else, and is told by a condition.
+fn told(SinkError { reason, message, hint, retry }: SinkError) -> Failure {
+    Failure { reason, message, hint, retry }
 }
 
 fn failed(reason: &'static str, message: String, hint: Option<&str>) -> SinkError {

@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -52,8 +51,6 @@ pub struct Relay {
     places: Arc<Semaphore>,
     slots: Slots,
     told: Told,
-    /// The end was announced.
-    ends: AtomicBool,
     /// No request is taken any more.
     closing: watch::Sender<bool>,
 }
@@ -67,7 +64,6 @@ impl Relay {
             places: Arc::new(Semaphore::new(bounds.connections)),
             slots: Slots::default(),
             told: Told::default(),
-            ends: AtomicBool::new(false),
             closing: watch::Sender::new(false),
         })
     }
@@ -85,7 +81,6 @@ impl Relay {
         let mut connections = JoinSet::new();
         let until = async {
             shutdown.await;
-            self.ends.store(true, Ordering::Relaxed);
             tokio::time::sleep(drain.delay).await;
         };
         tokio::pin!(until);
@@ -168,16 +163,6 @@ impl Relay {
     }
 
     async fn answer(&self, request: Request<Incoming>, client: &Client) -> Response<Body> {
-        if request.method() == Method::GET && request.uri().authority().is_none() {
-            match request.uri().path() {
-                "/healthz" => return text(StatusCode::OK, "ok\n".to_owned()),
-                "/readyz" if self.ends.load(Ordering::Relaxed) => {
-                    return text(StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned());
-                }
-                "/readyz" => return text(StatusCode::OK, "ok\n".to_owned()),
-                _ => {}
-            }
-        }
         let refusal = match self.permit(&request, client) {
             Err(refusal) => {
                 self.told.refused(&client.peer.to_string(), None, &refusal);
@@ -303,18 +288,13 @@ impl Tunnel {
 }
 
 fn refused(refusal: &Refusal) -> Response<Body> {
-    let mut response = text(refusal.status(), format!("mcp-hub-relay: {refusal}\n"));
+    let mut response = Response::new(Either::Left(Full::from(format!("mcp-hub-relay: {refusal}\n"))));
+    *response.status_mut() = refusal.status();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     if refusal.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
         let challenge = HeaderValue::from_static("Basic realm=\"mcp-hub-relay\"");
         response.headers_mut().insert(header::PROXY_AUTHENTICATE, challenge);
     }
-    response
-}
-
-fn text(status: StatusCode, text: String) -> Response<Body> {
-    let mut response = Response::new(Either::Left(Full::from(text)));
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
 }
 

@@ -32,6 +32,7 @@ fn merge_key(list: &str) -> Option<&'static str> {
 /// Merges `patch` over a generated `template`.
 pub(super) fn merge(template: &mut Value, patch: &Value) -> Result<(), Unsupported> {
     check_patch(patch)?;
+    check_generated(template, patch)?;
     let read_only = |template: &Value| {
         let containers = template["spec"]["containers"].as_array().into_iter().flatten();
         containers.into_iter().any(|c| c["name"] == SERVER && c["securityContext"]["readOnlyRootFilesystem"] == true)
@@ -101,6 +102,34 @@ fn check_patch(patch: &Value) -> Result<(), Unsupported> {
                     if container.get(key).is_some() {
                         let path = format!("spec.{list}[{name}].{key}");
                         return refuse(&path, "the bridge starts the server; use spec.source and spec.args");
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Variables and mounts of our containers that are generated say where a server may go, and what it may write.
+fn check_generated(template: &Value, patch: &Value) -> Result<(), Unsupported> {
+    fn named<'a>(items: &'a Value, key: &str, name: &Value) -> Option<&'a Value> {
+        items.as_array()?.iter().find(|item| item[key] == *name)
+    }
+    for list in ["containers", "initContainers"] {
+        for container in patch["spec"][list].as_array().into_iter().flatten() {
+            let Some(generated) = named(&template["spec"][list], "name", &container["name"]) else { continue };
+            let name = container["name"].as_str().unwrap_or_default();
+            for (field, key, instead) in [("env", "name", "spec.env"), ("volumeMounts", "mountPath", "spec.volumes")] {
+                let refuse = |item: &str| {
+                    let message = format!("this is generated; use {instead}");
+                    Err(no(format!("{FIELD}.spec.{list}[{name}].{field}{item}"), message, None))
+                };
+                if container.get(field).is_some_and(Value::is_null) {
+                    return refuse("");
+                }
+                for item in container[field].as_array().into_iter().flatten() {
+                    if named(&generated[field], key, &item[key]).is_some() {
+                        return refuse(&format!("[{}]", item[key].as_str().unwrap_or_default()));
                     }
                 }
             }
@@ -221,6 +250,39 @@ mod tests {
 
     fn refused(patch: &Value) -> Option<String> {
         merge(&mut template(65_532), patch).err().map(|refusal| refusal.field)
+    }
+
+    #[test]
+    fn what_is_generated_for_a_container_stands_and_more_may_be_put_beside_it() {
+        let generated = || {
+            let mut template = template(65_532);
+            let server = &mut template["spec"]["containers"][0];
+            server["env"] = json!([{"name": "HTTPS_PROXY", "value": "http://relay"}]);
+            server["volumeMounts"] = json!([{"name": "p", "mountPath": "/package", "readOnly": true}]);
+            template
+        };
+        for (more, field) in [
+            (json!({"name": SERVER, "env": [{"name": "HTTPS_PROXY", "value": "http://other"}]}), "env[HTTPS_PROXY]"),
+            (json!({"name": SERVER, "env": null}), "env"),
+            (
+                json!({"name": SERVER, "volumeMounts": [{"mountPath": "/package", "readOnly": false}]}),
+                "volumeMounts[/package]",
+            ),
+        ] {
+            let patch = json!({"spec": {"containers": [more]}});
+            let refusal = merge(&mut generated(), &patch).unwrap_err();
+            assert_eq!(refusal.field, format!("{FIELD}.spec.containers[server].{field}"));
+        }
+        let mut merged = generated();
+        let more = json!({
+            "name": SERVER, "env": [{"name": "MORE", "value": "1"}], "volumeMounts": [{"name": "p", "mountPath": "/b"}],
+        });
+        merge(&mut merged, &json!({"spec": {"containers": [more]}})).unwrap();
+        let server = &merged["spec"]["containers"][0];
+        assert_eq!(
+            (&server["env"][1]["name"], &server["volumeMounts"][1]["mountPath"]),
+            (&json!("MORE"), &json!("/b"))
+        );
     }
 
     #[test]

@@ -270,6 +270,15 @@ async fn a_certificate_of_cert_manager_is_asked_for_and_waited_for() {
     assert_condition(&world, "Resolved", "True Resolved", "");
     assert_condition(&world, "Ready", "True Ready", "");
     calm(&world, THREE_PASSES, "a certificate").await;
+
+    // One that cannot be renewed is told of before it expires, and keeps gateways from nothing.
+    world.api.edit("Certificate", NAMESPACE, NAME, |found| found["status"] = says("False")).unwrap();
+    world.apply(&gateway(json!({"tls": {"certManagerIssuer": "ca"}, "replicas": 3})));
+    world.settle(QUIET).await;
+    assert_condition(&world, "Resolved", "False CertificatePending", "no such issuer");
+    assert_condition(&world, "Ready", "True Ready", "");
+    assert_eq!(child(&world, "Deployment").unwrap()["spec"]["replicas"], 3);
+
     world.apply(&gateway(json!({})));
     world.settle(QUIET).await;
     assert!(child(&world, "Certificate").is_none());
