@@ -16,6 +16,7 @@ use serde_json::json;
 use tokio::net::TcpStream;
 
 use super::{Connection, Door, Scope, Target, Version};
+use crate::args::Start;
 use crate::admin::client::Admin;
 use crate::admin::{
     Action, ActionRequest, DaemonVersion, HubEndpoint, LogRequest, Name, Objects, OriginPath, OriginState, Planned,
@@ -169,8 +170,8 @@ impl Target for Local {
         Ok(Arc::new(Loopback))
     }
 
-    async fn wake(&self, port: u16) -> Result<(), Error> {
-        up::ensure_daemon(self, port).await
+    async fn wake(&self, start: &Start) -> Result<(), Error> {
+        up::ensure_daemon(self, start).await
     }
 
     async fn versions(&self) -> Result<Vec<Version>, Error> {
