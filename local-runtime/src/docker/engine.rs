@@ -51,6 +51,14 @@ pub struct Facts {
     pub pids_limit: bool,
 }
 
+impl Facts {
+    /// Whether containers of one network can be kept from each other. Podman does so only for those of different networks,
+    /// of which it has enough for each server; Docker's are few.
+    pub fn isolates_within_network(&self) -> bool {
+        !self.is_podman
+    }
+}
+
 /// A failure of a container engine.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -103,6 +111,11 @@ pub enum EngineError {
 }
 
 impl EngineError {
+    /// Whether the engine refused something with these words, which is all that it says of the reason.
+    pub(super) fn says(&self, words: &str) -> bool {
+        matches!(self, Self::Refused { message, .. } if message.to_lowercase().contains(words))
+    }
+
     /// What is wrong, without the address.
     pub(super) fn why(&self) -> String {
         match self {

@@ -218,7 +218,7 @@ pub(super) fn lower(
         memory,
         nano_cpus,
         pids: facts.pids_limit.then_some(PIDS),
-        network: names::network(&owner.installation, &owner.namespace),
+        network: names::network(owner, facts.isolates_within_network()),
         port,
         confined: true,
         restarted_by_engine: false,

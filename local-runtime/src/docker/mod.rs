@@ -287,35 +287,44 @@ impl DockerRuntime {
         let _turn = self.turns.acquire().await;
         let name = names::container(owner);
         for attempt in 1.. {
-            self.provide(engine, wanted).await?;
-            let options = CreateContainerOptions { name: Some(name.clone()), ..Default::default() };
-            let request = wanted.request(container::labels(owner, object));
-            let made = engine.api.create_container(Some(options), request).await;
-            let started = match made {
-                Ok(_) => engine.api.start_container(&name, None).await,
-                Err(error) if is_conflict(&error) => return Err(EngineError::NameTaken { name }),
-                // Somebody tidied up: it is fetched again, by its digest.
-                Err(error) if attempt < ATTEMPTS && is_absent(&error) && lacks_image(&error) => {
-                    image::fetch_again(engine, &object.body["image"]).await?;
-                    continue;
-                }
-                Err(error) => Err(error),
-            };
-            match started {
+            let error = match self.try_create(engine, owner, object, wanted, &name).await {
                 Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            // One that never ran is not worth to be kept.
+            if !matches!(error, EngineError::NameTaken { .. }) {
+                self.discard(engine, &name).await?;
+            }
+            match &error {
+                _ if attempt == ATTEMPTS => return Err(error),
+                // Somebody tidied up: it is fetched again, by its digest.
+                error if error.says("no such image") => image::fetch_again(engine, &object.body["image"]).await?,
                 // The last other server of the network or of this bridge went a moment ago, and took it along.
-                Err(error) if attempt < ATTEMPTS && may_lack_something(&error) => {
+                error if ["network", "volume", carry::PROGRAM].iter().any(|what| error.says(what)) => {
                     self.bridges.lock().await.clear();
-                    self.discard(engine, &name).await?;
                 }
-                Err(error) => {
-                    // One that never ran is not worth to be kept.
-                    self.discard(engine, &name).await?;
-                    return Err(engine.failed("start", &name, error));
-                }
+                _ => return Err(error),
             }
         }
         Ok(())
+    }
+
+    async fn try_create(
+        &self,
+        engine: &Engine,
+        owner: &OwnerKey,
+        object: &Object,
+        wanted: &Container,
+        name: &str,
+    ) -> Result<(), EngineError> {
+        self.provide(engine, wanted).await?;
+        let options = CreateContainerOptions { name: Some(name.to_owned()), ..Default::default() };
+        match engine.api.create_container(Some(options), wanted.request(container::labels(owner, object))).await {
+            Ok(_) => {}
+            Err(error) if is_conflict(&error) => return Err(EngineError::NameTaken { name: name.to_owned() }),
+            Err(error) => return Err(engine.failed("create", name, error)),
+        }
+        engine.api.start_container(name, None).await.map_err(|error| engine.failed("start", name, error))
     }
 
     async fn provide(&self, engine: &Engine, wanted: &Container) -> Result<(), EngineError> {
@@ -437,7 +446,7 @@ impl DockerRuntime {
 
     /// Removes what nobody uses any more: the engine refuses what somebody does.
     async fn tidy(&self, engine: &Engine, owner: &OwnerKey) -> Result<(), EngineError> {
-        let network = names::network(&owner.installation, &owner.namespace);
+        let network = names::network(owner, engine.facts().isolates_within_network());
         let used = |error: &bollard::errors::Error| {
             matches!(
                 error,
@@ -627,14 +636,4 @@ fn ended(found: &ContainerInspectResponse) -> Failure {
         _ => ("ContainerEnded", format!("the container ended with code {}", state.exit_code.unwrap_or_default())),
     };
     Failure { reason, message, hint: None, retry: Retry::Backoff }
-}
-
-fn lacks_image(error: &bollard::errors::Error) -> bool {
-    matches!(error, bollard::errors::Error::DockerResponseServerError { message, .. } if message.to_lowercase().contains("no such image"))
-}
-
-/// A network or volume may have gone between its making and its use.
-fn may_lack_something(error: &bollard::errors::Error) -> bool {
-    let bollard::errors::Error::DockerResponseServerError { message, .. } = error else { return false };
-    ["network", "volume", carry::PROGRAM].iter().any(|what| message.contains(what))
 }

@@ -17,9 +17,13 @@ pub(super) fn container(owner: &OwnerKey) -> String {
     format!("mcphub-{}-{}-{}", part(&owner.namespace), part(&owner.name), short(&owner.id()))
 }
 
-/// The network of a namespace's servers.
-pub(super) fn network(installation_id: &str, namespace: &str) -> String {
-    format!("mcphub-{}-{namespace}", installation(installation_id))
+/// The network of a server: one that it shares with others of its namespace, or its own.
+pub(super) fn network(owner: &OwnerKey, shared: bool) -> String {
+    let installation = installation(&owner.installation);
+    match shared {
+        true => format!("mcphub-{installation}-{}", owner.namespace),
+        false => format!("mcphub-{installation}-{}-{}", part(&owner.name), short(&owner.id())),
+    }
 }
 
 /// The volume with a bridge.
@@ -59,6 +63,7 @@ mod tests {
         };
         assert!(container(&owner("1")).starts_with("mcphub-default-github-"));
         assert_ne!(container(&owner("1")), container(&owner("2")));
-        assert_ne!(network("a", "default"), network("b", "default"));
+        assert_eq!(network(&owner("1"), true), network(&owner("2"), true));
+        assert_ne!(network(&owner("1"), false), network(&owner("2"), false));
     }
 }

@@ -116,11 +116,14 @@ impl Engine {
     /// If it stays.
     pub fn kill(&mut self) -> Result<(), Error> {
         if let Some(mut child) = self.child.take() {
-            if let Some(record) = Record::of(child.id()) {
-                record.signal(Signal::KILL);
-            }
+            // With what it started for itself, which is another service where engines are installed. Containers are none of
+            // its children.
+            let own: Vec<Record> = Record::of(child.id()).into_iter().collect();
+            process::descendants(&own).iter().for_each(|record| record.signal(Signal::KILL));
             child.wait().map_err(|source| Error::Start { program: self.kind.part().name().to_owned(), source })?;
         }
+        // A successor would wait for who has these ids, who may be dead and not reaped.
+        files::remove(&self.folder.path().join("state/containerd/containerd.pid"))?;
         files::remove(&self.folder.path().join("docker.pid"))
     }
 

@@ -19,6 +19,8 @@ use mcp_hub_local_runtime::docker::{
     Bridge, BridgeImage, Bridges, DIGITS, DockerConfig, DockerRuntime, EngineKind, Surroundings,
 };
 use mcp_hub_local_runtime::host::Host;
+use mcp_hub_local_runtime::process::{ProcessConfig, ProcessRuntime};
+use mcp_hub_local_runtime::runtime_set::RuntimeSet;
 use mcp_hub_local_runtime::secret_source::SecretSource;
 use mcp_hub_reconcile::installation::Installation;
 use mcp_hub_reconcile::observed::PrepareState;
@@ -143,6 +145,19 @@ impl Scene {
             panic!("{missing}");
         }
         runtime
+    }
+
+    /// All runtimes of a machine with this engine.
+    pub async fn machine(&self) -> Arc<RuntimeSet> {
+        let config = ProcessConfig {
+            run_dir: self.folder.path().join("run"),
+            cache_dir: self.folder.path().join("cache"),
+            bridge: given(BRIDGE),
+            installation: self.installation.id().to_owned(),
+            host: Host::of_this_process(),
+        };
+        let process = ProcessRuntime::new(config, self.secrets.clone()).expect("a process runtime");
+        Arc::new(RuntimeSet::new(process, vec![(self.kind(), self.runtime().await)], None))
     }
 
     /// An `MCPServer` of the example image, with more in its spec.

@@ -10,6 +10,7 @@ use bollard::models::{ContainerCreateBody, NetworkConnectRequest, NetworkCreateR
 use bollard::query_parameters::CreateContainerOptions;
 use mcp_hub_engine_tests::{Scene, UNITS, until_ready};
 use mcp_hub_local_runtime::docker::DockerRuntime;
+use mcp_hub_reconcile::contract::fields::{Base, silent};
 use mcp_hub_reconcile::contract::{Harness, run};
 use mcp_hub_reconcile::owner::OwnerKey;
 use mcp_hub_reconcile::ports::Runtime;
@@ -130,4 +131,19 @@ async fn docker_passes() {
 #[tokio::test]
 async fn podman_passes() {
     passes(EngineKind::Podman).await;
+}
+
+/// No field of `MCPServer` is silent: each one, set alone, changes the container or what is offered, or is refused by name.
+#[tokio::test]
+async fn each_field_alone_has_an_effect_or_is_refused_by_name() {
+    let scene = Scene::up(EngineKind::Docker).await;
+    let base = Base {
+        source: json!({"image": {"ref": UNITS}}),
+        volume: json!({"hostPath": "/data"}),
+        filesystem: "unrestricted",
+    };
+    let mut found = silent(&*scene.machine().await, &base);
+    // The only engine of this machine is named, which is what is meant without.
+    found.retain(|line| !line.starts_with("spec.runtime is silent"));
+    assert_eq!(found, Vec::<String>::new());
 }

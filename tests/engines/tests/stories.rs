@@ -135,3 +135,36 @@ async fn a_secret_reaches_the_server_and_nothing_else(kind: EngineKind) {
 async fn on_docker_a_secret_reaches_the_server_and_nothing_else() {
     a_secret_reaches_the_server_and_nothing_else(EngineKind::Docker).await;
 }
+
+/// A server that was taken over by somebody reaches no other server, whatever address it tries.
+async fn servers_do_not_reach_each_other(kind: EngineKind) {
+    let scene = Scene::up(kind).await;
+    scene.load("fixture").await;
+    let mut hub = hub(&scene);
+    // What is kept from another is not refused but lost, so that a call ends by its time.
+    let limit = json!({"timeouts": {"call": "3s"}});
+    hub.write("servers.yaml", &format!("{}{}", fixture("one", &limit), fixture("two", &limit)));
+    hub.start();
+    let mut addresses = Vec::new();
+    for name in ["one", "two"] {
+        hub.wait_reason(name, "Ready");
+        let networks = inspected(&scene, name).await.unwrap()["NetworkSettings"]["Networks"].clone();
+        let network = networks.as_object().unwrap().values().next().unwrap().clone();
+        addresses.push(network["IPAddress"].as_str().unwrap().to_owned());
+    }
+    let health = |address: &str| format!("url=http://{address}:7337/healthz");
+    let own = hub.ok(&["call", "one/fetch", "--arg", &health("127.0.0.1")]);
+    assert!(own.contains("200 OK"), "the means of this test work: {own}");
+    let other = hub.mcpctl(&["call", "one/fetch", "--arg", &health(&addresses[1])]);
+    assert!(!other.status.success(), "one reached two: {}", mcp_hub_e2e::text(&other.stdout));
+}
+
+#[tokio::test]
+async fn on_docker_servers_do_not_reach_each_other() {
+    servers_do_not_reach_each_other(EngineKind::Docker).await;
+}
+
+#[tokio::test]
+async fn on_podman_servers_do_not_reach_each_other() {
+    servers_do_not_reach_each_other(EngineKind::Podman).await;
+}
