@@ -61,7 +61,8 @@ pub(crate) async fn run(
 ) -> Result<(), Error> {
     places.create()?;
     let secrets = secret_backends::open(&places);
-    let store = LocalStore::open(places.state(), secrets.clone(), start.port.port).map_err(|error| open_failed(&error))?;
+    let store =
+        LocalStore::open(places.state(), secrets.clone(), start.port.port).map_err(|error| open_failed(&error))?;
     let installation = store.installation();
     let config = ProcessConfig {
         run_dir: places.run(),

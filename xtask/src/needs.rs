@@ -104,8 +104,11 @@ pub(crate) const MUSL_TARGETS: [&str; 2] = ["x86_64-unknown-linux-musl", "aarch6
 #[cfg(target_os = "linux")]
 fn missing_for_engines() -> Vec<&'static str> {
     use mcp_hub_test_cluster::EngineKind;
-    let mut packages: Vec<&str> =
-        [EngineKind::Docker, EngineKind::Podman].iter().flat_map(|kind| kind.missing()).map(|tool| tool.package).collect();
+    let mut packages: Vec<&str> = [EngineKind::Docker, EngineKind::Podman]
+        .iter()
+        .flat_map(|kind| kind.missing())
+        .map(|tool| tool.package)
+        .collect();
     packages.sort_unstable();
     packages.dedup();
     packages

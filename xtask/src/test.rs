@@ -109,7 +109,13 @@ fn rust() -> Result<(), Error> {
     shell::programs()?;
     let mut test = shell::cargo(&["test", "--locked", "--workspace"]);
     // Those of the levels below.
-    for package in ["mcp-hub-e2e", "mcp-hub-test-cluster", "mcp-hub-chart-tests", "mcp-hub-kubernetes-tests", "mcp-hub-engine-tests"] {
+    for package in [
+        "mcp-hub-e2e",
+        "mcp-hub-test-cluster",
+        "mcp-hub-chart-tests",
+        "mcp-hub-kubernetes-tests",
+        "mcp-hub-engine-tests",
+    ] {
         test.args(["--exclude", package]);
     }
     shell::run(&mut test)

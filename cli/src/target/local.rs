@@ -16,12 +16,12 @@ use serde_json::json;
 use tokio::net::TcpStream;
 
 use super::{Connection, Door, Scope, Target, Version};
-use crate::args::Start;
 use crate::admin::client::Admin;
 use crate::admin::{
     Action, ActionRequest, DaemonVersion, HubEndpoint, LogRequest, Name, Objects, OriginPath, OriginState, Planned,
     path,
 };
+use crate::args::Start;
 use crate::bridge_program;
 use crate::commands::add::{discard, file_of, reload, store};
 use crate::commands::up;

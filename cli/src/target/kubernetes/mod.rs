@@ -32,8 +32,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::{Door, Scope, Target, Version};
-use crate::args::Start;
 use crate::admin::{Action, HubEndpoint, Name, OriginState, Planned};
+use crate::args::Start;
 use crate::error::{Error, absent};
 use crate::output;
 pub(crate) use failure::ClusterError;
