@@ -1,4 +1,5 @@
-//! The control socket: HTTP on a Unix socket whose file mode is its authentication.
+//! How a bridge is driven: over its control socket, whose file mode is the authentication, or, by whoever has the bridge's
+//! token, where it listens.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -42,18 +43,7 @@ async fn answer(request: Request<Incoming>, server: Arc<Server>) -> Result<Respo
     Ok(match (&method, path.as_str()) {
         (&Method::GET, control::STATUS) => json(&server),
         (&Method::GET, control::EVENTS) => events(&server),
-        (&Method::PUT, control::SECRETS) => {
-            let body = Limited::new(request.into_body(), BODY_MAX).collect().await;
-            let values =
-                body.ok().and_then(|body| serde_json::from_slice::<BTreeMap<String, String>>(&body.to_bytes()).ok());
-            match values {
-                Some(values) => {
-                    server.push_secrets(values);
-                    full(StatusCode::NO_CONTENT, "text/plain", Bytes::new())
-                }
-                None => full(StatusCode::BAD_REQUEST, "text/plain", "expected a JSON object of strings"),
-            }
-        }
+        (&Method::PUT, control::SECRETS) => take_secrets(request, &server).await,
         (&Method::POST, control::RESTART) => {
             server.restart();
             full(StatusCode::NO_CONTENT, "text/plain", Bytes::new())
@@ -65,6 +55,19 @@ async fn answer(request: Request<Incoming>, server: Arc<Server>) -> Result<Respo
         }
         _ => full(StatusCode::NOT_FOUND, "text/plain", "no such path"),
     })
+}
+
+/// Takes the values of secret environment variables.
+pub async fn take_secrets(request: Request<Incoming>, server: &Server) -> Response<Body> {
+    let body = Limited::new(request.into_body(), BODY_MAX).collect().await;
+    let values = body.ok().and_then(|body| serde_json::from_slice::<BTreeMap<String, String>>(&body.to_bytes()).ok());
+    match values {
+        Some(values) => {
+            server.push_secrets(values);
+            full(StatusCode::NO_CONTENT, "text/plain", Bytes::new())
+        }
+        None => full(StatusCode::BAD_REQUEST, "text/plain", "expected a JSON object of strings"),
+    }
 }
 
 /// The status document.
@@ -81,7 +84,8 @@ pub fn json(server: &Server) -> Response<Body> {
     }
 }
 
-fn events(server: &Server) -> Response<Body> {
+/// A line for each status, see [`control::EVENTS`].
+pub fn events(server: &Server) -> Response<Body> {
     let (sender, response) = streamed("application/x-ndjson");
     let mut status = server.board.watch();
     tokio::spawn(async move {

@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use mcp_hub_dataplane_api::launch::ChildTransport;
+use mcp_hub_dataplane_api::launch::{self, ChildTransport};
 use mcp_hub_dataplane_api::status::Phase;
 use mcp_hub_mcp::headers;
 use sha2::{Digest, Sha256};
@@ -84,7 +84,7 @@ async fn answer(request: Request<Incoming>, server: &Arc<Server>) -> Response<Bo
                 _ => full(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "no MCP handshake"),
             };
         }
-        "/status" | "/mcp" => {}
+        launch::control::STATUS | launch::control::EVENTS | launch::control::SECRETS | "/mcp" => {}
         _ => return full(StatusCode::NOT_FOUND, "text/plain", "no such path"),
     }
     if !is_authorized(request.headers(), &server.spec.token_sha256) {
@@ -94,7 +94,9 @@ async fn answer(request: Request<Incoming>, server: &Arc<Server>) -> Response<Bo
     }
     let speaks_http = matches!(server.spec.transport, ChildTransport::StreamableHttp { .. });
     match (request.uri().path(), request.method()) {
-        ("/status", &Method::GET) => control::json(server),
+        (launch::control::STATUS, &Method::GET) => control::json(server),
+        (launch::control::EVENTS, &Method::GET) => control::events(server),
+        (launch::control::SECRETS, &Method::PUT) => control::take_secrets(request, server).await,
         ("/mcp", _) if speaks_http => pass::on(request, server).await,
         ("/mcp", &Method::POST) => calls::post(request, server).await,
         ("/mcp", &Method::GET) => streams::get(session_of(request.headers()), server),

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mcp_hub_crds::Duration;
+use mcp_hub_local_runtime::docker::EngineKind;
 
 use crate::target::Scope;
 
@@ -104,7 +105,7 @@ pub(crate) enum Command {
     GenerateReference,
     /// Run the daemon in the foreground without showing anything
     #[command(hide = true)]
-    Daemon(Daemon),
+    Daemon(Start),
 }
 
 #[derive(Debug, Args)]
@@ -118,7 +119,7 @@ pub(crate) struct Up {
     #[command(flatten)]
     pub(crate) wait: Wait,
     #[command(flatten)]
-    pub(crate) port: Port,
+    pub(crate) start: Start,
     /// How changes are shown: as text, drawn again in its place on a terminal, or as one JSON object a line
     #[arg(short, long, value_enum, default_value_t = Changes::Text)]
     pub(crate) output: Changes,
@@ -133,17 +134,57 @@ pub(crate) enum Changes {
 /// Port of hubs that name none, unless `--port` says otherwise.
 pub(crate) const DEFAULT_PORT: u16 = 7337;
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct Port {
     /// Port of hubs that name none
     #[arg(long, env = "MCPHUB_PORT", default_value_t = DEFAULT_PORT, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: u16,
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct Daemon {
+/// Where images run whose spec names no runtime.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Runtime {
+    /// Container engine for images whose spec names no runtime; `auto` takes the first of docker, podman and vessel that answers. Counts when the daemon is started
+    #[arg(long, env = "MCPHUB_RUNTIME", value_enum, default_value_t = RuntimeChoice::Auto)]
+    pub(crate) runtime: RuntimeChoice,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RuntimeChoice {
+    Auto,
+    Docker,
+    Podman,
+    Vessel,
+}
+
+impl Start {
+    /// For one who needs a daemon and nothing that runs on it.
+    pub(crate) const ANY: Self =
+        Self { port: Port { port: DEFAULT_PORT }, runtime: Runtime { runtime: RuntimeChoice::Auto } };
+}
+
+impl RuntimeChoice {
+    pub(crate) fn engine(self) -> Option<EngineKind> {
+        match self {
+            Self::Auto => None,
+            Self::Docker => Some(EngineKind::Docker),
+            Self::Podman => Some(EngineKind::Podman),
+            Self::Vessel => Some(EngineKind::Vessel),
+        }
+    }
+
+    pub(crate) fn as_str(self) -> &'static str {
+        self.engine().map_or("auto", EngineKind::as_str)
+    }
+}
+
+/// How a daemon is started, if none runs.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Start {
     #[command(flatten)]
     pub(crate) port: Port,
+    #[command(flatten)]
+    pub(crate) runtime: Runtime,
 }
 
 #[derive(Debug, Args)]
@@ -410,7 +451,7 @@ pub(crate) struct Stdio {
     #[arg(long, value_name = "NAME")]
     pub(crate) server: Option<String>,
     #[command(flatten)]
-    pub(crate) port: Port,
+    pub(crate) start: Start,
 }
 
 #[derive(Debug, Subcommand)]

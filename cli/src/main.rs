@@ -19,7 +19,7 @@ use clap::{CommandFactory, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::admin::Action;
-use crate::args::{Cli, Command, Place};
+use crate::args::{Cli, Command, Place, Start};
 use crate::commands::{
     add, apply, call, down, endpoint, get, lifecycle, logs, plan, reference, secret, status, stdio, tools, up, version,
 };
@@ -91,7 +91,7 @@ async fn dispatch(cli: &Cli) -> Result<(), Error> {
         Command::Stdio(args) => stdio::run(&*there().await?, args).await,
         Command::Secret(args) => secret::run(&here("secret")?, args).await,
         Command::Version(args) => version::run(&*there().await?, args).await,
-        Command::Daemon(args) => serve(&Places::find()?, args.port.port).await,
+        Command::Daemon(args) => serve(&Places::find()?, *args).await,
         Command::Completions { .. } | Command::GenerateReference => Ok(()),
     }
 }
@@ -112,7 +112,7 @@ fn not_there(command: &str) -> Error {
 }
 
 /// The detached daemon: ended by a signal it leaves servers running.
-async fn serve(places: &Places, port: u16) -> Result<(), Error> {
+async fn serve(places: &Places, start: Start) -> Result<(), Error> {
     let failed = |source| Error::File { action: "watch for", path: "signals".into(), source };
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
@@ -122,7 +122,7 @@ async fn serve(places: &Places, port: u16) -> Result<(), Error> {
             _ = terminate.recv() => {}
         }
     };
-    daemon::run(places.clone(), port, leave).await
+    daemon::run(places.clone(), start, leave).await
 }
 
 /// Lines that wait for the disk; more are dropped. The queue's memory is taken at once, 32 bytes a line.

@@ -68,6 +68,12 @@ impl ResolveImage for KubeImages {
             hint: Some(format!("{}, or set spec.source.image.command", error.hint())),
             passing: error.is_passing(),
         })?;
-        Ok(ResolvedImage { index: facts.index_digest, entrypoint: facts.entrypoint, cmd: facts.cmd, user: facts.user })
+        Ok(ResolvedImage {
+            index: facts.index_digest,
+            id: None,
+            entrypoint: facts.entrypoint,
+            cmd: facts.cmd,
+            user: facts.user,
+        })
     }
 }

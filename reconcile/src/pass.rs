@@ -133,8 +133,10 @@ async fn converge(
     let secrets = read_secrets(server, ports).await?;
     findings.missing_secrets = secrets.missing;
     let mut workload = ServerWorkload::of(server, &ports.installation, &secrets.fingerprints)?;
+    let info = ports.runtime.info_for(&workload);
+    findings.runtime.clone_from(&info.name);
     if !remote {
-        findings.bridge = workload.bridge.clone().or_else(|| ports.runtime.info().bridge.clone());
+        findings.bridge = workload.bridge.clone().or_else(|| info.bridge.clone());
     }
 
     let rest = rest::decide(server, owner, findings.observed.sleeps, ports).await;

@@ -20,7 +20,7 @@ use crate::installation::Installation;
 use crate::lower::{Lowered, Object, ObjectId, Unsupported};
 use crate::observed::{Failure, Observed};
 use crate::owner::OwnerKey;
-use crate::workload::Workload;
+use crate::workload::{ServerWorkload, Workload};
 
 /// What a pass runs on. Operator and local daemon differ in these values and in nothing else.
 #[derive(Debug, Clone)]
@@ -104,6 +104,11 @@ pub enum EventKind {
 #[async_trait]
 pub trait Runtime: fmt::Debug + Send + Sync {
     fn info(&self) -> &RuntimeInfo;
+
+    /// What would run this server, where one runtime stands for several.
+    fn info_for(&self, _server: &ServerWorkload) -> &RuntimeInfo {
+        self.info()
+    }
 
     /// Pure: neither clock nor disk nor network.
     fn lower(&self, workload: &Workload) -> Result<Lowered, Unsupported>;

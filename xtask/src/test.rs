@@ -15,7 +15,7 @@ use crate::needs::Need;
 use crate::shell::{self, Error};
 use crate::{bench, clients, dist, fuzz, generate, images, quickstart};
 #[cfg(target_os = "linux")]
-use crate::{cluster, kubernetes};
+use crate::{cluster, engines, kubernetes};
 
 struct Level {
     name: &'static str,
@@ -32,6 +32,8 @@ const LEVELS: &[Level] = &[
     Level { name: "soak", needs: &[], run: bench::soak::short },
     Level { name: "quickstart", needs: &[Need::Node, Need::Python], run: || quickstart::run(true) },
     Level { name: "e2e", needs: &[Need::Node, Need::Python, Need::Keyring], run: e2e },
+    #[cfg(target_os = "linux")]
+    Level { name: "engines", needs: &engines::NEEDS, run: engines::run },
     #[cfg(target_os = "linux")]
     Level { name: "cluster", needs: &cluster::NEEDS, run: cluster_tests },
     #[cfg(target_os = "linux")]
@@ -107,7 +109,13 @@ fn rust() -> Result<(), Error> {
     shell::programs()?;
     let mut test = shell::cargo(&["test", "--locked", "--workspace"]);
     // Those of the levels below.
-    for package in ["mcp-hub-e2e", "mcp-hub-test-cluster", "mcp-hub-chart-tests", "mcp-hub-kubernetes-tests"] {
+    for package in [
+        "mcp-hub-e2e",
+        "mcp-hub-test-cluster",
+        "mcp-hub-chart-tests",
+        "mcp-hub-kubernetes-tests",
+        "mcp-hub-engine-tests",
+    ] {
         test.args(["--exclude", package]);
     }
     shell::run(&mut test)

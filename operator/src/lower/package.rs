@@ -120,9 +120,9 @@ pub(super) fn under_egress_list() -> Degraded {
 }
 
 /// What the bridge starts.
-pub(super) fn command(folder: &str, args: &[String]) -> Vec<String> {
-    let start = [RUNNER, "start", folder, "--"].map(str::to_owned);
-    start.into_iter().chain(args.iter().cloned()).collect()
+pub(super) fn command(folder: &str, args: &[String]) -> (String, Vec<String>) {
+    let start = ["start", folder, "--"].map(str::to_owned);
+    (RUNNER.to_owned(), start.into_iter().chain(args.iter().cloned()).collect())
 }
 
 pub(super) fn init_container(

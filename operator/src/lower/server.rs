@@ -6,12 +6,13 @@ use mcp_hub_dataplane_api::SessionMode;
 use mcp_hub_dataplane_api::launch::{
     Child, ChildTransport, Drain, LAUNCH_ENV, LaunchSpec, Limits, LogPolicy, Owner, Roots, in_pod_env,
 };
+use mcp_hub_reconcile::image::{bridge_port, command};
 use mcp_hub_reconcile::lower::{Change, Degraded, Lowered, Object, ObjectId, Stage, Unsupported};
 use mcp_hub_reconcile::owner::OwnerKey;
 use mcp_hub_reconcile::workload::{EnvValue, RESTARTED_AT_ANNOTATION, ServerWorkload};
 use serde_json::{Value, json};
 
-use super::{ClusterSettings, child, egress, network, no, package, pod, template};
+use super::{ClusterSettings, NAME, child, egress, network, no, package, pod, template};
 use crate::children::ChildKind;
 use crate::labels;
 use crate::pods::{BRIDGE, SERVER};
@@ -33,14 +34,6 @@ const GRACE_SECONDS: u64 = 40;
 /// Name of a server's Deployment, Service and NetworkPolicy.
 pub(crate) fn server_name(owner: &OwnerKey) -> String {
     format!("mcp-{}", owner.name)
-}
-
-/// Port that the bridge listens on.
-fn bridge_port(transport: &ChildTransport) -> u16 {
-    match transport {
-        ChildTransport::StreamableHttp { port: 7337, .. } | ChildTransport::Sse { port: 7337, .. } => 7338,
-        _ => 7337,
-    }
 }
 
 pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Result<Lowered, Unsupported> {
@@ -121,23 +114,15 @@ pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Resu
         let id = ObjectId::new(source.kind(), &owner.name);
         return Ok(Lowered { objects: vec![Object::new(id, Stage::Prepare, Change::InPlace, body)], degraded });
     };
-    let (image_to_run, command) = match &from {
+    let (image_to_run, (program, arguments)) = match &from {
         From::Image(image) => {
             degraded.extend(unpinned(image, resolved)?);
-            (image_to_run(image, resolved), command(image, resolved, args)?)
+            (image_to_run(image, resolved), command(NAME, image, resolved, args)?)
         }
         From::Package(..) => {
             let runner = resolved.runner.as_ref().unwrap_or(&settings.runner_image);
             (runner.clone(), package::command(PACKAGE_DIR, args))
         }
-    };
-    let mut command = command.into_iter();
-    let Some(program) = command.next() else {
-        return Err(no(
-            "spec.source.image",
-            "the image names no program to run",
-            Some("set spec.source.image.command"),
-        ));
     };
     let who = identity(run_as.as_ref(), resolved, &mut degraded);
     let launch = LaunchSpec {
@@ -147,7 +132,7 @@ pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Resu
         token_sha256: token_sha256.clone(),
         child: Child {
             program,
-            args: command.collect(),
+            args: arguments,
             working_dir: String::new(),
             inherit_env: true,
             env: std::collections::BTreeMap::new(),
@@ -320,30 +305,6 @@ fn unpinned(image: &ImageSource, resolved: &Resolved) -> Result<Option<Degraded>
                 .to_owned(),
         })),
     }
-}
-
-/// The program and its arguments. `source.image.command` replaces ENTRYPOINT and drops CMD; `args` replaces CMD.
-fn command(image: &ImageSource, resolved: &Resolved, args: &[String]) -> Result<Vec<String>, Unsupported> {
-    let facts = resolved.image.as_ref();
-    let mut command = match (&image.command, facts) {
-        (Some(command), _) => command.clone(),
-        (None, Some(facts)) => {
-            let mut command = facts.entrypoint.clone().unwrap_or_default();
-            if args.is_empty() {
-                command.extend(facts.cmd.clone().unwrap_or_default());
-            }
-            command
-        }
-        (None, None) => {
-            return Err(no(
-                "spec.source.image",
-                "the image's entrypoint is not known",
-                Some("set spec.source.image.command"),
-            ));
-        }
-    };
-    command.extend(args.iter().cloned());
-    Ok(command)
 }
 
 /// The reference that pods run: by digest, unless the spec wants the tag or the digest is not known.

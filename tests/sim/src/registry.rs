@@ -40,6 +40,7 @@ impl ResolveImage for Way {
         }
         Ok(ResolvedImage {
             index: format!("sha256:{}", hex::encode(Sha256::digest(&image.r#ref))),
+            id: None,
             entrypoint: Some(vec!["/bin/server".to_owned()]),
             cmd: None,
             user: Some("1000".to_owned()),
