@@ -92,8 +92,8 @@ pub(crate) enum Error {
     Registry(#[from] RegistryError),
     #[error("{}", chain(.0))]
     Credentials(#[from] CredentialsError),
-    #[error("{path}: {problem}", path = .path.display(), problem = chain(.source))]
-    Bundle { path: PathBuf, source: BundleError },
+    #[error("{path}: {problem}", path = .path.display(), problem = chain(&**.source))]
+    Bundle { path: PathBuf, source: Box<BundleError> },
     #[error("{path} is no lock file: {source}", path = .path.display())]
     Lock { path: PathBuf, source: LockError },
     /// Each of them was told already.
@@ -153,9 +153,7 @@ impl Error {
             Self::Tool { .. } => Exit::ToolError,
             Self::Registry(RegistryError::NotFound { .. }) => Exit::NotFound,
             Self::Registry(RegistryError::TimedOut { .. }) => Exit::TimedOut,
-            Self::Bundle {
-                source: BundleError::Read(_) | BundleError::Write(_) | BundleError::Registry(_), ..
-            } => Exit::Failed,
+            Self::Bundle { source, .. } if !source.is_of_the_file() => Exit::Failed,
             Self::Bundle { .. } | Self::Lock { .. } => Exit::Invalid,
             Self::Silent { .. }
             | Self::File { .. }
@@ -186,10 +184,11 @@ impl Error {
             }
             Self::Endpoint { .. } => Some("`mcpctl get hubs` says whether the hub is ready".to_owned()),
             Self::Secret(error) => error.hint(),
-            Self::Registry(error) | Self::Bundle { source: BundleError::Registry(error), .. } => {
-                Some(registry_hint(error))
-            }
-            Self::Bundle { source, .. } => source.hint().map(str::to_owned),
+            Self::Registry(error) => Some(registry_hint(error)),
+            Self::Bundle { source, .. } => match &**source {
+                BundleError::Registry(error) => Some(registry_hint(error)),
+                source => source.hint().map(str::to_owned),
+            },
             Self::Lock { .. } => Some("`mcpctl lock-images` writes it anew once it is out of the way".to_owned()),
             Self::Credentials(_) => Some("`docker login` writes Docker's config.json".to_owned()),
             Self::Silent { .. }

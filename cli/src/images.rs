@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use mcp_hub_crds::source::Source;
@@ -153,37 +154,47 @@ impl fmt::Display for Bytes {
 }
 
 /// Bytes on their way: a bar where a person looks at stderr, nothing elsewhere.
-pub(crate) struct Progress(ProgressBar);
+pub(crate) struct Progress {
+    bar: ProgressBar,
+    /// The wait that was told last: layers that wait for the same thing say it once.
+    told: Mutex<String>,
+}
 
 impl Progress {
     pub(crate) fn new() -> Self {
         let style = ProgressStyle::with_template("[{bar:40}] {decimal_bytes}/{decimal_total_bytes} {msg}");
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-        Self(bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())))
+        let bar = bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        Self { bar, told: Mutex::default() }
     }
 
     pub(crate) fn tell(&self, event: &Event<'_>) {
         match event {
             Event::Begins { image, bytes } => {
-                self.0.inc_length(*bytes);
-                self.0.set_message(image.to_string());
+                self.bar.inc_length(*bytes);
+                self.bar.set_message(image.to_string());
             }
-            Event::Moved(bytes) | Event::Spared(bytes) => self.0.inc(*bytes),
-            Event::Again(bytes) => self.0.set_position(self.0.position().saturating_sub(*bytes)),
+            Event::Moved(bytes) | Event::Spared(bytes) => self.bar.inc(*bytes),
+            Event::Again(bytes) => self.bar.set_position(self.bar.position().saturating_sub(*bytes)),
             Event::Waits { wait, error } => {
-                self.say(|| output::say(&format!("{error}; trying again in {:.1} s", wait.as_secs_f64())));
+                let line = format!("{error}; trying again in {:.1} s", wait.as_secs_f64());
+                let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+                if *told != line {
+                    self.say(|| output::say(&line));
+                    *told = line;
+                }
             }
         }
     }
 
     /// Runs what writes lines, above the bar.
     pub(crate) fn say(&self, lines: impl FnOnce()) {
-        self.0.suspend(lines);
+        self.bar.suspend(lines);
     }
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        self.0.finish_and_clear();
+        self.bar.finish_and_clear();
     }
 }

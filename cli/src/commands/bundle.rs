@@ -37,7 +37,7 @@ async fn save(args: &BundleSave) -> Result<(), Error> {
         // So that a large draft does not stay behind.
         _ = tokio::signal::ctrl_c() => Err(BundleError::Write(std::io::ErrorKind::Interrupted.into())),
     };
-    let bytes = saved.map_err(|source| Error::Bundle { path: path.clone(), source })?;
+    let bytes = saved.map_err(|source| Error::Bundle { path: path.clone(), source: source.into() })?;
     draft.as_file().sync_all().map_err(Error::file("write", path))?;
     draft.persist(path).map_err(|error| Error::file("write", path)(error.error))?;
     drop(progress);
@@ -46,7 +46,7 @@ async fn save(args: &BundleSave) -> Result<(), Error> {
 }
 
 async fn load(args: &BundleLoad) -> Result<(), Error> {
-    let of_bundle = |source| Error::Bundle { path: args.bundle.clone(), source };
+    let of_bundle = |source: BundleError| Error::Bundle { path: args.bundle.clone(), source: source.into() };
     let bundle = bundle::Bundle::open(&args.bundle).await.map_err(of_bundle)?;
     let names = images::names(&args.registry, bundle.images().iter().map(|image| (&image.name, image.digest())))?;
     let registries = images::registries(&args.transport)?;

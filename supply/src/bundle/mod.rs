@@ -59,6 +59,23 @@ pub enum BundleError {
 }
 
 impl BundleError {
+    /// Whether what the file holds is wrong; else it could not be had, written or moved.
+    pub fn is_of_the_file(&self) -> bool {
+        match self {
+            Self::Write(_) | Self::Read(_) | Self::Registry(_) => false,
+            Self::NoTar(_)
+            | Self::NoLayout(_)
+            | Self::Truncated { .. }
+            | Self::Damaged { .. }
+            | Self::Path { .. }
+            | Self::Digest { .. }
+            | Self::Missing { .. }
+            | Self::Odd { .. }
+            | Self::Index(_)
+            | Self::Name { .. } => true,
+        }
+    }
+
     /// What the user does next; `None` where the cause says it all.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
