@@ -125,11 +125,6 @@ impl<'a> Session<'a> {
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
-        let renewed = self.authorization().clone();
-        if renewed != used {
-            // By another request at the same time.
-            return self.follow(ask, renewed.as_ref()).await;
-        }
         let headers = response.headers().get_all(WWW_AUTHENTICATE).iter();
         let Some(challenge) = Challenge::of(headers.filter_map(|value| value.to_str().ok())) else {
             return Ok(response);

@@ -85,6 +85,11 @@ async fn a_layer_that_breaks_off_is_read_on_where_it_was() {
         let (source, target) = (from.image(&format!("a@{index}")), to.image("b:1"));
         let published = impatient().copy(&source, &target, &Credentials::none(), &tell).await.unwrap();
         assert_eq!(from.count(get), 3);
+        let halves = [LARGE / 2, LARGE / 2 + LARGE / 4];
+        let ranges = halves.map(|from_there| from.count(&format!("bytes={from_there}-")));
+        assert_eq!(from.count("bytes="), 2);
+        // Of which the second half is read in halves where it is a half.
+        assert_eq!(ranges, if knows_ranges { [1, 1] } else { [2, 0] });
         assert_eq!(to.count("PATCH"), published_blobs(&from), "the registry that takes it notices nothing");
         assert_eq!(*moved.lock().unwrap(), published.sent);
         assert!(to.has("b", "1"));
@@ -116,6 +121,8 @@ async fn what_is_not_what_it_is_said_to_be_gets_nowhere() {
         from.fault(path("GET", "a", &layer(0, LARGE)), corrupt.clone());
         let error = copy(&from, &format!("a@{index}"), &to, "b:1").await.unwrap_err();
         assert_eq!(error.reason(), "ImageDigestMismatch", "{corrupt:?}: {}", told(&error));
+        let has_wrong_size = matches!(error, RegistryError::WrongSize { .. });
+        assert_eq!(has_wrong_size, matches!(corrupt, Fault::Longer(_)), "{error:?}");
         assert!(!to.has("b", "1") && !to.has("b", &index));
         assert!(!to.blobs("b").contains(&digest(&layer(0, LARGE))));
         assert_eq!(to.count("PUT /v2/b/manifests"), 0);

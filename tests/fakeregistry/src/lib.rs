@@ -156,7 +156,7 @@ impl Registry {
         self.state().content.keys().filter_map(|path| path.strip_prefix(&prefix)).map(str::to_owned).collect()
     }
 
-    /// `METHOD PATH AUTHORIZATION-SCHEME` of each request so far.
+    /// `METHOD PATH AUTHORIZATION-SCHEME` of each request so far, and the range that it asks for.
     pub fn requests(&self) -> Vec<String> {
         self.state().requests.clone()
     }
@@ -262,7 +262,8 @@ async fn answer(request: Request<Incoming>, host: &str, state: &Mutex<State>) ->
     let fault = {
         let mut state = state.lock().unwrap();
         let request = format!("{} {path}", head.method);
-        state.requests.push(format!("{request} {scheme}"));
+        let range = head.headers.get("range").map(|range| format!(" {}", range.to_str().unwrap())).unwrap_or_default();
+        state.requests.push(format!("{request} {scheme}{range}"));
         state.fault(&request)
     };
     if let Some(Fault::Deaf) = fault {
@@ -347,7 +348,13 @@ fn refusal(
     }
     let challenge = match state.access {
         Access::Password => "Basic realm=\"the registry\"".to_owned(),
-        _ => format!("Bearer realm=\"http://{host}/token\",service=\"{host}\""),
+        Access::AnyToken => format!("Bearer realm=\"http://{host}/token\",service=\"{host}\""),
+        // Of what this one request needs.
+        Access::UsersToken | Access::Everybody => {
+            let rights = if method.is_safe() { "pull" } else { "pull,push" };
+            let scope = format!("repository:{}:{rights}", parts(path).0);
+            format!("Bearer realm=\"http://{host}/token\",service=\"{host}\",scope=\"{scope}\"")
+        }
     };
     let mut refusal = error(401, "authentication required");
     refusal.headers_mut().insert("www-authenticate", challenge.parse().unwrap());
@@ -412,7 +419,11 @@ fn store(
     }
     match *method {
         Method::POST => {
+            let token = headers.get("authorization").map(|token| token.to_str().unwrap()).unwrap_or_default();
+            let may_read =
+                |from: &str| !token.starts_with("Bearer") || token.contains(&format!("repository:{from}:pull"));
             if let (Some(digest), Some(from)) = (query.get("mount"), query.get("from"))
+                && may_read(from)
                 && let Some(content) = state.content.get(&format!("/v2/{from}/blobs/{digest}")).cloned()
             {
                 state.content.insert(blob(digest), content);
