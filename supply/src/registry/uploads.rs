@@ -191,16 +191,10 @@ impl hyper::body::Body for Pieces {
     type Error = Cause;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cause>>> {
-        match self.pieces.poll_recv(context) {
-            Poll::Ready(Some(piece)) => {
-                self.left = self.left.saturating_sub(piece.len() as u64);
-                Poll::Ready(Some(Ok(Frame::data(piece))))
-            }
-            // So that the connection ends here, and a part is not taken for the whole.
-            Poll::Ready(None) if self.left > 0 => Poll::Ready(Some(Err("the blob broke off".into()))),
-            Poll::Ready(None) => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        }
+        let piece = std::task::ready!(self.pieces.poll_recv(context));
+        self.left = self.left.saturating_sub(piece.as_ref().map_or(0, |piece| piece.len() as u64));
+        // A body that ends too early ends the connection, so that a part is not taken for the whole.
+        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
