@@ -111,6 +111,14 @@ async fn images_are_locked_to_what_their_names_stand_for() {
     assert!(said.contains("is of version 1.0: written as 2.0"), "{said}");
     assert_eq!(scene.entry("mcp/git:1")["last_updated"], "2024-05-01T10:00:00Z");
 
+    // The user's own configuration, where nothing else is named.
+    std::fs::remove_file(scene.lock_file()).unwrap();
+    assert!(scene.run(6, &["lock-images"]).contains("comes from an image"));
+    let time = scene.hub.manifests().join("time.yaml");
+    scene.hub.ok(&["apply", "-f", time.to_str().unwrap()]);
+    scene.run(0, &["lock-images"]);
+    assert_eq!((scene.entry("mcp/git:1"), scene.entry("mcp/time:2")["digest"].is_string()), (Value::Null, true));
+
     // What is no lock file is not overwritten.
     std::fs::write(scene.lock_file(), r#"{"version": "9"}"#).unwrap();
     assert!(scene.lock(6).contains("is no lock file"));
@@ -132,6 +140,24 @@ async fn locked_images_go_to_a_registry_and_by_file_to_another() {
     let written: Value = serde_json::from_str(&std::fs::read_to_string(own_lock).unwrap()).unwrap();
     let there = &written["images"][format!("{team}/mcp/git:1")];
     assert_eq!(there["platforms"], scene.entry("mcp/git:1")["platforms"]);
+
+    // Only some of them; one that is not locked; two that would become one.
+    let (git, gone) = (scene.hub.manifests().join("git.yaml"), scene.hub.home().join("gone.yaml"));
+    let only = ["publish-images", "--registry", &format!("{}/only", mirror.host), "-f"];
+    scene.run(0, &[&only[..], &[git.to_str().unwrap()]].concat());
+    assert!(mirror.has("only/mcp/git", "1") && !mirror.has("only/mcp/time", "2"));
+    std::fs::write(&gone, manifest("gone", "ghcr.io/mcp/gone:1")).unwrap();
+    let said = scene.run(3, &[&only[..], &[gone.to_str().unwrap()]].concat());
+    assert!(said.contains("`ghcr.io/mcp/gone:1`"), "{said}");
+    let good = scene.locked();
+    let entry = |byte: &str, host: &str| {
+        let (tag, digest) = (format!("{host}/a:1"), format!("sha256:{}", byte.repeat(32)));
+        (tag.clone(), json!({"tag": tag, "digest": digest, "platforms": {}, "last_updated": "2026-11-26T05:00:00Z"}))
+    };
+    let images: serde_json::Map<String, Value> = [entry("01", "a.io"), entry("02", "b.io")].into_iter().collect();
+    std::fs::write(scene.lock_file(), json!({"version": "2.0", "images": images}).to_string()).unwrap();
+    assert!(scene.run(6, &only[..3]).contains("a.io/a:1 and b.io/a:1 would both become"));
+    std::fs::write(scene.lock_file(), good).unwrap();
 
     let bundle = scene.hub.home().join("images.tar");
     let said = scene.run(0, &["bundle", "save", bundle.to_str().unwrap()]);
