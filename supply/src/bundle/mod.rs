@@ -1,8 +1,7 @@
 //! Bundles: images for all their platforms in one file, for machines without a network.
 //!
 //! A bundle is the tar of an OCI image layout: `oci-layout`, `index.json`, which has the images' full names, and a file
-//! for each blob. The same images give the same bytes. Other programs read it, too: `skopeo copy
-//! oci-archive:FILE:NAME …`, `ctr images import`, `docker load`.
+//! for each blob. The same images give the same bytes. Other programs read it, too: `skopeo copy oci-archive:FILE:NAME …`.
 
 mod read;
 mod write;

@@ -85,6 +85,9 @@ impl Bundle {
             }
             bundle.images.push(Bundled { name, tree });
         }
+        if bundle.images.is_empty() {
+            return Err(BundleError::NoLayout("it holds no image"));
+        }
         Ok(bundle)
     }
 

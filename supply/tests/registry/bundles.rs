@@ -173,6 +173,7 @@ async fn of_a_damaged_or_malicious_bundle_nothing_is_taken() {
         (with(&|entries| entries[4].2 = tar::EntryType::Link), "is no plain file"),
         (with(&|entries| entries.push(file("index.json", "{}"))), "`index.json` in the bundle is there twice"),
         (with(&|entries| entries[1].1 = vec![b' '; (4 << 20) + 1]), "is larger than 4 MiB"),
+        (with(&|entries| entries[1].1 = br#"{"manifests":[]}"#.to_vec()), "this is no bundle: it holds no image"),
         (with(&|entries| entries[1].1 = b"{".to_vec()), "the index of the bundle is no valid document"),
         (with(&|entries| entries[1].1 = index_of(manifest, "latest").into_bytes()), "has no full name, but `latest`"),
         (
