@@ -6,6 +6,7 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mcp_hub_crds::Duration;
 use mcp_hub_local_runtime::docker::EngineKind;
+use mcp_hub_supply::reference::Mirror;
 
 use crate::target::Scope;
 
@@ -92,6 +93,13 @@ pub(crate) enum Command {
     /// Keep secrets in the encrypted file
     #[command(subcommand)]
     Secret(Secret),
+    /// Write down which images the names in manifests stand for, for every platform
+    LockImages(LockImages),
+    /// Copy locked images, for every platform, to a registry of your own
+    PublishImages(PublishImages),
+    /// Carry locked images to where no network is
+    #[command(subcommand)]
+    Bundle(Bundle),
     /// Show versions of this program and of what it acts on
     Version(OutputOnly),
     /// Print a completion script
@@ -473,6 +481,79 @@ pub(crate) struct SecretName {
     pub(crate) key: String,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct LockImages {
+    /// File or folder of manifests (default: your own configuration)
+    #[arg(short, long = "file", value_name = "PATH")]
+    pub(crate) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) lock: LockFile,
+    #[command(flatten)]
+    pub(crate) transport: Transport,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PublishImages {
+    /// Registry, or a path in it, that the images go to
+    #[arg(long, value_name = "HOST[:PORT][/PATH]")]
+    pub(crate) registry: Mirror,
+    /// Only the images of this file or folder of manifests
+    #[arg(short, long = "file", value_name = "PATH")]
+    pub(crate) file: Option<PathBuf>,
+    /// Also write a lock file with the images' names in that registry
+    #[arg(long, value_name = "FILE")]
+    pub(crate) write_lock: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) lock: LockFile,
+    #[command(flatten)]
+    pub(crate) transport: Transport,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bundle {
+    /// Write locked images, for every platform, into one file
+    Save(BundleSave),
+    /// Send the images of such a file to a registry
+    Load(BundleLoad),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BundleSave {
+    /// File to write, an OCI archive
+    #[arg(value_name = "FILE")]
+    pub(crate) bundle: PathBuf,
+    #[command(flatten)]
+    pub(crate) lock: LockFile,
+    #[command(flatten)]
+    pub(crate) transport: Transport,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BundleLoad {
+    /// File to read, an OCI archive
+    #[arg(value_name = "FILE")]
+    pub(crate) bundle: PathBuf,
+    /// Registry, or a path in it, that the images go to
+    #[arg(long, value_name = "HOST[:PORT][/PATH]")]
+    pub(crate) registry: Mirror,
+    #[command(flatten)]
+    pub(crate) transport: Transport,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LockFile {
+    /// Lock file
+    #[arg(long = "lock-file", value_name = "FILE", default_value = mcp_hub_supply::lock::FILE)]
+    pub(crate) path: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Transport {
+    /// Registry that is spoken to without TLS; registries of this machine are anyway
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub(crate) plain_http: Vec<String>,
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -520,6 +601,15 @@ mod tests {
             assert!("x".parse::<Place>().is_err() && wrong.parse::<Place>().is_err(), "{wrong}");
         }
         assert!(target("mcpctl get servers -A -n x").is_err());
+    }
+
+    #[test]
+    fn images_go_to_a_registry_and_to_nothing_else() {
+        assert!(parse("mcpctl publish-images --registry localhost:5000/team").is_ok());
+        assert!(parse("mcpctl bundle load images.tar --registry ghcr.io/me").is_ok());
+        for wrong in ["publish-images", "publish-images --registry team", "bundle load images.tar", "bundle save"] {
+            assert!(parse(&format!("mcpctl {wrong}")).is_err(), "{wrong}");
+        }
     }
 
     #[test]

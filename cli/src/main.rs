@@ -6,6 +6,7 @@ mod bridge_program;
 mod commands;
 mod daemon;
 mod error;
+mod images;
 mod mcp_client;
 mod output;
 mod places;
@@ -21,7 +22,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::admin::Action;
 use crate::args::{Cli, Command, Place, Start};
 use crate::commands::{
-    add, apply, call, down, endpoint, get, lifecycle, logs, plan, reference, secret, status, stdio, tools, up, version,
+    add, apply, bundle, call, down, endpoint, get, lifecycle, lock_images, logs, plan, publish_images, reference,
+    secret, status, stdio, tools, up, version,
 };
 use crate::error::Error;
 use crate::places::Places;
@@ -90,6 +92,12 @@ async fn dispatch(cli: &Cli) -> Result<(), Error> {
         Command::Endpoint(args) => endpoint::run(&*there().await?, args).await,
         Command::Stdio(args) => stdio::run(&*there().await?, args).await,
         Command::Secret(args) => secret::run(&here("secret")?, args).await,
+        Command::LockImages(args) => lock_images::run(&here("lock-images")?, args).await,
+        Command::PublishImages(args) => publish_images::run(&here("publish-images")?, args).await,
+        Command::Bundle(args) => {
+            here("bundle")?;
+            bundle::run(args).await
+        }
         Command::Version(args) => version::run(&*there().await?, args).await,
         Command::Daemon(args) => serve(&Places::find()?, *args).await,
         Command::Completions { .. } | Command::GenerateReference => Ok(()),
@@ -103,6 +111,7 @@ fn not_there(command: &str) -> Error {
         "down" | "remove" => "there `mcpctl delete servers NAME` ends a server",
         "add" => "there `mcpctl apply -f PATH` brings a server",
         "secret" => "there secrets are Secrets: `kubectl create secret generic NAME --from-file=KEY=/dev/stdin`",
+        "lock-images" | "publish-images" | "bundle" => "it acts on files and registries, whatever the target",
         _ => "leave --target out",
     };
     Error::Elsewhere {

@@ -152,7 +152,8 @@ fn static_bridge() -> Result<(), Error> {
     }
 }
 
-/// Images of every program, read by the tool that everybody pushes with, and what a real registry says of an image.
+/// Images of every program, read by the tool that everybody pushes with, and what a real registry says of images, takes and
+/// gives back.
 const IMAGE_NEEDS: [Need; 5] = {
     let [targets, cc, node, debian] = images::NEEDS;
     [targets, cc, node, debian, Need::Registry]
