@@ -13,6 +13,9 @@ use mcp_hub_sim::world::{LONG_QUIET, OPERATOR, QUIET};
 use mcp_hub_sim::{Operator, World};
 use serde_json::{Value, json};
 
+#[path = "weather/walks.rs"]
+mod walks;
+
 const KINDS: [&str; 8] =
     ["MCPServer", "MCPHub", "Deployment", "Service", "NetworkPolicy", "Secret", "Pod", "PodDisruptionBudget"];
 /// Far more writes than any of these stories needs, and far fewer than a storm makes in minutes.
@@ -112,7 +115,9 @@ async fn writes_may_be_refused_for_a_while() {
 async fn reads_may_fail_for_a_while() {
     let want = undisturbed(&[install]).await;
     for verb in [Verb::Get, Verb::List, Verb::Watch] {
-        for fault in [Fault::Answer(500), Fault::Answer(403), Fault::TooManyRequests(2), Fault::ResponseLost] {
+        for fault in
+            [Fault::Answer(500), Fault::Answer(403), Fault::TooManyRequests(2), Fault::ResponseLost, Fault::Hang]
+        {
             let of = format!("{verb:?} {fault:?}");
             let (world, _operator) = installed();
             world.api.inject(When::verb(verb).user_agent(OPERATOR).times(12), fault);
@@ -176,13 +181,13 @@ fn name(object: &Value) -> (&str, &str) {
     (text("namespace"), text("name"))
 }
 
-fn children(world: &World) -> Vec<(&'static str, Value)> {
+fn children(world: &World, kinds: &[&'static str]) -> Vec<(&'static str, Value)> {
     let of = |kind: &'static str| world.api.list(kind).into_iter().filter(is_ours).map(move |object| (kind, object));
-    KINDS.into_iter().flat_map(of).collect()
+    kinds.iter().copied().flat_map(of).collect()
 }
 
 fn delete_all_children(world: &World) {
-    for (kind, child) in children(world) {
+    for (kind, child) in children(world, &KINDS) {
         let (namespace, name) = name(&child);
         world.api.delete(kind, namespace, name);
     }
@@ -193,7 +198,7 @@ async fn each_deleted_child_is_back_in_a_moment() {
     let (world, _operator) = installed();
     world.settle(QUIET).await;
     let want = end_state(&world);
-    let made = children(&world);
+    let made = children(&world, &KINDS);
     assert!(made.len() > 10, "{}", made.len());
     for (kind, child) in made.into_iter().filter(|(kind, _)| *kind != "Pod") {
         let (namespace, name) = name(&child);
@@ -247,7 +252,7 @@ async fn each_edit_of_a_child_is_mended() {
     world.settle(QUIET).await;
     let want = end_state(&world);
     let mut count = 0;
-    for (kind, child) in children(&world) {
+    for (kind, child) in children(&world, &KINDS) {
         let (namespace, name) = name(&child);
         for (what, edit) in edits(kind) {
             world.api.edit(kind, namespace, name, edit).unwrap();
