@@ -24,7 +24,7 @@ use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 
 use crate::bridges::{AskBridge, Bridges};
-use crate::cache::Cache;
+use crate::cache::{Cache, Closed};
 use crate::children::{Child, ChildKind, FIELD_MANAGER, MENDING_MANAGER};
 use crate::console::PodConsole;
 use crate::fields::expulsion;
@@ -92,7 +92,7 @@ impl KubeRuntime {
                     events.send(RuntimeEvent::Changed(owner)).ok();
                 };
                 let show = move |object: &DynamicObject| Child::of(kind, object);
-                let place = (namespace, kind.installed_by().is_some());
+                let place = (namespace, kind.is_of_door());
                 watches.spawn(cache.clone().follow(api, config.clone(), place, show, tell));
             }
             if kind == ChildKind::Secret {
@@ -100,7 +100,7 @@ impl KubeRuntime {
             }
             children.insert(kind, cache);
         }
-        for kind in ChildKind::ALL.into_iter().filter(|kind| kind.installed_by().is_some()) {
+        for kind in ChildKind::ALL.into_iter().filter(|kind| kind.is_of_door()) {
             watches.spawn(tell_hubs(kind, children.clone(), events.clone()));
         }
         let pods: Cache<PodFacts> = Cache::new(lists);
@@ -201,10 +201,14 @@ impl KubeRuntime {
         Api::namespaced_with(self.client.clone(), namespace, &kind.resource())
     }
 
-    /// For a kind that the cluster does not know: how it comes to know it.
-    fn missing(&self, kind: ChildKind) -> Option<&'static str> {
-        let known = self.children.get(&kind).is_some_and(|cache| *cache.known().borrow());
-        kind.installed_by().filter(|_| !known)
+    /// Refuses an object of a kind that cannot be seen: nobody would notice what becomes of it.
+    fn refuse_unseen(&self, kind: ChildKind, owner: &OwnerKey, id: &ObjectId) -> Result<(), RuntimeError> {
+        let closed = self.children.get(&kind).and_then(|cache| cache.closed(&owner.namespace));
+        match closed {
+            None => Ok(()),
+            Some(Closed::Unknown) => Err(unknown_kind(kind, owner, id)),
+            Some(Closed::Forbidden) => Err(forbidden_kind(kind, owner, id)),
+        }
     }
 
     /// Applies an object. `data` are the values of a Secret, which its lowered body does not hold.
@@ -215,9 +219,7 @@ impl KubeRuntime {
         data: Option<&Value>,
     ) -> Result<(), RuntimeError> {
         let kind = kind_of(&object.id)?;
-        if let Some(hint) = self.missing(kind) {
-            return Err(unknown_kind(owner, &object.id, hint));
-        }
+        self.refuse_unseen(kind, owner, &object.id)?;
         let api = self.api(kind, &owner.namespace);
         let failed = |source| api_error("apply", owner, &object.id, source);
         let predecessor =
@@ -426,14 +428,14 @@ impl Runtime for KubeRuntime {
     }
 }
 
-/// Tells of all hubs whenever the cluster comes to know a kind, or no longer does.
+/// Tells of all hubs whenever a kind can be seen from now on, or no longer.
 async fn tell_hubs(
     kind: ChildKind,
     children: BTreeMap<ChildKind, Cache<Child>>,
     events: broadcast::Sender<RuntimeEvent>,
 ) {
-    let Some(mut known) = children.get(&kind).map(Cache::known) else { return };
-    while known.changed().await.is_ok() {
+    let Some(mut openings) = children.get(&kind).map(Cache::openings) else { return };
+    while openings.changed().await.is_ok() {
         let owners: BTreeSet<OwnerKey> = children.values().flat_map(Cache::owners).collect();
         for hub in owners.into_iter().filter(|owner| owner.kind == OwnerKind::MCPHub) {
             events.send(RuntimeEvent::Changed(hub)).ok();
@@ -451,11 +453,11 @@ fn kind_of(id: &ObjectId) -> Result<ChildKind, RuntimeError> {
     })
 }
 
-fn unknown_kind(owner: &OwnerKey, id: &ObjectId, hint: &str) -> RuntimeError {
+fn unknown_kind(kind: ChildKind, owner: &OwnerKey, id: &ObjectId) -> RuntimeError {
     RuntimeError {
         reason: "KindUnknown",
         message: format!("{} is not known to this cluster, so that {owner} has none", id.kind),
-        hint: Some(hint.to_owned()),
+        hint: kind.installed_by().map(str::to_owned),
         // An event tells when it is.
         retry: Retry::OnChange,
         source: None,
@@ -479,6 +481,17 @@ fn outdated(owner: &OwnerKey) -> RuntimeError {
         message: format!("{owner} was deleted, and made anew, in the meantime"),
         hint: None,
         retry: Retry::Backoff,
+fn forbidden_kind(kind: ChildKind, owner: &OwnerKey, id: &ObjectId) -> RuntimeError {
+    RuntimeError {
+        reason: "Forbidden",
+        message: format!("the operator may not list {}, so that {owner} gets no {}", kind.plural(), id.kind),
+        hint: Some("its role is to allow to get, list, watch, create, patch and delete them".to_owned()),
+        // An event tells when it may.
+        retry: Retry::OnChange,
+        source: None,
+    }
+}
+
         source: None,
     }
 }
