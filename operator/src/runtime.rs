@@ -34,6 +34,7 @@ use crate::lower::{self, ClusterSettings};
 use crate::pods::{Pod, PodFacts};
 use crate::scope::{PAGE, Scope};
 use crate::secrets;
+use crate::unscheduled::Unscheduled;
 
 /// Events that a slow listener may lag behind before it is told to look at everything.
 const EVENTS: usize = 4096;
@@ -46,6 +47,7 @@ pub struct KubeRuntime {
     children: BTreeMap<ChildKind, Cache<Child>>,
     pods: Cache<PodFacts>,
     bridges: Arc<Bridges>,
+    unscheduled: Arc<Unscheduled>,
     images: Images,
     console: PodConsole,
     events: broadcast::Sender<RuntimeEvent>,
@@ -76,6 +78,7 @@ impl KubeRuntime {
     ) -> Arc<Self> {
         let events = broadcast::Sender::new(EVENTS);
         let bridges = Arc::new(Bridges::new(askers.bridges, installation.clone(), events.clone()));
+        let unscheduled: Arc<Unscheduled> = Arc::default();
         let selector = labels::selector(installation.id());
         let config = watcher::Config::default().labels(&selector).page_size(PAGE);
         let mut watches = JoinSet::new();
@@ -106,10 +109,13 @@ impl KubeRuntime {
         let pods: Cache<PodFacts> = Cache::new(lists);
         for namespace in scope.namespaces() {
             let api: Api<Pod> = Scope::api(client, namespace.as_deref());
-            let (cache, bridges, events) = (pods.clone(), bridges.clone(), events.clone());
+            let (cache, events) = (pods.clone(), events.clone());
+            let (bridges, unscheduled) = (bridges.clone(), unscheduled.clone());
             let tell = move |owner: OwnerKey| {
                 if owner.kind == OwnerKind::MCPServer {
-                    bridges.attend(&owner, &cache.of(&owner.uid));
+                    let pods = cache.of(&owner.uid);
+                    bridges.attend(&owner, &pods);
+                    unscheduled.attend(&owner, &pods);
                 }
                 events.send(RuntimeEvent::Changed(owner)).ok();
             };
@@ -135,6 +141,7 @@ impl KubeRuntime {
             children,
             pods,
             bridges,
+            unscheduled,
             images: Images::new(askers.images, events.clone()),
             console: PodConsole::new(client.clone()),
             events,
@@ -157,6 +164,12 @@ impl KubeRuntime {
     /// Whether the owner with this uid has any object.
     pub(crate) fn has_any_of(&self, owner_uid: &str) -> bool {
         self.children.values().any(|cache| !cache.of(owner_uid).is_empty())
+    }
+
+    /// The objects of an owner that are compared: its Secrets are the sink's.
+    fn children_of(&self, owner: &OwnerKey) -> Vec<Child> {
+        let kinds = self.children.iter().filter(|(kind, _)| **kind != ChildKind::Secret);
+        kinds.flat_map(|(_, cache)| cache.of(&owner.uid)).collect()
     }
 
     /// The pods of an owner.
@@ -355,15 +368,15 @@ impl KubeRuntime {
         best.endpoint = format!("http://{service}.{}.svc:{port}/mcp", owner.namespace);
         Some(best)
     }
-}
 
-/// Whether all pods of a server sleep, and none is about to come or go.
-fn sleep(children: &[Child], pods: &[PodFacts], says: impl Fn(&PodFacts) -> Option<BridgeStatus>) -> bool {
-    let asleep = |pod: &PodFacts| {
-        let said = says(pod).filter(|_| !pod.ending);
-        said.is_some_and(|said| said.phase == Phase::Asleep && said.activity.calls_in_flight == 0)
-    };
-    !pods.is_empty() && pods.iter().all(asleep) && children.iter().any(|child| child.settled)
+    /// Whether all pods of a server sleep by what their bridges said last, and none is about to come or go.
+    fn sleep(&self, owner: &OwnerKey, children: &[Child], pods: &[PodFacts]) -> bool {
+        let asleep = |pod: &PodFacts| {
+            let said = self.bridges.status(owner, &pod.uid).filter(|_| !pod.ending);
+            said.is_some_and(|said| said.phase == Phase::Asleep && said.activity.calls_in_flight == 0)
+        };
+        !pods.is_empty() && pods.iter().all(asleep) && children.iter().any(|child| child.settled)
+    }
 }
 
 #[async_trait]
@@ -385,21 +398,25 @@ impl Runtime for KubeRuntime {
     async fn observe(&self, owner: &OwnerKey) -> Result<Observed, RuntimeError> {
         self.ready().await;
         self.bridges.asked(owner).await;
-        let kinds = self.children.iter().filter(|(kind, _)| **kind != ChildKind::Secret);
-        let children: Vec<Child> = kinds.flat_map(|(_, cache)| cache.of(&owner.uid)).collect();
-        let pods = self.pods_of(owner);
+        let (children, pods) = (self.children_of(owner), self.pods_of(owner));
         let refused = || {
             let mut deployments = children.iter().filter(|child| child.kind == ChildKind::Deployment);
             deployments.find_map(|child| child.failure.clone())
         };
+        let failure = pods.iter().find_map(|pod| pod.failure.clone());
         Ok(Observed {
             bridge: self.bridge(owner, &pods),
-            sleeps: sleep(&children, &pods, |pod| self.bridges.status(owner, &pod.uid)),
+            sleeps: self.sleep(owner, &children, &pods),
             prepare: self.images.observe(owner),
-            failure: pods.iter().find_map(|pod| pod.failure.clone()).or_else(refused),
+            failure: failure.map(|failure| self.unscheduled.weigh(owner, failure)).or_else(refused),
             missing_secrets: Vec::new(),
             objects: children.iter().map(Child::observed).collect(),
         })
+    }
+
+    async fn sleeps_now(&self, owner: &OwnerKey) -> bool {
+        self.ready().await;
+        self.bridges.ask_anew(owner).await && self.sleep(owner, &self.children_of(owner), &self.pods_of(owner))
     }
 
     async fn execute(&self, owner: &OwnerKey, step: &Step) -> Result<Progress, RuntimeError> {
@@ -464,6 +481,17 @@ fn unknown_kind(kind: ChildKind, owner: &OwnerKey, id: &ObjectId) -> RuntimeErro
     }
 }
 
+fn forbidden_kind(kind: ChildKind, owner: &OwnerKey, id: &ObjectId) -> RuntimeError {
+    RuntimeError {
+        reason: "Forbidden",
+        message: format!("the operator may not list {}, so that {owner} gets no {}", kind.plural(), id.kind),
+        hint: Some("its role is to allow to get, list, watch, create, patch and delete them".to_owned()),
+        // An event tells when it may.
+        retry: Retry::OnChange,
+        source: None,
+    }
+}
+
 fn taken(owner: &OwnerKey, id: &ObjectId) -> RuntimeError {
     RuntimeError {
         reason: "NameTaken",
@@ -481,17 +509,6 @@ fn outdated(owner: &OwnerKey) -> RuntimeError {
         message: format!("{owner} was deleted, and made anew, in the meantime"),
         hint: None,
         retry: Retry::Backoff,
-fn forbidden_kind(kind: ChildKind, owner: &OwnerKey, id: &ObjectId) -> RuntimeError {
-    RuntimeError {
-        reason: "Forbidden",
-        message: format!("the operator may not list {}, so that {owner} gets no {}", kind.plural(), id.kind),
-        hint: Some("its role is to allow to get, list, watch, create, patch and delete them".to_owned()),
-        // An event tells when it may.
-        retry: Retry::OnChange,
-        source: None,
-    }
-}
-
         source: None,
     }
 }
