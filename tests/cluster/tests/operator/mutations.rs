@@ -218,3 +218,27 @@ async fn every_field_of_a_hub_can_be_changed_and_taken_back() {
     let fields = of_hub().into_iter().enumerate().map(|(number, field)| (format!("f{number:02}"), field)).collect();
     Campaign::<MCPHub> { place: &place, kind: "MCPHub", fields, _kind: std::marker::PhantomData }.run().await;
 }
+
+/// What the documentation says of it. If one day the API server takes the second, there is something to be taken out there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_section_is_taken_back_by_an_empty_one_or_by_replacing_the_object() {
+    let place = Place::new().await;
+    let more = json!({"lifecycle": {"mode": "onDemand"}, "env": [{"name": "A", "value": "1"}]});
+    let (bare, with) = (server(json!({})), server(more));
+    place.server("one", &with).await;
+    for (section, empty) in [("lifecycle", json!({})), ("env", json!([]))] {
+        let mut without = with.clone();
+        without.as_object_mut().unwrap().remove(section);
+        let refused = place.put::<MCPServer>("MCPServer", "one", &without).await.unwrap_err().to_string();
+        let named = format!("spec.{section}: Invalid value: \"null\"");
+        assert!(refused.contains(&named), "{refused}");
+        without[section] = empty;
+        place.server("one", &without).await;
+        place.server("one", &with).await;
+    }
+    let fields = Vec::new();
+    let campaign = Campaign::<MCPServer> { place: &place, kind: "MCPServer", fields, _kind: std::marker::PhantomData };
+    campaign.replace("one", &bare).await.unwrap();
+    let found = place.api::<MCPServer>().get("one").await.unwrap().spec;
+    assert_eq!((found.lifecycle, found.env), (None, None));
+}
