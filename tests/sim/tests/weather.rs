@@ -225,6 +225,7 @@ fn edits(kind: &str) -> Vec<(&'static str, Edit)> {
             }),
             ("the node's network", |d| d["spec"]["template"]["spec"]["hostNetwork"] = json!(true)),
             ("no labels", |d| d["metadata"]["labels"] = json!({})),
+            ("labels of another", |d| d["metadata"]["labels"]["mcphub.io/owner-uid"] = json!("evil")),
             ("no owner", |d| d["metadata"]["ownerReferences"] = json!([])),
             ("no annotations", |d| d["metadata"]["annotations"] = json!({})),
         ],
@@ -263,6 +264,21 @@ async fn each_edit_of_a_child_is_mended() {
     }
     assert!(count > 20, "{count} edits");
     converges(&world, &want, "all edits").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_to_stop_stops_though_its_labels_name_another_owner() {
+    let (world, _operator) = installed();
+    world.settle(QUIET).await;
+    let relabel = |object: &mut Value| object["metadata"]["labels"]["mcphub.io/owner-uid"] = json!("evil");
+    world.api.edit("Deployment", NAMESPACE, "mcp-time", relabel).unwrap();
+    let mut stopped = image("registry.example.com/time:1");
+    stopped["paused"] = json!(true);
+    world.apply(&server("time", &stopped));
+    world.settle(QUIET).await;
+    assert!(world.api.get("Deployment", NAMESPACE, "mcp-time").is_none());
+    truth(&world, "stopped");
+    world.assert_clean();
 }
 
 #[tokio::test(start_paused = true)]
