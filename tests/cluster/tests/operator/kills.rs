@@ -1,7 +1,7 @@
 //! Operators that are killed at random, and two that work at once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::join;
