@@ -67,10 +67,9 @@ impl ClusterError {
     /// What the user does next.
     pub(crate) fn hint(&self) -> Option<String> {
         Some(match self {
-            // Of a section whose last field is taken back server-side apply leaves null, which no schema takes.
+            // Of a section that is left empty server-side apply makes null, which no schema takes.
             Self::Invalid { message, .. } if message.contains(r#"Invalid value: "null""#) => {
-                "what was taken out leaves an empty section: write `{}` for it, or `kubectl replace` the object once"
-                    .to_owned()
+                "leave the section out instead of leaving it empty, or `kubectl replace` the object once".to_owned()
             }
             Self::Invalid { .. } => return None,
             Self::NoKubeconfig { .. } => "set KUBECONFIG to the file that your cluster's provider gives".to_owned(),
