@@ -403,7 +403,6 @@ async fn walk(deeds: &[Deed]) {
 }
 
 #[test]
-#[expect(clippy::print_stderr, reason = "a walk that fails says its seed")]
 fn every_walk_ends_where_a_fresh_installation_ends() {
     let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
     let random = || std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_millis() as u64);
