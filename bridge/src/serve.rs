@@ -29,8 +29,8 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// A client that takes nothing of what it is sent for so long is gone: what waits for it fills the buffers of all.
 const STALLED_MS: u32 = 30_000;
 
-/// Serves until the bridge is closing and the last answer has left.
-pub async fn run(listener: TcpListener, server: Arc<Server>) {
+/// Serves until the bridge is closing and the last answer has left. Holds `_owing` until then.
+pub async fn run(listener: TcpListener, server: Arc<Server>, _owing: mpsc::Sender<Infallible>) {
     let (alive, mut gone) = mpsc::channel(1);
     let mut closing = pin!(server.closing());
     loop {

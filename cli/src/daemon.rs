@@ -261,15 +261,12 @@ impl Daemon {
         };
         let mut planned = Vec::new();
         for server in servers {
-            let steps = pass::dry_run(&server, &self.ports).await;
-            planned.push(match steps {
-                Ok(steps) => Planned {
-                    server: server.name_any(),
-                    steps: render(&steps).lines().map(str::to_owned).collect(),
-                    problem: None,
-                },
-                Err(error) => Planned { server: server.name_any(), steps: Vec::new(), problem: Some(error.chain()) },
-            });
+            let (steps, problem) = match pass::dry_run(&server, &self.ports).await {
+                Ok(steps) => (render(&steps).lines().map(str::to_owned).collect(), None),
+                Err(error) => (Vec::new(), Some(error.chain())),
+            };
+            let namespace = server.namespace().unwrap_or_default();
+            planned.push(Planned { namespace, server: server.name_any(), steps, problem });
         }
         Ok(planned)
     }

@@ -117,6 +117,12 @@ pub trait Runtime: fmt::Debug + Send + Sync {
 
     async fn observe(&self, owner: &OwnerKey) -> Result<Observed, RuntimeError>;
 
+    /// Whether all that runs of it sleeps at this moment: where `observe` tells of that what was heard before, this asks
+    /// anew. What cannot be found out does not sleep.
+    async fn sleeps_now(&self, owner: &OwnerKey) -> bool {
+        self.observe(owner).await.is_ok_and(|observed| observed.sleeps)
+    }
+
     async fn execute(&self, owner: &OwnerKey, step: &Step) -> Result<Progress, RuntimeError>;
 
     /// Hints that an owner's state may have changed; `Resync` after a gap.

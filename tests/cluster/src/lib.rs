@@ -40,7 +40,7 @@ pub use door::Door;
 pub use engine::{Engine, EngineKind};
 pub use error::Error;
 pub use folder::STATE_VARIABLE;
-pub use image::{BUSYBOX, Content, Image};
+pub use image::BUSYBOX;
 pub use namespace::NODE;
 pub use parts::Part;
 pub use process::Record;
