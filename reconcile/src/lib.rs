@@ -10,6 +10,7 @@ pub mod controller;
 pub mod error;
 pub mod exposure;
 pub mod gateway;
+pub mod image;
 pub mod installation;
 pub mod lower;
 pub mod observed;
