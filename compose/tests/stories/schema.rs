@@ -35,3 +35,44 @@ fn generated_files_are_what_the_specification_says() {
     }
     assert!(!violations(&schema, "services: {a: {imagee: x}}").is_empty(), "the schema refuses nothing");
 }
+
+/// `docker compose`, or the program of before; `None` where neither is installed.
+fn program() -> Option<Vec<&'static str>> {
+    let works = |words: &[&str]| {
+        let version = std::process::Command::new(words[0]).args(&words[1..]).arg("version").output();
+        version.is_ok_and(|output| output.status.success())
+    };
+    [vec!["docker", "compose"], vec!["docker-compose"]].into_iter().find(|words| works(words))
+}
+
+#[test]
+fn compose_itself_reads_a_project_and_misses_the_secrets() {
+    let Some(words) = program() else { return eprintln!("skipped: Compose is not installed") };
+    let text = crate::example("compose/servers.yaml")
+        + &crate::server(
+            "files",
+            "{source: {image: {ref: 'mcp/files:1'}}, args: ['$HOME'], env: [{name: PRICE, value: '5$ ${HOME}'}, {name: 'NO', value: 'on'}], volumes: [{name: a, emptyDir: {}, mountPath: /a}], resources: {limits: {cpu: 100m, memory: 100M}}, runAs: {user: 1000, group: 50}}",
+        );
+    let folder = tempfile::tempdir().unwrap();
+    for file in crate::generate(Engine::Compose, &text).unwrap().files {
+        std::fs::write(folder.path().join(file.name), file.content).unwrap();
+    }
+    let config = |key: Option<&str>| {
+        let mut config = std::process::Command::new(words[0]);
+        config.args(&words[1..]).arg("config").current_dir(folder.path()).env_remove("MCP_ELSEWHERE_KEY");
+        config.envs(key.map(|key| ("MCP_ELSEWHERE_KEY", key))).output().unwrap()
+    };
+    let output = config(Some("s3cret"));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let read: Value = serde_saphyr::from_str(&String::from_utf8_lossy(&output.stdout)).unwrap();
+    let service = |name: &str| &read["services"][name];
+    assert_eq!(service("mcp-hub")["environment"]["MCP_ELSEWHERE_KEY"], "s3cret");
+    // What it shows is written as it would be read again.
+    assert_eq!(service("files")["environment"]["PRICE"], "5$$ $${HOME}");
+    assert_eq!(service("files")["environment"]["NO"], "on");
+    assert_eq!(service("files")["user"], "1000:50");
+    assert_eq!(service("files")["depends_on"]["mcp-hub-bridge"]["condition"], "service_completed_successfully");
+    let without = config(None);
+    assert!(!without.status.success());
+    assert!(String::from_utf8_lossy(&without.stderr).contains("set MCP_ELSEWHERE_KEY"));
+}
