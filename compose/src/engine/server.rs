@@ -287,6 +287,10 @@ pub(super) fn lower(
     }
     set("volumes", Value::from(mounts));
     set("networks", json!([name]));
+    if egress.is_some() {
+        // Engines before 25.0.5 ask the machine's name servers for whoever is on a network without a way out.
+        set("dns", json!(["0.0.0.0"]));
+    }
     set("stop_grace_period", GRACE.into());
     set(
         "labels",
@@ -321,6 +325,10 @@ pub(super) fn lower(
     }
     if egress.is_some() {
         own_network.insert("internal".to_owned(), true.into());
+        if engine == Engine::Compose {
+            // Else the machine has an address there, at which it offers whatever listens on all addresses.
+            own_network.insert("driver_opts".to_owned(), json!({"com.docker.network.bridge.inhibit_ipv4": "true"}));
+        }
     }
     stack.networks.insert(name.to_owned(), Value::Object(own_network));
     stack.services.insert(name.to_owned(), Value::Object(service));
