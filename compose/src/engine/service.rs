@@ -62,8 +62,8 @@ fn cores(cpu: &Quantity) -> String {
 fn bytes(memory: &Quantity) -> String {
     let bytes = memory.units();
     match bytes {
-        _ if bytes % (1 << 20) == 0 => format!("{}m", bytes >> 20),
-        _ if bytes % (1 << 10) == 0 => format!("{}k", bytes >> 10),
+        _ if bytes.is_multiple_of(1 << 20) => format!("{}m", bytes >> 20),
+        _ if bytes.is_multiple_of(1 << 10) => format!("{}k", bytes >> 10),
         _ => format!("{bytes}b"),
     }
 }

@@ -201,7 +201,7 @@ fn bytes(text: &str) -> Option<String> {
     let number: f64 = number.parse().ok().filter(|number: &f64| *number > 0.0 && *number < 1e12)?;
     let mut amount = format!("{:.0}", number * unit).parse::<u64>().ok()?;
     for suffix in ["", "Ki", "Mi"] {
-        if amount % 1024 != 0 || suffix == "Mi" {
+        if !amount.is_multiple_of(1024) || suffix == "Mi" {
             return Some(format!("{amount}{suffix}"));
         }
         amount /= 1024;
