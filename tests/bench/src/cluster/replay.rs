@@ -90,6 +90,7 @@ pub(super) async fn replay(client: &Client, count: usize, writes: &Path) -> io::
             }
         }
         drop(tell);
+        Ok(())
     };
     let early = async {
         let names = (0..count).map(|number| format!("s{number}"));
@@ -110,8 +111,8 @@ pub(super) async fn replay(client: &Client, count: usize, writes: &Path) -> io::
         });
         each.buffer_unordered(AT_ONCE).try_for_each(|()| async { Ok(()) }).await
     };
-    let ((), early, late) = tokio::join!(watching, early, late);
-    early.and(late)?;
+    // A write that is refused ends all: without it no pod would come that is waited for.
+    tokio::try_join!(watching, early, late)?;
     let mut verbs: BTreeMap<&str, usize> = BTreeMap::new();
     for write in model.early.iter().chain(&model.late) {
         *verbs.entry(&write.verb).or_default() += 1;
