@@ -32,6 +32,9 @@ pub(crate) fn run(args: &Import) -> Result<(), Error> {
             servers.push((server, file));
         }
     }
+    if servers.is_empty() && not_taken == 0 {
+        return Err(Error::Invalid { message: "there is no MCP server in it".to_owned(), hint: None });
+    }
     // Nothing is written if something is in the way.
     let targets: Vec<PathBuf> =
         servers.iter().map(|(server, _)| folder.join(format!("{}.yaml", server.name_any()))).collect();

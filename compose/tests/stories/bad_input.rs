@@ -30,6 +30,7 @@ fn what_is_no_such_file_says_so() {
         ("compose.yaml", &bomb, "not valid YAML"),
         ("a.yaml", "apiVersion: mcphub.io/v1alpha1\nkind: MCPServer", "is a manifest already"),
         ("config.toml", "a = [", "not valid TOML"),
+        ("config.toml", &format!("a = {}", "[".repeat(10_000)), "not valid TOML"),
         ("config.toml", "[other]\na = 1", "is neither a Compose file"),
         ("x.json", "{", "not valid YAML"),
     ] {
@@ -64,6 +65,7 @@ fn a_service_that_is_nothing_is_named_and_the_others_are_taken() {
 proptest! {
     #[test]
     fn nothing_that_is_read_makes_it_panic(text in r"(?s).{0,300}", toml in any::<bool>()) {
+        crate::keep_rules();
         read(if toml { "a.toml" } else { "a.yaml" }, &text).ok();
     }
 
@@ -72,6 +74,7 @@ proptest! {
         key in r"[a-z_]{1,12}|ports|volumes|environment|command|deploy|labels|user|image|tmpfs|depends_on",
         value in r#"[a-z0-9:/.$\{\}\[\], '"-]{0,40}"#,
     ) {
+        crate::keep_rules();
         read("a.yaml", &format!("services: {{a: {{image: x, {key}: {value}}}}}")).ok();
         read("a.yaml", &format!("services: {{a: {{image: x, {key}: ['{}']}}}}", value.replace('\'', ""))).ok();
     }

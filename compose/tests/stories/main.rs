@@ -10,13 +10,21 @@ mod schema;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
 use mcp_hub_compose::engine::{self, Engine, Images, Key};
 use mcp_hub_compose::project::Project;
 use mcp_hub_compose::refusal::Refused;
 use mcp_hub_compose::{File, Generated};
 use mcp_hub_crds::source::ResolvedImage;
+use mcp_hub_crds::validate::Rules;
 use mcp_hub_crds::{Resource, manifest};
+
+/// Keeps the compiled rules over all cases of a property: compiling them takes longer than a case.
+fn keep_rules() {
+    static RULES: OnceLock<Arc<Rules>> = OnceLock::new();
+    RULES.get_or_init(Rules::compiled);
+}
 
 /// The resources of a text.
 fn resources(text: &str) -> Vec<Resource> {

@@ -1,11 +1,9 @@
 //! What was generated and is imported again is what it was.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, LazyLock};
 
 use mcp_hub_compose::engine::Engine;
 use mcp_hub_crds::server::{EnvVar, Resources};
-use mcp_hub_crds::validate::Rules;
 use mcp_hub_crds::{MCPServer, Resource};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -99,7 +97,7 @@ fn again(engine: Engine, spec: &Value) -> (MCPServer, MCPServer) {
 }
 
 fn same(engine: Engine, spec: &Value) {
-    LazyLock::force(&RULES);
+    crate::keep_rules();
     let (before, after) = again(engine, spec);
     assert_eq!(after.metadata.labels, before.metadata.labels);
     assert_eq!(limits(after.spec.resources.as_ref()), limits(before.spec.resources.as_ref()));
@@ -114,9 +112,6 @@ fn same(engine: Engine, spec: &Value) {
     };
     assert_eq!(rest(after), rest(before));
 }
-
-/// Kept over all cases: compiling them takes longer than a case.
-static RULES: LazyLock<Arc<Rules>> = LazyLock::new(Rules::compiled);
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
