@@ -1,8 +1,9 @@
 //! Manifests as Compose projects, stacks and manifests for kubectl, and back.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod bad_input;
+mod engine;
 mod generate;
 mod import;
 mod round_trip;
@@ -12,7 +13,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use mcp_hub_compose::engine::{self, Engine, Images, Key};
+use mcp_hub_compose::engine::{Engine, Images, Key};
 use mcp_hub_compose::project::Project;
 use mcp_hub_compose::refusal::Refused;
 use mcp_hub_compose::{File, Generated};
@@ -55,7 +56,7 @@ fn facts() -> BTreeMap<String, ResolvedImage> {
 fn generate(engine: Engine, text: &str) -> Result<Generated, Refused> {
     let project = Project::of(resources(text), None).unwrap();
     let images = Images::of("localhost/mcp-hub", "0.1.0");
-    engine::write(engine, &project, &facts(), &images, &Key::new([7; 32]))
+    mcp_hub_compose::engine::write(engine, &project, &facts(), &images, &Key::new([7; 32]))
 }
 
 fn file<'a>(generated: &'a Generated, name: &str) -> &'a File {

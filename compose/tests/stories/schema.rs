@@ -37,7 +37,7 @@ fn generated_files_are_what_the_specification_says() {
 }
 
 /// `docker compose`, or the program of before; `None` where neither is installed.
-fn program() -> Option<Vec<&'static str>> {
+pub(crate) fn program() -> Option<Vec<&'static str>> {
     let works = |words: &[&str]| {
         let version = std::process::Command::new(words[0]).args(&words[1..]).arg("version").output();
         version.is_ok_and(|output| output.status.success())
