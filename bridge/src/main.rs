@@ -1,5 +1,6 @@
 //! - `mcp-bridge RUN_DIR`: runs the MCP server that `RUN_DIR/launch.json` describes.
-//! - `mcp-bridge install DIR`: copies itself to `DIR/mcp-bridge`, as a pod's init container.
+//! - `mcp-bridge install DIR [FOLDER]...`: copies itself to `DIR/mcp-bridge`, as a pod's init container, and opens each
+//!   FOLDER for every user, which a container engine makes for root alone.
 //! - `mcp-bridge pod RUN_DIR`: runs the MCP server that the environment describes, as the first process of a pod's
 //!   container. `RUN_DIR` is made if it is not there.
 //!
@@ -36,15 +37,16 @@ fn main() -> ExitCode {
     let (place, path) = match args[..] {
         // Returns only if the program could not be started; the message becomes the server's last stderr line.
         [(shim::MODE, _)] => return fail(127, &shim::exec().to_string()),
-        [("install", _), (_, folder)] => {
-            return match pod::install(Path::new(folder)) {
+        [("install", _), (_, folder), ref folders @ ..] => {
+            let folders: Vec<&Path> = folders.iter().map(|(_, folder)| Path::new(folder)).collect();
+            return match pod::install(Path::new(folder)).and_then(|()| pod::open_folders(&folders)) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => fail(1, &chain(&error)),
             };
         }
         [("pod", _), (_, path)] => (Place::Pod, PathBuf::from(path)),
         [(name, path)] if !matches!(name, "install" | "pod") => (Place::Folder, PathBuf::from(path)),
-        _ => return fail(2, "usage: mcp-bridge RUN_DIR | mcp-bridge pod RUN_DIR | mcp-bridge install DIR"),
+        _ => return fail(2, "usage: mcp-bridge RUN_DIR | mcp-bridge pod RUN_DIR | mcp-bridge install DIR [FOLDER]..."),
     };
     let opened = match place {
         Place::Folder => RunDir::open(path),
@@ -95,11 +97,18 @@ async fn run(run_dir: RunDir, place: Place) -> Result<(), Failure> {
         Place::Pod => (pod::launch_spec()?, Log::to_stderr()),
     };
     run_dir.write_record(&spec)?;
+    let secrets = match place {
+        Place::Folder => None,
+        Place::Pod => pod::secrets(&spec)?,
+    };
     let listen = |address: String| move |source| Failure::Listen { address, source };
     let address = spec.listen.to_string();
     let listener = TcpListener::bind(spec.listen).await.map_err(listen(address.clone()))?;
     let local = listener.local_addr().map_err(listen(address))?;
     let server = Server::new(spec, &run_dir, log, format!("http://{local}/mcp"));
+    if let Some(secrets) = secrets {
+        server.push_secrets(secrets);
+    }
     // A clone of it lives as long as somebody is owed an answer.
     let (owing, mut owed) = mpsc::channel(1);
     // In a pod nobody but the server itself could reach it.

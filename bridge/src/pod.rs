@@ -1,11 +1,13 @@
 //! What is different in a pod: an init container brings the program into a volume, from where it is the first process of
-//! the wrapped image's container; the launch specification comes from the environment.
+//! the wrapped image's container; the launch specification comes from the environment. Containers of Compose and Swarm are
+//! pods of one container.
 
+use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use mcp_hub_dataplane_api::launch::{LAUNCH_ENV, LaunchSpec};
+use mcp_hub_dataplane_api::launch::{LAUNCH_ENV, LaunchSpec, SECRETS_ENV};
 
 /// Name of the program in the volume.
 const PROGRAM: &str = "mcp-bridge";
@@ -18,6 +20,13 @@ pub enum PodError {
     Launch(#[source] serde_json::Error),
     #[error("{folder} is no folder; mount the volume there that both containers share", folder = .folder.display())]
     NoFolder { folder: PathBuf },
+    #[error("the secret {name} is not in {folder}, which {SECRETS_ENV} names", folder = .folder.display())]
+    Secret {
+        name: String,
+        folder: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("could not {action} {path}", path = .path.display())]
     Install {
         action: &'static str,
@@ -31,6 +40,38 @@ pub enum PodError {
 pub fn launch_spec() -> Result<LaunchSpec, PodError> {
     let json = std::env::var(LAUNCH_ENV).map_err(|_| PodError::NoLaunch)?;
     serde_json::from_str(&json).map_err(PodError::Launch)
+}
+
+/// The values of the specification's secret variables, where the container has them in files.
+pub fn secrets(spec: &LaunchSpec) -> Result<Option<BTreeMap<String, String>>, PodError> {
+    let Some(folder) = std::env::var_os(SECRETS_ENV).map(PathBuf::from) else { return Ok(None) };
+    let read = |name: &String| {
+        let text = std::fs::read_to_string(folder.join(name)).map_err(|source| PodError::Secret {
+            name: name.clone(),
+            folder: folder.clone(),
+            source,
+        })?;
+        let value = text.strip_suffix('\n').unwrap_or(&text);
+        Ok((name.clone(), value.strip_suffix('\r').unwrap_or(value).to_owned()))
+    };
+    spec.child.secret_env.iter().map(read).collect::<Result<_, _>>().map(Some)
+}
+
+/// Opens folders for whoever a server runs as. A pod's volumes are its group's; a container engine makes new ones root's
+/// alone.
+pub fn open_folders(folders: &[&Path]) -> Result<(), PodError> {
+    for folder in folders {
+        if !folder.is_dir() {
+            return Err(PodError::NoFolder { folder: folder.to_path_buf() });
+        }
+        // As /tmp is: who makes a file there keeps it.
+        std::fs::set_permissions(folder, Permissions::from_mode(0o1777)).map_err(|source| PodError::Install {
+            action: "open",
+            path: folder.to_path_buf(),
+            source,
+        })?;
+    }
+    Ok(())
 }
 
 /// Copies this program into a folder, where it appears whole, executable for everybody, or not at all.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::process::Stdio;
 
-use mcp_hub_dataplane_api::launch::{LAUNCH_ENV, LaunchSpec, OWNER_ENV};
+use mcp_hub_dataplane_api::launch::{LAUNCH_ENV, LaunchSpec, OWNER_ENV, SECRETS_ENV};
 use tokio::process::{Child, Command};
 
 use crate::cgroup;
@@ -57,6 +57,7 @@ pub fn spawn(
     command
         .arg(MODE)
         .env_remove(LAUNCH_ENV)
+        .env_remove(SECRETS_ENV)
         .envs(&child.env)
         .envs(secrets)
         .env(OWNER_ENV, &spec.owner.id)

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use harness::{Bridge, PATIENCE, TOKEN, fixture, is_ready, kill, launch, lives, marked};
 use http::{Method, Request, StatusCode};
 use http_body_util::Full;
-use mcp_hub_dataplane_api::launch::{ChildTransport, Drain, LAUNCH_ENV, LaunchSpec, Lifecycle};
+use mcp_hub_dataplane_api::launch::{ChildTransport, Drain, LAUNCH_ENV, LaunchSpec, Lifecycle, SECRETS_ENV};
 use mcp_hub_dataplane_api::status::Phase;
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -59,6 +59,28 @@ fn an_installed_bridge_is_whole_and_executable_and_all_that_is_there() {
         assert!(std::fs::read(&program).unwrap() == std::fs::read(BRIDGE).unwrap(), "{round}");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "{round}");
     }
+}
+
+#[test]
+fn new_volumes_are_opened_for_every_user_and_what_is_no_folder_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let volumes = ["a", "b"].map(|name| folder.path().join(name));
+    for volume in &volumes {
+        std::fs::create_dir(volume).unwrap();
+    }
+    let install = || {
+        let mut install = Command::new(BRIDGE);
+        install.arg("install").arg(folder.path()).args(&volumes).env_clear();
+        install
+    };
+    let done = install().output().unwrap();
+    assert!(done.status.success(), "{}", said(&done));
+    for volume in &volumes {
+        assert_eq!(std::fs::metadata(volume).unwrap().permissions().mode() & 0o7777, 0o1777);
+    }
+    let missing = install().arg("/no/such/volume").output().unwrap();
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(said(&missing).contains("/no/such/volume is no folder"), "{}", said(&missing));
 }
 
 #[test]
@@ -114,6 +136,29 @@ async fn the_server_gets_the_environment_of_image_and_pod_and_not_what_the_bridg
     let mut files: Vec<_> = std::fs::read_dir(bridge.folder.path().join("run")).unwrap().flatten().collect();
     files.sort_by_key(std::fs::DirEntry::file_name);
     assert_eq!(files.iter().map(|file| file.file_name()).collect::<Vec<_>>(), ["bridge.json", "era", "lock"]);
+}
+
+#[tokio::test]
+async fn secrets_that_are_files_reach_the_server_as_variables() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("TOKEN"), "from a file\n").unwrap();
+    let mut spec = pod(&["stdio", "--era", "legacy"]);
+    spec.child.secret_env = vec!["TOKEN".to_owned()];
+    let place = folder.path().to_str().unwrap();
+    let bridge = Bridge::in_pod(spec.clone(), plain(), &[(SECRETS_ENV, place)]).await;
+    bridge.until(is_ready).await;
+    let session = bridge.session("test").await;
+    assert_eq!(session.text("env", json!({"name": "TOKEN"})).await, "from a file");
+    assert_eq!(session.call("env", json!({"name": SECRETS_ENV})).await["result"]["isError"], true);
+
+    spec.child.secret_env = vec!["OTHER".to_owned()];
+    let launch = serde_json::to_string(&spec).unwrap();
+    let run = folder.path().join("run");
+    let ended =
+        Command::new(BRIDGE).arg("pod").arg(run).env(LAUNCH_ENV, launch).env(SECRETS_ENV, place).output().unwrap();
+    assert_eq!(ended.status.code(), Some(1));
+    let problem = format!("the secret OTHER is not in {place}, which MCP_BRIDGE_SECRETS names: ");
+    assert!(said(&ended).contains(&problem), "{}", said(&ended));
 }
 
 #[tokio::test]

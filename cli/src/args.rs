@@ -72,6 +72,10 @@ pub(crate) enum Command {
     Remove(Remove),
     /// Take manifests over: into your own configuration, or into a cluster
     Apply(Apply),
+    /// Write manifests down for Compose, Swarm or kubectl
+    Generate(Generate),
+    /// Read Compose files and configurations of MCP clients as manifests
+    Import(Import),
     /// Show objects
     Get(Get),
     /// Delete an object: here, one that `add` or `apply` made
@@ -305,6 +309,48 @@ pub(crate) struct Apply {
     pub(crate) force_conflicts: bool,
     #[command(flatten)]
     pub(crate) wait: Wait,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Generate {
+    /// For whom
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(crate) format: Form,
+    /// File or folder of manifests (default: your own configuration)
+    #[arg(short, long = "file", value_name = "PATH")]
+    pub(crate) file: Option<PathBuf>,
+    /// Folder that the files are written into (default: this one; of kubernetes, stdout)
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) output: Option<PathBuf>,
+    /// The hub, if there are several; a project of Compose or Swarm has one
+    #[arg(long, value_name = "NAME")]
+    pub(crate) hub: Option<String>,
+    /// Registry and path of MCP Hub's own images, which a project of Compose or Swarm runs
+    #[arg(long, value_name = "PREFIX", default_value = "localhost/mcp-hub")]
+    pub(crate) images: String,
+    /// Write over files that are not of this command
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Form {
+    Compose,
+    Kubernetes,
+    Swarm,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Import {
+    /// Compose files, or configurations of MCP clients
+    #[arg(value_name = "FILE", required = true)]
+    pub(crate) files: Vec<PathBuf>,
+    /// Folder that a manifest for each server is written into (default: this one)
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) output: Option<PathBuf>,
+    /// Write over manifests that are there
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -22,8 +22,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::admin::Action;
 use crate::args::{Cli, Command, Place, Start};
 use crate::commands::{
-    add, apply, bundle, call, down, endpoint, get, lifecycle, lock_images, logs, plan, publish_images, reference,
-    secret, status, stdio, tools, up, version,
+    add, apply, bundle, call, down, endpoint, generate, get, import, lifecycle, lock_images, logs, plan,
+    publish_images, reference, secret, status, stdio, tools, up, version,
 };
 use crate::error::Error;
 use crate::places::Places;
@@ -82,6 +82,8 @@ async fn dispatch(cli: &Cli) -> Result<(), Error> {
         Command::Add(args) => add::add(&here("add")?, args).await,
         Command::Remove(args) => add::remove(&here("remove")?, args).await,
         Command::Apply(args) => apply::apply(&*there().await?, args).await,
+        Command::Generate(args) => generate::run(args).await,
+        Command::Import(args) => import::run(args),
         Command::Get(args) => get::run(&*there().await?, args).await,
         Command::Delete(args) => apply::delete(&*there().await?, args).await,
         Command::Status(args) => status::run(&*there().await?, args).await,

@@ -376,7 +376,7 @@ fn spec(source: Source) -> MCPServerSpec {
 
 /// JSON without its comments and with blanks for tabs, every other character where it was, so that places stay right.
 /// YAML reads the rest of JSON, and a comma after the last item, by itself.
-pub(crate) fn without_comments(text: &str) -> String {
+pub fn without_comments(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut chars = text.chars().peekable();
     let mut in_string = false;

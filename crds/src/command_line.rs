@@ -291,7 +291,7 @@ fn container_variable(text: &str, env: &BTreeMap<String, String>, warnings: &mut
 }
 
 /// The secret that stands for a variable: `GITHUB_TOKEN` is key `value` of `github-token`.
-pub(crate) fn secret_named(variable: &str) -> SecretKeyRef {
+pub fn secret_named(variable: &str) -> SecretKeyRef {
     let name: String =
         variable.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
     SecretKeyRef { name: name.trim_matches('-').to_owned(), key: "value".to_owned() }

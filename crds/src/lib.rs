@@ -17,7 +17,7 @@ pub mod schema;
 pub mod server;
 pub mod source;
 pub mod status;
-mod tree;
+pub mod tree;
 pub mod validate;
 
 pub use duration::Duration;

@@ -203,7 +203,11 @@ pub fn is_manifest(file: &Path) -> bool {
     name == ".mcp.json" || (!name.starts_with('.') && matches!(extension, Some("yaml" | "yml" | "json")))
 }
 
-fn read(file: &Path) -> Result<String, Problem> {
+/// The text of a file that is not too large.
+///
+/// # Errors
+/// [`Problem::Read`], [`Problem::TooLarge`] or [`Problem::NotText`].
+pub fn read(file: &Path) -> Result<String, Problem> {
     let mut bytes = Vec::new();
     // One byte more than allowed tells a file that is too large, also one that grows or has no length.
     File::open(file).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)).map_err(Problem::Read)?;
@@ -413,13 +417,15 @@ fn whole(value: &mut Value) {
     }
 }
 
+/// Whether what a variable or header of this name holds is most likely a secret.
+pub fn secretive(name: &str) -> bool {
+    let name = name.to_ascii_uppercase();
+    name == "AUTHORIZATION" || ["TOKEN", "KEY", "SECRET", "PASSWORD"].iter().any(|part| name.contains(part))
+}
+
 /// Warnings for values that look like secrets and stand in the file in clear.
 fn clear_secrets(resource: &Resource) -> Vec<String> {
     let Resource::Server(server) = resource else { return Vec::new() };
-    let secretive = |name: &str| {
-        let name = name.to_ascii_uppercase();
-        name == "AUTHORIZATION" || ["TOKEN", "KEY", "SECRET", "PASSWORD"].iter().any(|part| name.contains(part))
-    };
     let warning = |what: &str, name: &str| {
         format!("{what} {name} looks like a secret and stands here in clear; use secretRef instead of value")
     };

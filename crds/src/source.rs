@@ -93,6 +93,23 @@ pub struct PackageSource {
     pub executable: Option<String>,
 }
 
+impl PackageSource {
+    /// The version, unless it is a tag or a range, which mean another one tomorrow.
+    pub fn exact_version(&self) -> Option<&str> {
+        let version = self.version.as_deref()?;
+        let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+        let is_exact = match self.registry {
+            // Of npm `1.2` is the newest 1.2, and `latest` a tag (semver.org, items 2, 9 and 10).
+            PackageRegistry::Npm => {
+                let numbers = version.split(['-', '+']).next().unwrap_or_default();
+                numbers.split('.').count() == 3 && numbers.split('.').all(is_number)
+            }
+            PackageRegistry::Pypi => version.starts_with(|first: char| first.is_ascii_digit()),
+        };
+        is_exact.then_some(version)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PackageRegistry {
@@ -213,4 +230,29 @@ pub struct ResolvedImage {
     pub entrypoint: Option<Vec<String>>,
     pub cmd: Option<Vec<String>>,
     pub user: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_or_a_range_is_no_version() {
+        for (registry, versions, exact) in [
+            (PackageRegistry::Npm, &["1.2.3", "2026.8.31", "1.0.0-rc.1", "1.0.0+build.7"][..], true),
+            (PackageRegistry::Npm, &["latest", "1", "1.2", "1.x.0", "1.2.3.4"], false),
+            (PackageRegistry::Pypi, &["1", "1.2", "1!2.0", "2.0rc1"], true),
+            (PackageRegistry::Pypi, &["latest"], false),
+        ] {
+            for version in versions {
+                let source = PackageSource {
+                    registry,
+                    name: "a".to_owned(),
+                    version: Some((*version).to_owned()),
+                    executable: None,
+                };
+                assert_eq!(source.exact_version().is_some(), exact, "{version}");
+            }
+        }
+    }
 }

@@ -1,4 +1,5 @@
-//! YAML and JSON text as a tree in which every key and value knows its line and column.
+//! YAML and JSON text as a tree in which every key and value knows its line and column. Depth, nodes (aliases expanded)
+//! and documents are bounded.
 
 use std::fmt;
 
@@ -32,41 +33,44 @@ impl From<Location> for Position {
 
 /// The text is no YAML, or exceeds a limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct SyntaxError {
-    pub(crate) message: String,
-    pub(crate) at: Option<Position>,
+pub struct SyntaxError {
+    pub message: String,
+    pub at: Option<Position>,
 }
 
+/// A value and where it stands.
 #[derive(Debug)]
-pub(crate) struct Node {
-    pub(crate) at: Position,
-    pub(crate) kind: Kind,
+pub struct Node {
+    pub at: Position,
+    pub kind: Kind,
 }
 
+/// What a value is.
 #[derive(Debug)]
-pub(crate) enum Kind {
+pub enum Kind {
     Scalar(Value),
     List(Vec<Node>),
     Map(Vec<Entry>),
 }
 
+/// A member of a mapping.
 #[derive(Debug)]
-pub(crate) struct Entry {
-    pub(crate) key: String,
-    pub(crate) at: Position,
-    pub(crate) value: Node,
+pub struct Entry {
+    pub key: String,
+    pub at: Position,
+    pub value: Node,
 }
 
 /// A key that stands twice in one mapping.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Duplicate {
-    pub(crate) path: FieldPath,
-    pub(crate) at: Position,
-    pub(crate) first: Position,
+pub struct Duplicate {
+    pub path: FieldPath,
+    pub at: Position,
+    pub first: Position,
 }
 
 /// All documents that are not empty, and the error that ended reading, if one did.
-pub(crate) fn documents(text: &str) -> (Vec<Node>, Vec<SyntaxError>) {
+pub fn documents(text: &str) -> (Vec<Node>, Vec<SyntaxError>) {
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! { max_depth: MAX_DEPTH, max_nodes: MAX_NODES, max_documents: MAX_DOCUMENTS + 1 },
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MAX_NODES },
@@ -119,7 +123,7 @@ impl From<Spanned<Kind>> for Node {
 
 impl Node {
     /// The value as JSON. A member whose value is null counts as not given, as on an API server, which prunes it.
-    pub(crate) fn to_value(&self) -> Value {
+    pub fn to_value(&self) -> Value {
         match &self.kind {
             Kind::Scalar(value) => value.clone(),
             Kind::List(items) => Value::Array(items.iter().map(Node::to_value).collect()),
@@ -133,20 +137,22 @@ impl Node {
         }
     }
 
-    pub(crate) fn entries(&self) -> &[Entry] {
+    /// The members of a mapping; of anything else none.
+    pub fn entries(&self) -> &[Entry] {
         match &self.kind {
             Kind::Map(entries) => entries,
             Kind::Scalar(_) | Kind::List(_) => &[],
         }
     }
 
-    pub(crate) fn get(&self, key: &str) -> Option<&Entry> {
+    /// The first member of this name.
+    pub fn get(&self, key: &str) -> Option<&Entry> {
         self.entries().iter().find(|entry| entry.key == key)
     }
 
     /// Where a field stands: its key in a mapping, the item in a list. For a field that is not there, where the nearest
     /// one around it stands.
-    pub(crate) fn find(&self, path: &FieldPath) -> Position {
+    pub fn find(&self, path: &FieldPath) -> Position {
         let (mut node, mut at) = (self, self.at);
         for segment in path.segments() {
             match (segment, &node.kind) {
@@ -164,7 +170,8 @@ impl Node {
         at
     }
 
-    pub(crate) fn duplicates(&self) -> Vec<Duplicate> {
+    /// Keys that stand twice in one mapping, anywhere below.
+    pub fn duplicates(&self) -> Vec<Duplicate> {
         let mut found = Vec::new();
         self.collect_duplicates(&FieldPath::default(), &mut found);
         found

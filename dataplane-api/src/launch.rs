@@ -48,6 +48,10 @@ pub struct LaunchSpec {
 /// Environment variable of a pod's container with the [`LaunchSpec`] of its bridge, see [`in_pod_env`].
 pub const LAUNCH_ENV: &str = "MCP_BRIDGE_LAUNCH";
 
+/// Environment variable of a container with a folder that holds a file for each of [`Child::secret_env`], where secrets are
+/// neither pushed nor part of the container's environment. A line end after the value does not count.
+pub const SECRETS_ENV: &str = "MCP_BRIDGE_SECRETS";
+
 /// A JSON document as the value of a pod's environment variable. A kubelet replaces `$(NAME)` and `$$` in such values, so
 /// each `$`, which JSON has in strings only, is written as its escape.
 pub fn in_pod_env(json: &str) -> String {
@@ -78,12 +82,13 @@ pub struct Child {
     pub args: Vec<String>,
     /// Empty is the bridge's own: in a pod the container's.
     pub working_dir: String,
-    /// Whether the program gets the bridge's own environment too, except [`LAUNCH_ENV`]: in a pod what image and pod say,
-    /// secrets among it. `env` wins.
+    /// Whether the program gets the bridge's own environment too, except [`LAUNCH_ENV`] and [`SECRETS_ENV`]: in a pod what
+    /// image and pod say, secrets among it. `env` wins.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub inherit_env: bool,
     pub env: BTreeMap<String, String>,
-    /// Names of environment variables whose values are pushed; the child starts when all have arrived.
+    /// Names of environment variables whose values are pushed, or in a container read as [`SECRETS_ENV`] says; the child
+    /// starts when all have arrived.
     pub secret_env: Vec<String>,
     pub limits: Limits,
     /// File-system confinement (Landlock); `None` leaves the child as free as its user.

@@ -1,7 +1,9 @@
-//! `mcp-hub-gateway --config FILE --listen ADDRESS --sealing-key FILE`: the gateway of a cluster.
+//! `mcp-hub-gateway --config FILE --listen ADDRESS --sealing-key FILE`: the gateway of a cluster, and of what
+//! `mcpctl generate` writes.
 //!
 //! Exit codes: 0 stopped on request, 1 failure, 2 usage.
 
+mod given;
 mod mounted;
 
 use std::io::Write;
@@ -15,6 +17,7 @@ use mcp_hub_gateway::{Certificate, CertificateError, Drain, Gateway, GatewayErro
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::given::Given;
 use crate::mounted::{Mounted, MountedError};
 
 #[derive(Debug, Parser)]
@@ -26,9 +29,14 @@ struct Args {
     /// Address to listen on
     #[arg(long, default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
-    /// File with 64 hexadecimal digits, the key that seals session ids
+    /// Folder of secrets, a file each: headers of servers may then name one as ${NAME}, which is looked for in the
+    /// environment if there is no such file, and `$` is written `$$`
     #[arg(long)]
-    sealing_key: PathBuf,
+    secrets: Option<PathBuf>,
+    /// File with 64 hexadecimal digits, the key that seals session ids; without it they are taken from the environment,
+    /// MCP_HUB_SEALING_KEY
+    #[arg(long)]
+    sealing_key: Option<PathBuf>,
     /// Folder with tls.crt and tls.key, both PEM: clients are served by TLS, but for those that come by loopback, who may do
     /// without; read again whenever it changes
     #[arg(long)]
@@ -56,8 +64,8 @@ enum Failure {
     Read { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
     Config(#[from] MountedError),
-    #[error("{path} holds no 64 hexadecimal digits", path = .0.display())]
-    Key(PathBuf),
+    #[error("{0} holds no 64 hexadecimal digits")]
+    Key(String),
     #[error(transparent)]
     Gateway(#[from] GatewayError),
     #[error(transparent)]
@@ -69,6 +77,9 @@ enum Failure {
     #[error("could not watch for signals: {0}")]
     Signals(std::io::Error),
 }
+
+/// Environment variable with the sealing key.
+const SEALING_KEY: &str = "MCP_HUB_SEALING_KEY";
 
 /// A mounted Secret is replaced by moving a link, of which the file system tells nothing; a look is cheap.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -87,10 +98,8 @@ async fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> Result<(), Failure> {
-    let path = args.sealing_key.clone();
-    let key = std::fs::read_to_string(&path).map_err(|source| Failure::Read { path: path.clone(), source })?;
-    let key = hex::decode(key.trim()).ok().and_then(|bytes| bytes.try_into().ok()).ok_or(Failure::Key(path))?;
-    let (mut mounted, config) = Mounted::open(&args.config)?;
+    let key = sealing_key(args.sealing_key)?;
+    let (mut mounted, config) = Mounted::open(&args.config, args.secrets.map(Given::new))?;
     let gateway = match (args.advertise, args.control) {
         (Some(address), Some(control)) => {
             let advertise = SocketAddr::new(address, control.port());
@@ -114,6 +123,17 @@ async fn run(args: Args) -> Result<(), Failure> {
         () = follow(&gateway, &mut mounted) => Ok(()),
         () = renew(certificate.as_ref()) => Ok(()),
     }
+}
+
+fn sealing_key(path: Option<PathBuf>) -> Result<[u8; 32], Failure> {
+    let (text, place) = match path {
+        Some(path) => match std::fs::read_to_string(&path) {
+            Ok(text) => (text, path.display().to_string()),
+            Err(source) => return Err(Failure::Read { path, source }),
+        },
+        None => (std::env::var(SEALING_KEY).unwrap_or_default(), SEALING_KEY.to_owned()),
+    };
+    hex::decode(text.trim()).ok().and_then(|bytes| bytes.try_into().ok()).ok_or(Failure::Key(place))
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {

@@ -7,10 +7,14 @@ use std::path::PathBuf;
 use mcp_hub_dataplane_api::document::{self, DOCUMENT_MAX, NotAConfig};
 use mcp_hub_dataplane_api::gateway::GatewayConfig;
 
+use crate::given::{Given, NotGiven};
+
 /// A configuration file.
 #[derive(Debug)]
 pub(crate) struct Mounted {
     path: PathBuf,
+    /// Where the secrets are that the file only names; `None` if it names none.
+    given: Option<Given>,
     /// Of the file that was read last.
     stamp: Option<Stamp>,
 }
@@ -31,6 +35,8 @@ pub(crate) enum MountedError {
     Read { path: PathBuf, source: io::Error },
     #[error("{path} is no gateway configuration: {source}{}", because(source), path = .path.display())]
     Config { path: PathBuf, source: NotAConfig },
+    #[error("{path} cannot be used: {source}", path = .path.display())]
+    Given { path: PathBuf, source: NotGiven },
 }
 
 fn because(error: &NotAConfig) -> String {
@@ -39,8 +45,8 @@ fn because(error: &NotAConfig) -> String {
 
 impl Mounted {
     /// With the configuration that the file holds now.
-    pub(crate) fn open(path: impl Into<PathBuf>) -> Result<(Self, GatewayConfig), MountedError> {
-        let mut mounted = Self { path: path.into(), stamp: None };
+    pub(crate) fn open(path: impl Into<PathBuf>, given: Option<Given>) -> Result<(Self, GatewayConfig), MountedError> {
+        let mut mounted = Self { path: path.into(), given, stamp: None };
         let stamp = mounted.stamp()?;
         let config = mounted.read(stamp)?;
         Ok((mounted, config))
@@ -64,7 +70,11 @@ impl Mounted {
             return Err(wrong(NotAConfig::TooLarge));
         }
         let bytes = std::fs::read(&self.path).map_err(|source| self.unread(source))?;
-        let config = document::read(&bytes).map_err(wrong)?;
+        let mut config = document::read(&bytes).map_err(wrong)?;
+        if let Some(given) = &self.given {
+            let unwritten = |source| MountedError::Given { path: self.path.clone(), source };
+            given.write_out(&mut config).map_err(unwritten)?;
+        }
         // Only now: a file that was read half written is read again.
         self.stamp = Some(stamp);
         Ok(config)
@@ -103,7 +113,7 @@ mod tests {
         };
         swap("v1");
         symlink("data/config.json", at("config.json")).unwrap();
-        let (mut mounted, first) = Mounted::open(at("config.json")).unwrap();
+        let (mut mounted, first) = Mounted::open(at("config.json"), None).unwrap();
         assert_eq!(first.version, "1");
         assert_eq!(mounted.changed().unwrap(), None);
         swap("v2");

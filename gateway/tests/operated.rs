@@ -9,9 +9,12 @@ use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use mcp_hub_dataplane_api::Era;
 use mcp_hub_dataplane_api::control::{ControlKeys, PUSH_MAX};
-use mcp_hub_dataplane_api::gateway::{Definitions, GatewayConfig, HubRef, InForce, ReplicaStatus};
+use mcp_hub_dataplane_api::gateway::{Definitions, GatewayConfig, HubRef, InForce, ReplicaStatus, Target};
+use mcp_hub_dataplane_api::secret::SecretString;
 use serde_json::json;
 use support::{Fake, Fault, KEY, Replica, config, send, wait_for};
+
+const SEALING_KEY: &str = "MCP_HUB_SEALING_KEY";
 
 fn now_ms() -> u64 {
     u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
@@ -235,4 +238,52 @@ async fn a_replica_ends_in_its_time_whatever_a_server_does() {
     assert_eq!(replica.ended().await.code(), Some(0));
     assert!(begun.elapsed() >= Duration::from_secs(1));
     assert!(call.await.unwrap().is_err());
+}
+
+/// A server whose bearer token the configuration only names.
+fn naming(fake: &Fake, secret: &str) -> GatewayConfig {
+    let mut upstream = fake.upstream("one");
+    let Target::Available { headers, .. } = &mut upstream.target else { panic!("available") };
+    headers.insert("authorization".to_owned(), SecretString::new(format!("Bearer ${{{secret}}}")));
+    config(vec![upstream])
+}
+
+#[tokio::test]
+async fn secrets_that_a_configuration_only_names_reach_servers() {
+    let secrets = tempfile::tempdir().unwrap();
+    std::fs::write(secrets.path().join("TOKEN"), "inner\n").unwrap();
+    let fake = Fake::start(Era::Legacy, "one").await;
+    let replica = Replica::start(&naming(&fake, "TOKEN"), &["--secrets", secrets.path().to_str().unwrap()]).await;
+    replica.ready().await;
+    let told = fake.get(|state| state.seen.iter().map(|(headers, _)| headers["authorization"].clone()).collect());
+    let told: Vec<http::HeaderValue> = told;
+    assert!(!told.is_empty() && told.iter().all(|header| header == "Bearer inner"), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_gateway_without_its_secrets_says_what_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config");
+    let fake = Fake::start(Era::Legacy, "one").await;
+    std::fs::write(&path, serde_json::to_vec(&naming(&fake, "NO_SUCH_SECRET")).unwrap()).unwrap();
+    let said = |key: Option<&str>, arguments: &[&str]| {
+        let mut gateway = std::process::Command::new(env!("CARGO_BIN_EXE_mcp-hub-gateway"));
+        // An address that nobody may listen on ends the process as soon as all was read.
+        gateway.arg("--config").arg(&path).args(["--listen", "192.0.2.1:1"]).args(arguments);
+        let output = gateway.env_remove(SEALING_KEY).envs(key.map(|key| (SEALING_KEY, key))).output().unwrap();
+        String::from_utf8(output.stderr).unwrap()
+    };
+    for key in [None, Some("07")] {
+        let said = said(key, &[]);
+        assert!(said.contains("MCP_HUB_SEALING_KEY holds no 64 hexadecimal digits"), "{said}");
+    }
+    let key = "07".repeat(32);
+    let missing = said(Some(&key), &["--secrets", "/no/such/folder"]);
+    assert!(
+        missing.contains("server one needs NO_SUCH_SECRET, which is neither a file in /no/such/folder"),
+        "{missing}"
+    );
+    // Who does not say that secrets are named means what is written.
+    let literal = said(Some(&key), &[]);
+    assert!(literal.contains("could not listen on 192.0.2.1:1"), "{literal}");
 }

@@ -230,7 +230,13 @@ mod tests {
             self.asked.lock().unwrap().push(self.begun.elapsed().as_secs());
             match self.refusals.lock().unwrap().pop() {
                 Some(retry) => Err(ResolveError { message: "not now".to_owned(), hint: None, retry }),
-                None => Ok(ResolvedImage { index: "sha256:0".to_owned(), entrypoint: None, cmd: None, user: None }),
+                None => Ok(ResolvedImage {
+                    index: "sha256:0".to_owned(),
+                    id: None,
+                    entrypoint: None,
+                    cmd: None,
+                    user: None,
+                }),
             }
         }
     }

@@ -11,7 +11,7 @@ use mcp_hub_dataplane_api::SessionMode;
 use mcp_hub_dataplane_api::launch::{
     Child, ChildTransport, Drain, LAUNCH_ENV, LaunchSpec, Limits, LogPolicy, Owner, Roots,
 };
-use mcp_hub_reconcile::image;
+use mcp_hub_reconcile::image::{self, NOBODY};
 use mcp_hub_reconcile::lower::{Change, Degraded, Lowered, Object, ObjectId, Stage, Unsupported};
 use mcp_hub_reconcile::owner::OwnerKey;
 use mcp_hub_reconcile::workload::{ServerWorkload, Workload};
@@ -30,8 +30,6 @@ pub(super) const BRIDGE_DIR: &str = "/mcp-hub";
 /// Its run folder.
 const RUN_DIR: &str = "/run/mcp-hub";
 const TMP_DIR: &str = "/tmp";
-/// Nobody's number, of user and group: that of distroless images.
-const NOBODY: i64 = 65_532;
 /// A browser with its helpers stays below; a fork bomb does not.
 const PIDS: i64 = 1_024;
 /// Files in memory that belong to whoever runs there.
@@ -146,9 +144,8 @@ pub(super) fn lower(
     if *replicas == 0 || *at_rest {
         return Ok(Lowered { objects: Vec::new(), degraded });
     }
-    let known = resolved.as_ref().and_then(|resolved| Some((resolved, resolved.image.as_ref()?)));
-    let Some((resolved, facts_of_image, id)) = known.and_then(|(all, image)| Some((all, image, image.id.as_ref()?)))
-    else {
+    let known = resolved.as_ref().and_then(|resolved| resolved.image.as_ref());
+    let Some((facts_of_image, id)) = known.and_then(|image| Some((image, image.id.as_ref()?))) else {
         let body = json!({
             "source": serde_json::to_value(source).unwrap_or_default(),
             "sourceDigest": source_digest,
@@ -158,7 +155,7 @@ pub(super) fn lower(
         let id = ObjectId::new(format!("{engine} image"), &owner.name);
         return Ok(Lowered { objects: vec![Object::new(id, Stage::Prepare, Change::InPlace, body)], degraded });
     };
-    let (program, arguments) = image::command(engine, from, resolved, args)?;
+    let (program, arguments) = image::program(engine, from, Some(facts_of_image), args)?;
     let (user, homeless) = identity(run_as.as_ref(), facts_of_image);
     let (mut plain, secrets) = secret_source::split(env);
     if plain.contains_key(LAUNCH_ENV) || secrets.contains_key(LAUNCH_ENV) {

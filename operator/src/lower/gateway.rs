@@ -54,7 +54,7 @@ pub(super) fn lower(gateway: &GatewayWorkload, settings: &ClusterSettings) -> Re
     let (pods, name) = (labels::pods_of(owner), gateway_name(owner));
     let mut pod_labels = labels::of(owner);
     pod_labels.insert(labels::ROLE.to_owned(), labels::GATEWAY_ROLE.to_owned());
-    let user = pod::NOBODY;
+    let user = mcp_hub_reconcile::image::NOBODY;
     let mut container = json!({
         "name": GATEWAY,
         "image": settings.gateway_image,

@@ -90,27 +90,13 @@ impl PackageSettings {
 
 /// The version to install: whatever starts a pod again must find the same program.
 pub(super) fn version(source: &PackageSource) -> Result<&str, Unsupported> {
-    let version = source.version.as_deref().filter(|version| is_exact(source.registry, version));
-    version.ok_or_else(|| {
+    source.exact_version().ok_or_else(|| {
         no(
             "spec.source.package.version",
             "a cluster installs a package at each start of a pod, so it needs an exact version",
             Some("name one that the registry has, such as 1.2.3"),
         )
     })
-}
-
-/// Not a tag or a range, which mean another version tomorrow.
-fn is_exact(registry: PackageRegistry, version: &str) -> bool {
-    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-    match registry {
-        // Of npm `1.2` is the newest 1.2, and `latest` a tag (semver.org, items 2, 9 and 10).
-        PackageRegistry::Npm => {
-            let numbers = version.split(['-', '+']).next().unwrap_or_default();
-            numbers.split('.').count() == 3 && numbers.split('.').all(is_number)
-        }
-        PackageRegistry::Pypi => version.starts_with(|first: char| first.is_ascii_digit()),
-    }
 }
 
 /// The egress list holds for the pod, and so for its installer. It is not widened: what the installer may reach, the
@@ -168,20 +154,6 @@ pub(super) fn init_container(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_tag_or_a_range_is_no_version() {
-        for (registry, versions, exact) in [
-            (PackageRegistry::Npm, &["1.2.3", "2026.8.31", "1.0.0-rc.1", "1.0.0+build.7"][..], true),
-            (PackageRegistry::Npm, &["latest", "1", "1.2", "1.x.0", "1.2.3.4"], false),
-            (PackageRegistry::Pypi, &["1", "1.2", "1!2.0", "2.0rc1"], true),
-            (PackageRegistry::Pypi, &["latest"], false),
-        ] {
-            for version in versions {
-                assert_eq!(is_exact(registry, version), exact, "{version}");
-            }
-        }
-    }
 
     #[test]
     fn installers_go_by_the_servers_way_out_unless_they_have_a_proxy_of_their_own() {

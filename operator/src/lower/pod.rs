@@ -5,9 +5,6 @@ use serde_json::{Map, Value, json};
 
 use super::quantity::canonical;
 
-/// User of images that name none, or one by name.
-pub(super) const NOBODY: i64 = 65_532;
-
 /// `securityContext` of a container under the restricted Pod Security level.
 pub(super) fn confined(read_only_root: bool) -> Value {
     json!({

@@ -6,7 +6,7 @@ use mcp_hub_dataplane_api::SessionMode;
 use mcp_hub_dataplane_api::launch::{
     Child, ChildTransport, Drain, LAUNCH_ENV, LaunchSpec, Limits, LogPolicy, Owner, Roots, in_pod_env,
 };
-use mcp_hub_reconcile::image::{bridge_port, command};
+use mcp_hub_reconcile::image::{self, Identity, bridge_port};
 use mcp_hub_reconcile::lower::{Change, Degraded, Lowered, Object, ObjectId, Stage, Unsupported};
 use mcp_hub_reconcile::owner::OwnerKey;
 use mcp_hub_reconcile::workload::{EnvValue, RESTARTED_AT_ANNOTATION, ServerWorkload};
@@ -117,7 +117,8 @@ pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Resu
     let (image_to_run, (program, arguments)) = match &from {
         From::Image(image) => {
             degraded.extend(unpinned(image, resolved)?);
-            (image_to_run(image, resolved), command(NAME, image, resolved, args)?)
+            let facts = resolved.image.as_ref();
+            (image::to_run(image, facts), image::program(NAME, image, facts, args)?)
         }
         From::Package(..) => {
             let runner = resolved.runner.as_ref().unwrap_or(&settings.runner_image);
@@ -307,53 +308,19 @@ fn unpinned(image: &ImageSource, resolved: &Resolved) -> Result<Option<Degraded>
     }
 }
 
-/// The reference that pods run: by digest, unless the spec wants the tag or the digest is not known.
-fn image_to_run(image: &ImageSource, resolved: &Resolved) -> String {
-    match &resolved.image {
-        Some(facts) if image.pin_digest != Some(false) && !image.r#ref.contains('@') => {
-            // A tag beside a digest is ignored by everyone; it stays for people.
-            format!("{}@{}", image.r#ref, facts.index)
-        }
-        _ => image.r#ref.clone(),
-    }
-}
-
-struct Identity {
-    user: i64,
-    group: i64,
-    /// Not the image's own user, whose home it may not write.
-    homeless: bool,
-}
-
-/// The user of the spec, else the image's if it is a number other than root's, else nobody's.
 fn identity(run_as: Option<&RunAs>, resolved: &Resolved, degraded: &mut Vec<Degraded>) -> Identity {
-    let group = |user: i64| run_as.and_then(|run_as| run_as.group).unwrap_or(user);
-    if let Some(user) = run_as.and_then(|run_as| run_as.user) {
-        return Identity { user, group: group(user), homeless: true };
+    let who = image::identity(run_as, resolved.image.as_ref());
+    if let Some(name) = &who.named {
+        degraded.push(Degraded {
+            field: "spec.runAs".to_owned(),
+            message: format!(
+                "the image's user `{name}` is a name, which a cluster cannot check: it runs as {}; set spec.runAs.user to \
+                 its number",
+                who.user
+            ),
+        });
     }
-    let named = resolved.image.as_ref().and_then(|image| image.user.as_deref()).unwrap_or_default();
-    let (user, own_group) = named.split_once(':').unwrap_or((named, ""));
-    match user.parse::<i64>() {
-        Ok(user) if user != 0 => {
-            let own_group = own_group.parse().unwrap_or(user);
-            let group = run_as.and_then(|run_as| run_as.group).unwrap_or(own_group);
-            Identity { user, group, homeless: false }
-        }
-        Ok(_) => Identity { user: pod::NOBODY, group: group(pod::NOBODY), homeless: true },
-        Err(_) => {
-            if !user.is_empty() && user != "root" {
-                degraded.push(Degraded {
-                    field: "spec.runAs".to_owned(),
-                    message: format!(
-                        "the image's user `{user}` is a name, which a cluster cannot check: it runs as {}; set \
-                         spec.runAs.user to its number",
-                        pod::NOBODY
-                    ),
-                });
-            }
-            Identity { user: pod::NOBODY, group: group(pod::NOBODY), homeless: true }
-        }
-    }
+    who
 }
 
 fn unrestricted(permissions: Option<&Permissions>) -> bool {

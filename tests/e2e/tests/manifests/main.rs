@@ -122,3 +122,58 @@ fn a_plan_says_what_would_be_done_and_does_nothing() {
     assert_eq!(plan, "~ replace bridge a\n. prepare source new\n");
     assert_eq!(hub.ok(&["plan"]), "");
 }
+
+#[test]
+fn manifests_become_a_compose_project_and_come_back() {
+    use std::os::unix::fs::PermissionsExt;
+    let hub = Hub::new();
+    let image = "source: {image: {ref: \"mcp/a:1\", command: [/a], pinDigest: false}}";
+    let manifest = |name: &str, spec: &str| {
+        format!("apiVersion: mcphub.io/v1alpha1\nkind: MCPServer\nmetadata: {{name: {name}}}\nspec:\n  {spec}\n")
+    };
+    hub.write("a.yaml", &(manifest("a", image) + "  env: [{name: T, secretRef: {name: s, key: k}}]\n"));
+    let (manifests, project) = (hub.manifests(), hub.home().join("project"));
+    let (manifests, out) = (manifests.to_str().unwrap(), project.to_str().unwrap());
+    let generate = ["generate", "--format", "compose", "-f", manifests, "--output", out];
+    hub.ok(&generate);
+    let read = |name: &str| std::fs::read_to_string(project.join(name)).unwrap();
+    let (compose, tokens) = (read("compose.yaml"), read("gateway.env"));
+    assert!(compose.contains("${MCP_S_K:?set MCP_S_K}"), "{compose}");
+    let mode = |name: &str| std::fs::metadata(project.join(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!([mode("compose.yaml"), mode("gateway.json"), mode("gateway.env")], [0o644, 0o644, 0o600]);
+
+    // Once more, the same: the key is kept.
+    hub.ok(&generate);
+    assert_eq!((read("compose.yaml"), read("gateway.env")), (compose, tokens));
+
+    let back = hub.home().join("back");
+    let import = ["import", "--output", back.to_str().unwrap(), project.join("compose.yaml").to_str().unwrap()]
+        .map(str::to_owned);
+    let import: Vec<&str> = import.iter().map(String::as_str).collect();
+    hub.ok(&import);
+    let imported = std::fs::read_to_string(back.join("a.yaml")).unwrap();
+    assert!(imported.contains("mcp/a:1") && imported.contains("secretRef"), "{imported}");
+    let error = hub.fails(INVALID, &import);
+    assert!(error.contains("a.yaml is there already") && error.contains("--force"), "{error}");
+    hub.ok(&[&import[..], &["--force"]].concat());
+
+    // What cannot be taken is named, and the rest is written.
+    let foreign = hub.home().join("foreign.yaml");
+    std::fs::write(&foreign, "services: {b: {image: x, devices: [/dev/x], environment: {API_KEY: hunter2-is-here}}}")
+        .unwrap();
+    let out = hub.home().join("foreign");
+    let error = hub.fails(INVALID, &["import", "--output", out.to_str().unwrap(), foreign.to_str().unwrap()]);
+    assert!(error.contains("services.b.devices: not taken") && error.contains("mcpctl secret set api-key"), "{error}");
+    let imported = std::fs::read_to_string(out.join("b.yaml")).unwrap();
+    assert!(!error.contains("hunter2") && !imported.contains("hunter2"), "{error}{imported}");
+
+    // What somebody else wrote is not written over, and what an engine cannot do is refused by name.
+    std::fs::write(project.join("compose.yaml"), "services: {}").unwrap();
+    let error = hub.fails(INVALID, &generate);
+    assert!(error.contains("compose.yaml is there already, and is not of `mcpctl generate`"), "{error}");
+    hub.write("b.yaml", &manifest("b", "source: {command: {path: ./b}}"));
+    let error = hub.fails(INVALID, &generate);
+    assert!(error.contains("MCPServer default/b: compose cannot honour spec.source.command"), "{error}");
+    let kubernetes = hub.fails(INVALID, &["generate", "--format", "kubernetes", "-f", manifests]);
+    assert!(kubernetes.contains("kubernetes cannot honour spec.source.command"), "{kubernetes}");
+}
