@@ -18,9 +18,10 @@ use mcp_hub_bridge::server::Server;
 use mcp_hub_bridge::{control, drain, serve, shim, supervise, tree};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 
-/// Answers and last lines of the log have this long to leave, once all has ended.
-const LEAVING: Duration = Duration::from_millis(20);
+/// Once all has ended, answers are waited for no longer than this to leave: by a client that takes nothing.
+const LEAVING: Duration = Duration::from_secs(1);
 
 /// Where a bridge runs.
 #[derive(Debug, Clone, Copy)]
@@ -108,15 +109,17 @@ async fn run(run_dir: RunDir, place: Place) -> Result<(), Failure> {
     if let Some(secrets) = secrets {
         server.push_secrets(secrets);
     }
+    // A clone of it lives as long as somebody is owed an answer.
+    let (owing, mut owed) = mpsc::channel(1);
     // In a pod nobody but the server itself could reach it.
     if let Place::Folder = place {
         let socket = run_dir.control_socket()?;
         let control = UnixListener::bind(&socket).map_err(listen(socket.display().to_string()))?;
         run_dir.protect_control_socket()?;
-        tokio::spawn(control::run(control, server.clone()));
+        tokio::spawn(control::run(control, server.clone(), owing.clone()));
     }
     let Signals { mut terminate, mut hangup, mut child } = signals().map_err(Failure::Signals)?;
-    let mut serving = Some(tokio::spawn(serve::run(listener, server.clone())));
+    let mut serving = Some(tokio::spawn(serve::run(listener, server.clone(), owing)));
     tokio::spawn({
         let server = server.clone();
         async move {
@@ -138,8 +141,8 @@ async fn run(run_dir: RunDir, place: Place) -> Result<(), Failure> {
     });
     supervise::run(server.clone()).await;
     // Answers under way, the one to `/stop` among them, leave before the process does.
-    tokio::task::yield_now().await;
-    tokio::time::sleep(LEAVING).await;
+    server.close();
+    tokio::time::timeout(LEAVING, owed.recv()).await.ok();
     server.log.written().await;
     run_dir.remove_socket();
     Ok(())

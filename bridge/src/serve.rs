@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use mcp_hub_dataplane_api::launch::ChildTransport;
+use mcp_hub_dataplane_api::launch::{self, ChildTransport};
 use mcp_hub_dataplane_api::status::Phase;
 use mcp_hub_mcp::headers;
 use sha2::{Digest, Sha256};
@@ -29,8 +29,8 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// A client that takes nothing of what it is sent for so long is gone: what waits for it fills the buffers of all.
 const STALLED_MS: u32 = 30_000;
 
-/// Serves until the bridge is closing and the last answer has left.
-pub async fn run(listener: TcpListener, server: Arc<Server>) {
+/// Serves until the bridge is closing and the last answer has left. Holds `_owing` until then.
+pub async fn run(listener: TcpListener, server: Arc<Server>, _owing: mpsc::Sender<Infallible>) {
     let (alive, mut gone) = mpsc::channel(1);
     let mut closing = pin!(server.closing());
     loop {
@@ -84,7 +84,7 @@ async fn answer(request: Request<Incoming>, server: &Arc<Server>) -> Response<Bo
                 _ => full(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "no MCP handshake"),
             };
         }
-        "/status" | "/mcp" => {}
+        launch::control::STATUS | launch::control::EVENTS | launch::control::SECRETS | "/mcp" => {}
         _ => return full(StatusCode::NOT_FOUND, "text/plain", "no such path"),
     }
     if !is_authorized(request.headers(), &server.spec.token_sha256) {
@@ -94,7 +94,9 @@ async fn answer(request: Request<Incoming>, server: &Arc<Server>) -> Response<Bo
     }
     let speaks_http = matches!(server.spec.transport, ChildTransport::StreamableHttp { .. });
     match (request.uri().path(), request.method()) {
-        ("/status", &Method::GET) => control::json(server),
+        (launch::control::STATUS, &Method::GET) => control::json(server),
+        (launch::control::EVENTS, &Method::GET) => control::events(server),
+        (launch::control::SECRETS, &Method::PUT) => control::take_secrets(request, server).await,
         ("/mcp", _) if speaks_http => pass::on(request, server).await,
         ("/mcp", &Method::POST) => calls::post(request, server).await,
         ("/mcp", &Method::GET) => streams::get(session_of(request.headers()), server),

@@ -10,7 +10,8 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use harness::{Bridge, PATIENCE, TOKEN, fixture, is_ready, kill, launch, lives, marked};
-use http::{Method, StatusCode};
+use http::{Method, Request, StatusCode};
+use http_body_util::Full;
 use mcp_hub_dataplane_api::launch::{ChildTransport, Drain, LAUNCH_ENV, LaunchSpec, Lifecycle, SECRETS_ENV};
 use mcp_hub_dataplane_api::status::Phase;
 use rustix::process::Signal;
@@ -237,9 +238,32 @@ async fn readiness_is_a_handshake_and_health_is_the_bridge_itself() {
         assert_eq!(bridge.get("/status", token).await.0, StatusCode::UNAUTHORIZED);
     }
     assert_eq!(bridge.get("/status", Some(TOKEN)).await.0, StatusCode::OK);
-    for control in ["/restart", "/stop", "/secrets"] {
+    for control in ["/restart", "/stop"] {
         assert_eq!(bridge.control(Method::POST, control, Value::Null).await, StatusCode::NOT_FOUND, "{control}");
     }
+}
+
+#[tokio::test]
+async fn a_containers_server_waits_for_its_secrets_from_whoever_has_the_token() {
+    let mut spec = pod(&["stdio"]);
+    spec.child.secret_env = vec!["TOKEN".to_owned()];
+    let bridge = Bridge::in_pod(spec, plain(), &[]).await;
+    bridge.until(|status| matches!(&status.phase, Phase::WaitingForSecrets { missing } if missing == &["TOKEN"])).await;
+    let push = |token: Option<&str>| {
+        let mut request = Request::builder().method(Method::PUT).uri("/secrets").header("host", "bridge");
+        if let Some(token) = token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        request.body(Full::from(json!({"TOKEN": "s3cr3t"}).to_string())).unwrap()
+    };
+    for token in [None, Some("another")] {
+        assert_eq!(bridge.http(push(token)).await.status(), StatusCode::UNAUTHORIZED);
+    }
+    assert_eq!(bridge.get("/events", None).await.0, StatusCode::UNAUTHORIZED);
+    assert_eq!(bridge.http(push(Some(TOKEN))).await.status(), StatusCode::NO_CONTENT);
+    bridge.until(is_ready).await;
+    let session = bridge.session("one").await;
+    assert_eq!(session.text("env", json!({"name": "TOKEN"})).await, "s3cr3t");
 }
 
 #[tokio::test]

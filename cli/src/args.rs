@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mcp_hub_crds::Duration;
+use mcp_hub_local_runtime::docker::EngineKind;
+use mcp_hub_supply::reference::Mirror;
 
 use crate::target::Scope;
 
@@ -95,6 +97,13 @@ pub(crate) enum Command {
     /// Keep secrets in the encrypted file
     #[command(subcommand)]
     Secret(Secret),
+    /// Write down which images the names in manifests stand for, for every platform
+    LockImages(LockImages),
+    /// Copy locked images, for every platform, to a registry of your own
+    PublishImages(PublishImages),
+    /// Carry locked images to where no network is
+    #[command(subcommand)]
+    Bundle(Bundle),
     /// Show versions of this program and of what it acts on
     Version(OutputOnly),
     /// Print a completion script
@@ -108,7 +117,7 @@ pub(crate) enum Command {
     GenerateReference,
     /// Run the daemon in the foreground without showing anything
     #[command(hide = true)]
-    Daemon(Daemon),
+    Daemon(Start),
 }
 
 #[derive(Debug, Args)]
@@ -122,7 +131,7 @@ pub(crate) struct Up {
     #[command(flatten)]
     pub(crate) wait: Wait,
     #[command(flatten)]
-    pub(crate) port: Port,
+    pub(crate) start: Start,
     /// How changes are shown: as text, drawn again in its place on a terminal, or as one JSON object a line
     #[arg(short, long, value_enum, default_value_t = Changes::Text)]
     pub(crate) output: Changes,
@@ -137,17 +146,57 @@ pub(crate) enum Changes {
 /// Port of hubs that name none, unless `--port` says otherwise.
 pub(crate) const DEFAULT_PORT: u16 = 7337;
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct Port {
     /// Port of hubs that name none
     #[arg(long, env = "MCPHUB_PORT", default_value_t = DEFAULT_PORT, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: u16,
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct Daemon {
+/// Where images run whose spec names no runtime.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Runtime {
+    /// Container engine for images whose spec names no runtime; `auto` takes the first of docker, podman and vessel that answers. Counts when the daemon is started
+    #[arg(long, env = "MCPHUB_RUNTIME", value_enum, default_value_t = RuntimeChoice::Auto)]
+    pub(crate) runtime: RuntimeChoice,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RuntimeChoice {
+    Auto,
+    Docker,
+    Podman,
+    Vessel,
+}
+
+impl Start {
+    /// For one who needs a daemon and nothing that runs on it.
+    pub(crate) const ANY: Self =
+        Self { port: Port { port: DEFAULT_PORT }, runtime: Runtime { runtime: RuntimeChoice::Auto } };
+}
+
+impl RuntimeChoice {
+    pub(crate) fn engine(self) -> Option<EngineKind> {
+        match self {
+            Self::Auto => None,
+            Self::Docker => Some(EngineKind::Docker),
+            Self::Podman => Some(EngineKind::Podman),
+            Self::Vessel => Some(EngineKind::Vessel),
+        }
+    }
+
+    pub(crate) fn as_str(self) -> &'static str {
+        self.engine().map_or("auto", EngineKind::as_str)
+    }
+}
+
+/// How a daemon is started, if none runs.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Start {
     #[command(flatten)]
     pub(crate) port: Port,
+    #[command(flatten)]
+    pub(crate) runtime: Runtime,
 }
 
 #[derive(Debug, Args)]
@@ -456,7 +505,7 @@ pub(crate) struct Stdio {
     #[arg(long, value_name = "NAME")]
     pub(crate) server: Option<String>,
     #[command(flatten)]
-    pub(crate) port: Port,
+    pub(crate) start: Start,
 }
 
 #[derive(Debug, Subcommand)]
@@ -476,6 +525,79 @@ pub(crate) struct SecretName {
     /// Key in the secret, as in secretRef.key
     #[arg(default_value = "value")]
     pub(crate) key: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LockImages {
+    /// File or folder of manifests (default: your own configuration)
+    #[arg(short, long = "file", value_name = "PATH")]
+    pub(crate) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) lock: LockFile,
+    #[command(flatten)]
+    pub(crate) transport: Transport,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PublishImages {
+    /// Registry, or a path in it, that the images go to
+    #[arg(long, value_name = "HOST[:PORT][/PATH]")]
+    pub(crate) registry: Mirror,
+    /// Only the images of this file or folder of manifests
+    #[arg(short, long = "file", value_name = "PATH")]
+    pub(crate) file: Option<PathBuf>,
+    /// Also write a lock file with the images' names in that registry
+    #[arg(long, value_name = "FILE")]
+    pub(crate) write_lock: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) lock: LockFile,
+    #[command(flatten)]
+    pub(crate) transport: Transport,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bundle {
+    /// Write locked images, for every platform, into one file
+    Save(BundleSave),
+    /// Send the images of such a file to a registry
+    Load(BundleLoad),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BundleSave {
+    /// File to write, an OCI archive
+    #[arg(value_name = "FILE")]
+    pub(crate) bundle: PathBuf,
+    #[command(flatten)]
+    pub(crate) lock: LockFile,
+    #[command(flatten)]
+    pub(crate) transport: Transport,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BundleLoad {
+    /// File to read, an OCI archive
+    #[arg(value_name = "FILE")]
+    pub(crate) bundle: PathBuf,
+    /// Registry, or a path in it, that the images go to
+    #[arg(long, value_name = "HOST[:PORT][/PATH]")]
+    pub(crate) registry: Mirror,
+    #[command(flatten)]
+    pub(crate) transport: Transport,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LockFile {
+    /// Lock file
+    #[arg(long = "lock-file", value_name = "FILE", default_value = mcp_hub_supply::lock::FILE)]
+    pub(crate) path: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Transport {
+    /// Registry that is spoken to without TLS; registries of this machine are anyway
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub(crate) plain_http: Vec<String>,
 }
 
 #[cfg(test)]
@@ -525,6 +647,15 @@ mod tests {
             assert!("x".parse::<Place>().is_err() && wrong.parse::<Place>().is_err(), "{wrong}");
         }
         assert!(target("mcpctl get servers -A -n x").is_err());
+    }
+
+    #[test]
+    fn images_go_to_a_registry_and_to_nothing_else() {
+        assert!(parse("mcpctl publish-images --registry localhost:5000/team").is_ok());
+        assert!(parse("mcpctl bundle load images.tar --registry ghcr.io/me").is_ok());
+        for wrong in ["publish-images", "publish-images --registry team", "bundle load images.tar", "bundle save"] {
+            assert!(parse(&format!("mcpctl {wrong}")).is_err(), "{wrong}");
+        }
     }
 
     #[test]

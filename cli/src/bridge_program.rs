@@ -8,6 +8,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
+use mcp_hub_local_runtime::docker::{Bridge, BridgeImage, Bridges, DIGITS};
 use sha2::{Digest, Sha256};
 
 use crate::error::Error;
@@ -75,4 +76,19 @@ pub(crate) fn place(places: &Places) -> Result<PathBuf, Error> {
     };
     write().map_err(Error::file("write", &path))?;
     Ok(path)
+}
+
+/// Bridges for containers, which have no library of their own: static ones, of each architecture that this program carries,
+/// and those that earlier releases brought into containers.
+pub(crate) fn for_containers(places: &Places) -> Bridges {
+    let architectures = [("x86_64-unknown-linux-musl", "amd64"), ("aarch64-unknown-linux-musl", "arm64")];
+    let own = architectures.into_iter().filter_map(|(target, architecture)| {
+        let bridge = CARRIED.iter().find(|bridge| bridge.target == target)?;
+        Some(Bridge {
+            architecture: architecture.to_owned(),
+            digest: bridge.digest[..DIGITS].to_owned(),
+            image: BridgeImage::Carried(bridge.image),
+        })
+    });
+    Bridges::new(own.collect(), places.cache().join("bridges/containers"))
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use kube::ResourceExt;
 use mcp_hub_crds::manifest::ManifestErrors;
 use mcp_hub_crds::{MCPServer, Resource, ResourceKey, ResourceKind};
 use mcp_hub_local_runtime::cgroup::Delegation;
+use mcp_hub_local_runtime::docker::{DockerConfig, DockerRuntime, EngineKind, Surroundings};
 use mcp_hub_local_runtime::host::Host;
 use mcp_hub_local_runtime::origins::{self, Followed, LoadError};
 use mcp_hub_local_runtime::process::{ProcessConfig, ProcessRuntime};
@@ -27,6 +29,7 @@ use tokio::sync::watch;
 use crate::admin::{
     Action, ActionRequest, HubEndpoint, Name, Objects, OriginAnswer, OriginState, Planned, Shutdown, Synced, server,
 };
+use crate::args::Start;
 use crate::bridge_program;
 use crate::error::{Error, Exit, absent};
 use crate::places::Places;
@@ -42,6 +45,8 @@ pub(crate) struct Daemon {
     pub(crate) store: Arc<LocalStore>,
     ports: Ports,
     followed: Mutex<HashMap<PathBuf, Followed>>,
+    /// Nothing is followed any more. Set while `followed` is locked, so that nobody is in the middle of it.
+    closing: AtomicBool,
     /// Set once: what to end before the daemon does.
     ending: watch::Sender<Option<Vec<PathBuf>>>,
     /// Set when everything has ended, for streams that have no end of their own.
@@ -51,12 +56,13 @@ pub(crate) struct Daemon {
 /// Runs the daemon until it is asked to stop, or `leave` resolves: then servers run on.
 pub(crate) async fn run(
     places: Places,
-    default_port: u16,
+    start: Start,
     leave: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Error> {
     places.create()?;
     let secrets = secret_backends::open(&places);
-    let store = LocalStore::open(places.state(), secrets.clone(), default_port).map_err(|error| open_failed(&error))?;
+    let store =
+        LocalStore::open(places.state(), secrets.clone(), start.port.port).map_err(|error| open_failed(&error))?;
     let installation = store.installation();
     let config = ProcessConfig {
         run_dir: places.run(),
@@ -65,16 +71,30 @@ pub(crate) async fn run(
         installation: installation.id().to_owned(),
         host: Host { cgroup: Delegation::claim(), ..Host::of_this_process() },
     };
-    let process = ProcessRuntime::new(config, Arc::new(Backends(secrets)))
+    let secrets = Arc::new(Backends(secrets));
+    let process = ProcessRuntime::new(config, secrets.clone())
         .map_err(|error| Error::DaemonStart(mcp_hub_reconcile::error::RuntimeError::from(error).to_string()))?;
+    let around = Surroundings::of_this_process();
+    let engines = EngineKind::ALL.map(async |kind| {
+        let config = DockerConfig {
+            kind,
+            around: around.clone(),
+            installation: installation.clone(),
+            host: Host::of_this_process(),
+            bridges: bridge_program::for_containers(&places),
+        };
+        (kind, DockerRuntime::start(config, secrets.clone()).await)
+    });
+    let engines = futures::future::join_all(engines).await;
+    let runtime = RuntimeSet::new(process, engines, start.runtime.runtime.engine());
     let sink = LocalSink::new(installation.clone());
-    let ports =
-        Ports { store: store.clone(), runtime: Arc::new(RuntimeSet::new(process)), sink: sink.clone(), installation };
+    let ports = Ports { store: store.clone(), runtime: Arc::new(runtime), sink: sink.clone(), installation };
     let daemon = Arc::new(Daemon {
         places,
         store,
         ports: ports.clone(),
         followed: Mutex::default(),
+        closing: AtomicBool::new(false),
         ending: watch::Sender::new(None),
         ended: watch::Sender::new(false),
     });
@@ -147,12 +167,16 @@ impl Daemon {
     /// Loads the origin now and follows it from now on. An origin that cannot be read is not followed unless it was
     /// before.
     pub(crate) fn follow(&self, path: &Path) -> Result<Synced, Error> {
+        let mut all = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.closing.load(Ordering::Relaxed) {
+            return Err(Error::NoDaemon);
+        }
         // Asked first: loading makes the store know the origin, also when it fails.
         let origins = self.store.origins().map_err(|error| sync_failed(&error))?;
         let known = path == self.places.servers() || origins.iter().any(|origin| origin.path == path);
         let (followed, result) = origins::follow(self.store.clone(), path.to_owned());
         if result.is_ok() || known {
-            self.followed.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned(), followed);
+            all.insert(path.to_owned(), followed);
         } else {
             // Refused as a whole: nothing of it stays.
             drop(followed);
@@ -237,15 +261,12 @@ impl Daemon {
         };
         let mut planned = Vec::new();
         for server in servers {
-            let steps = pass::dry_run(&server, &self.ports).await;
-            planned.push(match steps {
-                Ok(steps) => Planned {
-                    server: server.name_any(),
-                    steps: render(&steps).lines().map(str::to_owned).collect(),
-                    problem: None,
-                },
-                Err(error) => Planned { server: server.name_any(), steps: Vec::new(), problem: Some(error.chain()) },
-            });
+            let (steps, problem) = match pass::dry_run(&server, &self.ports).await {
+                Ok(steps) => (render(&steps).lines().map(str::to_owned).collect(), None),
+                Err(error) => (Vec::new(), Some(error.chain())),
+            };
+            let namespace = server.namespace().unwrap_or_default();
+            planned.push(Planned { namespace, server: server.name_any(), steps, problem });
         }
         Ok(planned)
     }
@@ -287,6 +308,10 @@ impl Daemon {
         let origins = match request {
             Shutdown::Ending { origins } => origins,
             Shutdown::Everything => {
+                {
+                    let _all = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+                    self.closing.store(true, Ordering::Relaxed);
+                }
                 let known = self.store.origins().map_err(|error| sync_failed(&error))?;
                 for origin in known.into_iter().filter(|origin| origin.path != own) {
                     self.unfollow(&origin.path).await?;

@@ -5,6 +5,11 @@ use std::process::ExitCode;
 
 use kube::ResourceExt;
 
+use mcp_hub_supply::RegistryError;
+use mcp_hub_supply::bundle::BundleError;
+use mcp_hub_supply::credentials::CredentialsError;
+use mcp_hub_supply::lock::LockError;
+
 use crate::target::kubernetes::ClusterError;
 
 /// Exit codes, as `mcpctl --help` lists them.
@@ -83,8 +88,56 @@ pub(crate) enum Error {
     DaemonStart(String),
     #[error(transparent)]
     Secret(#[from] mcp_hub_secrets::SecretError),
+    #[error("{}", chain(.0))]
+    Registry(#[from] RegistryError),
+    #[error("{}", chain(.0))]
+    Credentials(#[from] CredentialsError),
+    #[error("{path}: {problem}", path = .path.display(), problem = chain(&**.source))]
+    Bundle { path: PathBuf, source: Box<BundleError> },
+    #[error("{path} is no lock file: {source}", path = .path.display())]
+    Lock { path: PathBuf, source: LockError },
+    /// Each of them was told already.
+    #[error("{failed} of {of} images could not be {done}{}", .so.map(|so| format!("; {so}")).unwrap_or_default())]
+    Images { failed: usize, of: usize, done: &'static str, so: Option<&'static str> },
     #[error("could not write: {0}")]
     Output(std::io::Error),
+}
+
+/// An error with its causes.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    std::iter::successors(Some(error), |error| error.source())
+        .map(ToString::to_string)
+        .reduce(|text, cause| if text.ends_with(&cause) { text } else { format!("{text}: {cause}") })
+        .unwrap_or_default()
+}
+
+/// What a user of registries does next; in a cluster it is another's to do.
+fn registry_hint(error: &RegistryError) -> String {
+    match error {
+        RegistryError::Unauthorized { with_credentials: false, registry, .. } => {
+            format!("check the name; if it takes a login, `docker login {registry}` keeps one")
+        }
+        RegistryError::Unauthorized { with_credentials: true, registry, .. } => {
+            format!("check the name, and whether the login for {registry} in Docker's config.json may do this")
+        }
+        RegistryError::NotFound { .. } => {
+            "check the name; some registries want a repository to be made before anything goes into it".to_owned()
+        }
+        RegistryError::RateLimited { retry_after: Some(wait), .. } => {
+            format!("run it again in {} s; a login has a higher limit", wait.as_secs())
+        }
+        RegistryError::RateLimited { .. } => "run it again later; a login has a higher limit".to_owned(),
+        RegistryError::Unreachable { .. }
+        | RegistryError::Interrupted { .. }
+        | RegistryError::TimedOut { .. }
+        | RegistryError::Status { status: 500.., .. } => {
+            "run it again; what a registry has already is not sent twice".to_owned()
+        }
+        RegistryError::Redirect { .. } | RegistryError::Challenge { .. } => {
+            "check that the host is a registry of images".to_owned()
+        }
+        other => other.hint(),
+    }
 }
 
 impl Error {
@@ -98,6 +151,10 @@ impl Error {
             Self::Invalid { .. } => Exit::Invalid,
             Self::TimedOut(_) => Exit::TimedOut,
             Self::Tool { .. } => Exit::ToolError,
+            Self::Registry(RegistryError::NotFound { .. }) => Exit::NotFound,
+            Self::Registry(RegistryError::TimedOut { .. }) => Exit::TimedOut,
+            Self::Bundle { source, .. } if !source.is_of_the_file() => Exit::Failed,
+            Self::Bundle { .. } | Self::Lock { .. } => Exit::Invalid,
             Self::Silent { .. }
             | Self::File { .. }
             | Self::NotReady(_)
@@ -106,6 +163,9 @@ impl Error {
             | Self::Protocol { .. }
             | Self::DaemonStart(_)
             | Self::Secret(_)
+            | Self::Registry(_)
+            | Self::Credentials(_)
+            | Self::Images { .. }
             | Self::Output(_) => Exit::Failed,
         }
     }
@@ -124,12 +184,20 @@ impl Error {
             }
             Self::Endpoint { .. } => Some("`mcpctl get hubs` says whether the hub is ready".to_owned()),
             Self::Secret(error) => error.hint(),
+            Self::Registry(error) => Some(registry_hint(error)),
+            Self::Bundle { source, .. } => match &**source {
+                BundleError::Registry(error) => Some(registry_hint(error)),
+                source => source.hint().map(str::to_owned),
+            },
+            Self::Lock { .. } => Some("`mcpctl lock-images` writes it anew once it is out of the way".to_owned()),
+            Self::Credentials(_) => Some("`docker login` writes Docker's config.json".to_owned()),
             Self::Silent { .. }
             | Self::File { .. }
             | Self::Http { .. }
             | Self::Protocol { .. }
             | Self::Tool { .. }
             | Self::DaemonStart(_)
+            | Self::Images { .. }
             | Self::Output(_) => None,
         }
     }

@@ -6,6 +6,7 @@ mod bridge_program;
 mod commands;
 mod daemon;
 mod error;
+mod images;
 mod mcp_client;
 mod output;
 mod places;
@@ -19,10 +20,10 @@ use clap::{CommandFactory, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::admin::Action;
-use crate::args::{Cli, Command, Place};
+use crate::args::{Cli, Command, Place, Start};
 use crate::commands::{
-    add, apply, call, down, endpoint, generate, get, import, lifecycle, logs, plan, reference, secret, status, stdio,
-    tools, up, version,
+    add, apply, bundle, call, down, endpoint, generate, get, import, lifecycle, lock_images, logs, plan,
+    publish_images, reference, secret, status, stdio, tools, up, version,
 };
 use crate::error::Error;
 use crate::places::Places;
@@ -93,8 +94,14 @@ async fn dispatch(cli: &Cli) -> Result<(), Error> {
         Command::Endpoint(args) => endpoint::run(&*there().await?, args).await,
         Command::Stdio(args) => stdio::run(&*there().await?, args).await,
         Command::Secret(args) => secret::run(&here("secret")?, args).await,
+        Command::LockImages(args) => lock_images::run(&here("lock-images")?, args).await,
+        Command::PublishImages(args) => publish_images::run(&here("publish-images")?, args).await,
+        Command::Bundle(args) => {
+            here("bundle")?;
+            bundle::run(args).await
+        }
         Command::Version(args) => version::run(&*there().await?, args).await,
-        Command::Daemon(args) => serve(&Places::find()?, args.port.port).await,
+        Command::Daemon(args) => serve(&Places::find()?, *args).await,
         Command::Completions { .. } | Command::GenerateReference => Ok(()),
     }
 }
@@ -106,6 +113,7 @@ fn not_there(command: &str) -> Error {
         "down" | "remove" => "there `mcpctl delete servers NAME` ends a server",
         "add" => "there `mcpctl apply -f PATH` brings a server",
         "secret" => "there secrets are Secrets: `kubectl create secret generic NAME --from-file=KEY=/dev/stdin`",
+        "lock-images" | "publish-images" | "bundle" => "it acts on files and registries, whatever the target",
         _ => "leave --target out",
     };
     Error::Elsewhere {
@@ -115,7 +123,7 @@ fn not_there(command: &str) -> Error {
 }
 
 /// The detached daemon: ended by a signal it leaves servers running.
-async fn serve(places: &Places, port: u16) -> Result<(), Error> {
+async fn serve(places: &Places, start: Start) -> Result<(), Error> {
     let failed = |source| Error::File { action: "watch for", path: "signals".into(), source };
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
@@ -125,7 +133,7 @@ async fn serve(places: &Places, port: u16) -> Result<(), Error> {
             _ = terminate.recv() => {}
         }
     };
-    daemon::run(places.clone(), port, leave).await
+    daemon::run(places.clone(), start, leave).await
 }
 
 /// Lines that wait for the disk; more are dropped. The queue's memory is taken at once, 32 bytes a line.

@@ -11,7 +11,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::client_config::{self, ClientConfigError};
 use crate::field_path::FieldPath;
@@ -316,6 +316,10 @@ impl Reading<'_> {
             return None;
         };
         without_server_set(&mut value);
+        if let (ResourceKind::MCPHub, Some(hub)) = (kind, value.as_object_mut()) {
+            // The schema's only default.
+            hub.entry("spec").or_insert_with(|| json!({}));
+        }
         for violation in self.rules.violations(kind, &value) {
             // The place of an unknown field is its key, of a missing one the mapping around it: both are what `find` says.
             self.refuse(violation.path.clone(), Problem::Violation(violation));

@@ -1,19 +1,25 @@
 //! The CustomResourceDefinitions as a cluster gets them: the one place that states what may be written.
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::CustomResourceExt;
-use serde_json::Value;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{CustomResourceDefinition, JSON};
+use kube::{CustomResourceExt, Resource};
+use serde_json::{Value, json};
 
 use crate::{MCPHub, MCPServer};
 
 /// Both definitions. Use these, not `MCPServer::crd()`: an optional field is not `nullable` here, so an API server prunes
-/// a null before CEL's `has()` could take it for a value.
+/// a null before CEL's `has()` could take it for a value; and a hub without options need not say so.
 pub fn definitions() -> Vec<CustomResourceDefinition> {
     let mut definitions = vec![MCPServer::crd(), MCPHub::crd()];
     for definition in &mut definitions {
         for version in &mut definition.spec.versions {
             if let Some(schema) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut()) {
                 forbid_null(schema);
+                if definition.spec.names.kind == MCPHub::kind(&())
+                    && let Some(spec) = schema.properties.as_mut().and_then(|properties| properties.get_mut("spec"))
+                {
+                    // Of `spec: {}` after a spec with options server-side apply makes null, which only a default mends.
+                    spec.default = Some(JSON(json!({})));
+                }
             }
         }
     }
@@ -92,10 +98,14 @@ mod tests {
         if has("properties") && has("additionalProperties") {
             wrong("additionalProperties beside properties");
         }
-        for key in ["$ref", "definitions", "$defs", "patternProperties", "const", "nullable", "default"] {
+        for key in ["$ref", "definitions", "$defs", "patternProperties", "const", "nullable"] {
             if has(key) {
                 wrong(key);
             }
+        }
+        // Other defaults are the planner's.
+        if has("default") && (path != ".spec" || schema["default"] != json!({})) {
+            wrong("default");
         }
         if schema["format"].as_str().is_some_and(|format| format.starts_with("uint")) {
             wrong("an unsigned format");

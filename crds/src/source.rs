@@ -225,6 +225,8 @@ pub struct Resolved {
 pub struct ResolvedImage {
     /// Digest of the image index.
     pub index: String,
+    /// Its id in the container engine of one machine, which is what runs there.
+    pub id: Option<String>,
     pub entrypoint: Option<Vec<String>>,
     pub cmd: Option<Vec<String>>,
     pub user: Option<String>,

@@ -48,6 +48,16 @@ fn json_is_read_too_with_comments_and_tabs() {
 }
 
 #[test]
+fn a_hub_without_options_needs_no_spec() {
+    let hub = "apiVersion: mcphub.io/v1alpha1\nkind: MCPHub\nmetadata: {name: h}\n";
+    for text in [hub.to_owned(), format!("{hub}spec:\n"), format!("{hub}spec: {{}}\n")] {
+        let Resource::Hub(found) = &read(&text)[0].resource else { panic!("{text}") };
+        assert_eq!(found.spec, mcp_hub_crds::MCPHubSpec::default());
+    }
+    assert!(refusal(&server("a").replace("spec: {source: {command: {path: x}}}", "")).contains("spec"));
+}
+
+#[test]
 fn what_a_server_sets_is_left_out() {
     let text = "
 apiVersion: mcphub.io/v1alpha1
@@ -177,7 +187,7 @@ fn a_directory_gives_its_manifests_by_name_and_nothing_else() {
 fn a_file_that_cannot_be_read_is_named_and_the_others_are_still_checked() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("a.yaml"), [0xff, 0xfe, 0xfd]).unwrap();
-    fs::write(folder.path().join("b.yaml"), "kind: MCPHub\n").unwrap();
+    fs::write(folder.path().join("b.yaml"), "kind: MCPServer\n").unwrap();
     fs::write(folder.path().join("c.yaml"), " ".repeat((4 << 20) + 1)).unwrap();
     let text = load(folder.path()).unwrap_err().to_string().replace(folder.path().to_str().unwrap(), "DIR");
     insta::assert_snapshot!(text, @r#"

@@ -17,8 +17,9 @@ use crate::SessionMode;
 /// - `control.sock`: the control socket (mode 0600), HTTP/1.1 on a Unix socket, see [`control`];
 /// - `server.log`, `server.log.1`, …: the child's stderr, and what it writes to stdout that is no JSON-RPC.
 ///
-/// A pod's bridge (`mcp-bridge pod RUN_DIR`) reads it from [`LAUNCH_ENV`]. It has no control socket and no log file: its
-/// status is at `/status` of `listen`, and its log is the container's stderr.
+/// A container's bridge (`mcp-bridge pod RUN_DIR`) reads it from [`LAUNCH_ENV`]. It has no control socket and no log file:
+/// what [`control`] has of status, events and secrets is at `listen`, for whoever has the token, and its log is the
+/// container's stderr.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LaunchSpec {

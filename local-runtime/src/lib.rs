@@ -2,11 +2,16 @@
 //! in this process.
 
 pub mod cgroup;
+mod control;
+pub mod docker;
+mod follow;
 pub mod host;
 pub mod origins;
 mod port_holder;
+mod prepare;
 pub mod process;
 pub mod runtime_set;
 pub mod secret_source;
 pub mod sink;
 pub mod store;
+mod wire;

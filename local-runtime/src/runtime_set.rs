@@ -3,28 +3,97 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::stream::BoxStream;
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
 use mcp_hub_crds::server::RuntimeChoice;
 use mcp_hub_crds::source::Source;
 use mcp_hub_reconcile::error::RuntimeError;
-use mcp_hub_reconcile::lower::{Lowered, Unsupported};
+use mcp_hub_reconcile::lower::{Lowered, ObjectId, Unsupported};
 use mcp_hub_reconcile::observed::Observed;
 use mcp_hub_reconcile::owner::OwnerKey;
-use mcp_hub_reconcile::ports::{Console, Progress, Runtime, RuntimeEvent, RuntimeInfo, Step};
-use mcp_hub_reconcile::workload::Workload;
+use mcp_hub_reconcile::ports::{
+    Console, ExecOutput, LogLine, LogQuery, Progress, Runtime, RuntimeEvent, RuntimeInfo, Step,
+};
+use mcp_hub_reconcile::workload::{ServerWorkload, Workload};
 
+use crate::docker::{DockerRuntime, EngineKind};
 use crate::process::ProcessRuntime;
 
-/// Packages and commands become processes, remote servers become nothing; images need a container engine, which this
-/// release does not drive.
+/// Packages and commands become processes, images containers of an engine, remote servers nothing. `spec.runtime` overrides.
 #[derive(Debug)]
 pub struct RuntimeSet {
     process: Arc<ProcessRuntime>,
+    engines: Vec<(EngineKind, Arc<DockerRuntime>)>,
+    /// For images whose spec names no runtime; without, the first engine that answers.
+    images: Option<EngineKind>,
 }
 
 impl RuntimeSet {
-    pub fn new(process: Arc<ProcessRuntime>) -> Self {
-        Self { process }
+    /// `images`: the engine for images whose spec names no runtime; without, the first of `engines` that answers.
+    pub fn new(
+        process: Arc<ProcessRuntime>,
+        engines: Vec<(EngineKind, Arc<DockerRuntime>)>,
+        images: Option<EngineKind>,
+    ) -> Self {
+        Self { process, engines, images }
+    }
+
+    /// Where a server is to run; nothing if it runs elsewhere.
+    fn choose(&self, server: &ServerWorkload) -> Result<Option<&dyn Runtime>, Unsupported> {
+        let refused = |field: &str, message: String, hint: String| Unsupported {
+            runtime: "this machine".to_owned(),
+            field: field.to_owned(),
+            message,
+            hint: Some(hint),
+        };
+        let kind = match (&server.source, server.runtime) {
+            (Source::Remote(_), None) => return Ok(None),
+            (Source::Package(_) | Source::Command(_), None) | (_, Some(RuntimeChoice::Process)) => {
+                return Ok(Some(&*self.process));
+            }
+            (Source::Image(_), None) => return self.engine_for_images().map(Some),
+            (_, Some(RuntimeChoice::Docker)) => EngineKind::Docker,
+            (_, Some(RuntimeChoice::Podman)) => EngineKind::Podman,
+            (_, Some(RuntimeChoice::Vessel)) => EngineKind::Vessel,
+            (_, Some(RuntimeChoice::Swarm)) => {
+                let message = "this release does not drive swarm".to_owned();
+                return Err(refused("spec.runtime", message, "leave spec.runtime out".to_owned()));
+            }
+        };
+        let engine = self.engines.iter().find(|(known, _)| *known == kind);
+        engine.map(|(_, engine)| Some(&**engine as &dyn Runtime)).ok_or_else(|| {
+            refused(
+                "spec.runtime",
+                format!("{} is not driven here", kind.as_str()),
+                "leave spec.runtime out".to_owned(),
+            )
+        })
+    }
+
+    fn engine_for_images(&self) -> Result<&dyn Runtime, Unsupported> {
+        let meant = || self.engines.iter().filter(|(kind, _)| self.images.is_none_or(|images| images == *kind));
+        if let Some((_, engine)) = meant().find(|(_, engine)| engine.engine().is_ok()) {
+            return Ok(&**engine);
+        }
+        let missing: Vec<_> = meant().filter_map(|(_, engine)| engine.engine().err()).collect();
+        let tried: Vec<String> = missing.iter().map(ToString::to_string).collect();
+        Err(Unsupported {
+            runtime: "this machine".to_owned(),
+            field: "spec.source.image".to_owned(),
+            message: format!("images need a container engine: {}", tried.join("; ")),
+            hint: missing.first().map(|missing| missing.hint().to_owned()),
+        })
+    }
+
+    /// The runtime that makes objects of this kind.
+    fn maker(&self, id: &ObjectId) -> &dyn Runtime {
+        let engine = self.engines.iter().find(|(kind, _)| crate::docker::makes(*kind, id));
+        engine.map_or(&*self.process as &dyn Runtime, |(_, engine)| &**engine)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &dyn Runtime> {
+        let engines = self.engines.iter().map(|(_, engine)| &**engine as &dyn Runtime);
+        std::iter::once(&*self.process as &dyn Runtime).chain(engines)
     }
 }
 
@@ -34,45 +103,91 @@ impl Runtime for RuntimeSet {
         self.process.info()
     }
 
+    fn info_for(&self, server: &ServerWorkload) -> &RuntimeInfo {
+        match self.choose(server) {
+            Ok(Some(runtime)) => runtime.info(),
+            Ok(None) | Err(_) => self.info(),
+        }
+    }
+
     fn lower(&self, workload: &Workload) -> Result<Lowered, Unsupported> {
         let Workload::Server(server) = workload else { return self.process.lower(workload) };
-        match (&server.source, server.runtime) {
-            (Source::Remote(_), _) => Ok(Lowered::default()),
-            (Source::Package(_) | Source::Command(_), None | Some(RuntimeChoice::Process)) => {
-                self.process.lower(workload)
-            }
-            (Source::Image(_), None | Some(RuntimeChoice::Process)) => Err(Unsupported {
-                runtime: "this machine".to_owned(),
-                field: "spec.source.image".to_owned(),
-                message: "images need a container engine, and this release drives none".to_owned(),
-                hint: Some("use a package or a command as source".to_owned()),
-            }),
-            (_, Some(other)) => Err(Unsupported {
-                runtime: "this machine".to_owned(),
-                field: "spec.runtime".to_owned(),
-                message: format!("this release does not drive {}", other.as_str()),
-                hint: Some("leave spec.runtime out to run the server as a process".to_owned()),
-            }),
+        match self.choose(server)? {
+            Some(runtime) => runtime.lower(workload),
+            None => Ok(Lowered::default()),
         }
     }
 
     async fn owners(&self) -> Result<Vec<OwnerKey>, RuntimeError> {
-        self.process.owners().await
+        let mut owners = Vec::new();
+        for runtime in self.all() {
+            owners.extend(runtime.owners().await?);
+        }
+        owners.sort();
+        owners.dedup();
+        Ok(owners)
     }
 
     async fn observe(&self, owner: &OwnerKey) -> Result<Observed, RuntimeError> {
-        self.process.observe(owner).await
+        let mut all = Observed::default();
+        for runtime in self.all() {
+            let Observed { objects, prepare, bridge, sleeps, failure, missing_secrets } =
+                runtime.observe(owner).await?;
+            all.objects.extend(objects);
+            all.prepare = all.prepare.or(prepare);
+            all.bridge = all.bridge.or(bridge);
+            all.sleeps |= sleeps;
+            all.failure = all.failure.or(failure);
+            all.missing_secrets.extend(missing_secrets);
+        }
+        Ok(all)
     }
 
     async fn execute(&self, owner: &OwnerKey, step: &Step) -> Result<Progress, RuntimeError> {
-        self.process.execute(owner, step).await
+        let maker = match step {
+            Step::Prepare(object) => self.maker(&object.id),
+            Step::Remove(id) => return self.maker(id).execute(owner, step).await,
+            Step::Apply(object) | Step::Replace(object) => {
+                // Where the server ran before it ends first: of one server there are not two.
+                for other in self.observe(owner).await?.objects {
+                    if other.id != object.id {
+                        self.maker(&other.id).execute(owner, &Step::Remove(other.id.clone())).await?;
+                    }
+                }
+                self.maker(&object.id)
+            }
+        };
+        maker.execute(owner, step).await
     }
 
     fn events(&self) -> BoxStream<'static, RuntimeEvent> {
-        self.process.events()
+        stream::select_all(self.all().map(Runtime::events)).boxed()
     }
 
     fn console(&self) -> &dyn Console {
-        self.process.console()
+        self
+    }
+}
+
+/// The console of whichever runtime has the server.
+#[async_trait]
+impl Console for RuntimeSet {
+    async fn logs(&self, owner: &OwnerKey, query: LogQuery) -> Result<BoxStream<'static, LogLine>, RuntimeError> {
+        self.home(owner).await?.console().logs(owner, query).await
+    }
+
+    async fn exec(&self, owner: &OwnerKey, argv: &[String]) -> Result<ExecOutput, RuntimeError> {
+        self.home(owner).await?.console().exec(owner, argv).await
+    }
+}
+
+impl RuntimeSet {
+    async fn home(&self, owner: &OwnerKey) -> Result<&dyn Runtime, RuntimeError> {
+        for (_, engine) in &self.engines {
+            if !engine.observe(owner).await?.objects.is_empty() {
+                return Ok(&**engine);
+            }
+        }
+        Ok(&*self.process)
     }
 }

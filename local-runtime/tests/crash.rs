@@ -148,7 +148,7 @@ impl World {
             ProcessRuntime::with_hook(self.place.config(), self.place.secrets.clone(), Arc::new(hook)).unwrap();
         let ports = Ports {
             store: Arc::new(Cuttable { store: store.clone(), writes: self.writes.clone() }),
-            runtime: Arc::new(RuntimeSet::new(process)),
+            runtime: Arc::new(RuntimeSet::new(process, Vec::new(), None)),
             sink: Arc::new(FakeSink::new(Writes::default())),
             installation: store.installation(),
         };

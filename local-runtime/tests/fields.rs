@@ -11,8 +11,9 @@ use async_trait::async_trait;
 use mcp_hub_crds::source::SecretKeyRef;
 use mcp_hub_dataplane_api::secret::SecretString;
 use mcp_hub_local_runtime::host::Host;
-use mcp_hub_local_runtime::process::{ProcessConfig, ProcessRuntime, SecretSource};
+use mcp_hub_local_runtime::process::{ProcessConfig, ProcessRuntime};
 use mcp_hub_local_runtime::runtime_set::RuntimeSet;
+use mcp_hub_local_runtime::secret_source::SecretSource;
 use mcp_hub_reconcile::contract::fields::{Base, silent, unnoticed};
 use serde_json::json;
 
@@ -44,7 +45,7 @@ fn runtime(folder: &tempfile::TempDir) -> RuntimeSet {
             cgroup: None,
         },
     };
-    RuntimeSet::new(ProcessRuntime::new(config, Arc::new(NoSecrets)).unwrap())
+    RuntimeSet::new(ProcessRuntime::new(config, Arc::new(NoSecrets)).unwrap(), Vec::new(), None)
 }
 
 #[tokio::test]

@@ -220,6 +220,8 @@ async fn the_implicit_hub_gets_an_endpoint_by_a_pass_over_it() {
             Arc::new(mcp_hub_local_runtime::secret_source::Backends(Arc::new(Environment::new([])))),
         )
         .unwrap(),
+        Vec::new(),
+        None,
     ));
     let ports = Ports { installation: store.installation(), store: store.clone(), runtime, sink: sink.clone() };
     let hub = || store.hubs().state().into_iter().find(|hub| hub.name_any() == "default").unwrap();

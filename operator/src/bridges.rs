@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::future::join_all;
 use mcp_hub_dataplane_api::secret::SecretString;
 use mcp_hub_dataplane_api::status::{Activity, BridgeStatus, Phase};
 use mcp_hub_reconcile::installation::Installation;
@@ -132,6 +133,24 @@ impl Bridges {
         tokio::time::timeout(FIRST_WORD, self.0.asked.subscribe().wait_for(all)).await.ok();
     }
 
+    /// Asks every bridge of an owner at this moment; whether all of them answered.
+    pub(crate) async fn ask_anew(&self, owner: &OwnerKey) -> bool {
+        let pods: Vec<(String, Seen)> = {
+            let attended = self.0.attended();
+            let pods = attended.get(&owner.uid).into_iter().flatten();
+            pods.map(|(uid, pod)| (uid.clone(), pod.seen.clone())).collect()
+        };
+        let token = self.0.installation.bridge_token(&owner.uid, 0);
+        let answers = pods.iter().map(async |(uid, seen)| match self.0.ask(seen, &token).await {
+            Some(said) => {
+                self.0.note(owner, uid, said);
+                true
+            }
+            None => false,
+        });
+        join_all(answers).await.into_iter().all(|answered| answered)
+    }
+
     /// What the bridge of a pod said last.
     pub(crate) fn status(&self, owner: &OwnerKey, pod_uid: &str) -> Option<BridgeStatus> {
         self.0.attended().get(&owner.uid)?.get(pod_uid)?.status.clone()
@@ -149,14 +168,26 @@ impl Inner {
         self.attended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes what a bridge said; whether it means something else than before.
-    fn take(&self, owner: &OwnerKey, pod_uid: &str, said: BridgeStatus) -> bool {
-        let mut attended = self.attended();
-        let known = attended.get_mut(&owner.uid).and_then(|pods| pods.get_mut(pod_uid));
-        let Some(known) = known else { return false };
-        let changed = known.status.as_ref().map(meaning) != Some(meaning(&said));
-        known.status = Some(said);
-        changed
+    async fn ask(&self, seen: &Seen, token: &SecretString) -> Option<BridgeStatus> {
+        // The semaphore is never closed.
+        let _turn = self.turns.acquire().await.ok()?;
+        self.ask.status(&seen.ip, seen.port, token).await
+    }
+
+    /// Takes what a bridge said, and tells of it if it means something else than before.
+    fn note(&self, owner: &OwnerKey, pod_uid: &str, said: BridgeStatus) {
+        let changed = {
+            let mut attended = self.attended();
+            let known = attended.get_mut(&owner.uid).and_then(|pods| pods.get_mut(pod_uid));
+            let Some(known) = known else { return };
+            let changed = known.status.as_ref().map(meaning) != Some(meaning(&said));
+            known.status = Some(said);
+            changed
+        };
+        if changed {
+            // Nobody listening is no loss: who listens later looks at everything.
+            self.events.send(RuntimeEvent::Changed(owner.clone())).ok();
+        }
     }
 
     fn was_asked(&self, owner: &OwnerKey, pod_uid: &str) {
@@ -181,19 +212,13 @@ async fn follow(inner: Arc<Inner>, owner: OwnerKey, pod_uid: String, seen: Seen)
     let begun = tokio::time::Instant::now();
     let mut wait = FIRST;
     loop {
-        let said = match inner.turns.acquire().await {
-            Ok(_turn) => inner.ask.status(&seen.ip, seen.port, &token).await,
-            // The semaphore is never closed.
-            Err(_) => return,
-        };
+        let said = inner.ask(&seen, &token).await;
         let settled = said.as_ref().is_some_and(|said| matches!(said.phase, Phase::Ready | Phase::Asleep));
         let early = |said: &BridgeStatus| said.phase == Phase::Starting && begun.elapsed() < STARTING;
-        let news = said.filter(|said| !early(said)).is_some_and(|said| inner.take(&owner, &pod_uid, said));
-        inner.was_asked(&owner, &pod_uid);
-        if news {
-            // Nobody listening is no loss: who listens later looks at everything.
-            inner.events.send(RuntimeEvent::Changed(owner.clone())).ok();
+        if let Some(said) = said.filter(|said| !early(said)) {
+            inner.note(&owner, &pod_uid, said);
         }
+        inner.was_asked(&owner, &pod_uid);
         if settled && seen.ready {
             // Spread by the pod, so that thousands are not asked in one second.
             let spread = pod_uid.bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));

@@ -1,6 +1,6 @@
 //! What the watches show, kept as small as passes need it, by owner.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,8 +26,17 @@ struct Inner<V> {
     state: Mutex<State<V>>,
     /// First lists still to come.
     pending: watch::Sender<usize>,
-    /// Whether the cluster knows the kind.
-    known: watch::Sender<bool>,
+    /// Where the kind cannot be seen, and why; as watches go, by namespace.
+    closed: watch::Sender<BTreeMap<Option<String>, Closed>>,
+}
+
+/// Why the objects of a kind cannot be seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Closed {
+    /// The cluster has no such kind.
+    Unknown,
+    /// We may not list it.
+    Forbidden,
 }
 
 #[derive(Debug)]
@@ -43,7 +52,7 @@ struct State<V> {
     gone: VecDeque<(String, u64)>,
 }
 
-/// Between two looks whether the cluster knows a kind by now.
+/// Between two looks whether a kind can be seen by now.
 const LOOK_AGAIN: Duration = Duration::from_secs(15);
 
 /// Answers that come late come within the time of a request, in which far fewer objects are deleted.
@@ -85,7 +94,7 @@ impl<V: Shown> Cache<V> {
         Self(Arc::new(Inner {
             state: Mutex::new(state),
             pending: watch::Sender::new(lists),
-            known: watch::Sender::new(true),
+            closed: watch::Sender::default(),
         }))
     }
 
@@ -99,9 +108,15 @@ impl<V: Shown> Cache<V> {
         self.0.pending.subscribe().wait_for(|pending| *pending == 0).await.ok();
     }
 
-    /// Whether the cluster knew the kind when it was last asked, and whenever that changes.
-    pub(crate) fn known(&self) -> watch::Receiver<bool> {
-        self.0.known.subscribe()
+    /// Why the objects of a namespace cannot be seen; `None` if they can.
+    pub(crate) fn closed(&self, namespace: &str) -> Option<Closed> {
+        let closed = self.0.closed.borrow();
+        closed.get(&None).or_else(|| closed.get(&Some(namespace.to_owned()))).copied()
+    }
+
+    /// Tells whenever the kind can be seen where it could not, or no more where it could.
+    pub(crate) fn openings(&self) -> watch::Receiver<BTreeMap<Option<String>, Closed>> {
+        self.0.closed.subscribe()
     }
 
     /// The objects of an owner, ordered by name.
@@ -221,8 +236,8 @@ impl<V: Shown> Cache<V> {
         gone.iter().flat_map(|key| state.take(key)).collect()
     }
 
-    /// Follows a watch for ever, and where the cluster does not know the kind, looks again and again whether it does by now.
-    /// `show` projects an object; `tell` hears which owners have news. `optional`: a cluster need not have the kind.
+    /// Follows a watch for ever, and where the kind cannot be seen, looks again and again whether it can by now. `show`
+    /// projects an object; `tell` hears which owners have news. `optional`: the operator can do without the kind.
     pub(crate) async fn follow<K>(
         self,
         api: Api<K>,
@@ -235,10 +250,11 @@ impl<V: Shown> Cache<V> {
     {
         let mut first = true;
         loop {
-            let unknown = self.watch(&api, &config, (namespace.as_deref(), optional), &mut first, &show, &tell).await;
+            let place = (namespace.as_deref(), optional);
+            let (why, answer) = self.watch(&api, &config, place, &mut first, &show, &tell).await;
             // Once a change: a kind may be missing for ever.
-            if self.0.known.send_if_modified(|known| std::mem::replace(known, false)) {
-                tracing::info!(path = api.resource_url(), answer = %unknown, "a kind is not known to the cluster");
+            if self.0.closed.send_if_modified(|closed| closed.insert(namespace.clone(), why) != Some(why)) {
+                tracing::info!(path = api.resource_url(), %answer, ?why, "a kind cannot be seen");
             }
             self.retain(namespace.as_deref(), &BTreeSet::new(), &BTreeSet::new()).into_iter().for_each(&tell);
             self.listed(&mut first);
@@ -246,8 +262,8 @@ impl<V: Shown> Cache<V> {
         }
     }
 
-    /// Follows a watch until the cluster says that it does not know the kind, if it is one that may be missing. Of all others
-    /// 404 is no answer: who stands before an API server that starts says so too.
+    /// Follows a watch until the cluster says that it does not know the kind, or does not let it be listed, if it is one that
+    /// we can do without. Of all others 404 is no answer: who stands before an API server that starts says so too.
     async fn watch<K>(
         &self,
         api: &Api<K>,
@@ -256,7 +272,7 @@ impl<V: Shown> Cache<V> {
         first: &mut bool,
         show: &impl Fn(&K) -> Option<V>,
         tell: &impl Fn(OwnerKey),
-    ) -> watcher::Error
+    ) -> (Closed, watcher::Error)
     where
         K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     {
@@ -279,13 +295,15 @@ impl<V: Shown> Cache<V> {
                 Ok(watcher::Event::InitDone) => {
                     let news = self.retain(namespace, &listed, &uids);
                     self.listed(first);
-                    self.0.known.send_if_modified(|known| !std::mem::replace(known, true));
+                    self.0.closed.send_if_modified(|closed| closed.remove(&namespace.map(str::to_owned)).is_some());
                     news
                 }
                 Ok(watcher::Event::Apply(object)) => self.see(&object, show(&object)),
                 Ok(watcher::Event::Delete(object)) => self.gone(&object),
-                Err(error) if optional && is_unknown(&error) => return error,
                 Err(error) => {
+                    if let Some(why) = closed(&error).filter(|_| optional) {
+                        return (why, error);
+                    }
                     // Nothing waits for a kind that it may not need.
                     if optional {
                         self.listed(first);
@@ -307,15 +325,20 @@ impl<V: Shown> Cache<V> {
     }
 }
 
-/// Whether the cluster has no such kind: a collection that is not found.
-fn is_unknown(error: &watcher::Error) -> bool {
-    let status = match error {
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status,
-        watcher::Error::WatchError(status) => status,
-        _ => return false,
+/// Whether the answer is that there is no such collection, or that it is not to be listed. A refusal in the middle is
+/// followed by a list, which decides: what is known stands until then.
+fn closed(error: &watcher::Error) -> Option<Closed> {
+    let (status, lists) = match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status)) => (status, true),
+        watcher::Error::WatchStartFailed(kube::Error::Api(status)) => (status, false),
+        watcher::Error::WatchError(status) => (status, false),
+        _ => return None,
     };
-    status.code == 404
+    match status.code {
+        404 => Some(Closed::Unknown),
+        403 if lists => Some(Closed::Forbidden),
+        _ => None,
+    }
 }
 
 impl<V: Shown> State<V> {

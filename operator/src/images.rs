@@ -29,8 +29,8 @@ pub trait ResolveImage: fmt::Debug + Send + Sync {
 pub struct ResolveError {
     pub message: String,
     pub hint: Option<String>,
-    /// Whether the same question may be answered later.
-    pub passing: bool,
+    /// When the same question may be answered.
+    pub retry: Retry,
 }
 
 /// Registries throttle; thousands of servers are resolved a few at a time.
@@ -39,6 +39,8 @@ const AT_ONCE: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(3);
 const FIRST_RETRY: Duration = Duration::from_secs(5);
 const LONGEST_RETRY: Duration = Duration::from_secs(300);
+/// What was found is kept for so long unless it was put to use before: its owner may be gone. By then it is in the status.
+const KEPT: Duration = Duration::from_secs(600);
 
 #[derive(Debug)]
 pub(crate) struct Images(Arc<Inner>);
@@ -95,7 +97,7 @@ impl Images {
 
     fn begin(&self, owner: &OwnerKey, object: &Object) -> watch::Receiver<PrepareState> {
         let mut known = self.0.known();
-        // An owner that is gone asks no more; of those that are not, the count of failures is lost at worst.
+        // What is due and was not asked for again belongs to an owner that is gone; else the count of failures is lost.
         known.retain(|uid, known| *uid == owner.uid || !known.task.is_finished() || !known.state.borrow().eq(&due()));
         let old = known.get(&owner.uid).filter(|known| known.digest == object.digest);
         if let Some(old) = old.filter(|old| !old.state.borrow().eq(&due())) {
@@ -127,66 +129,164 @@ fn due() -> PrepareState {
     PrepareState::Running { progress: String::new() }
 }
 
+/// What becomes of a preparation.
+enum Outcome {
+    Found(Resolved),
+    Failed(String, ResolveError),
+}
+
 async fn resolve(inner: Arc<Inner>, owner: OwnerKey, object: Object, failures: u32, tell: watch::Sender<PrepareState>) {
     let changed = || {
+        // Nobody listening is no loss: who listens later looks at everything.
         inner.events.send(RuntimeEvent::Changed(owner.clone())).ok();
     };
-    let digest = object.body["sourceDigest"].as_str().unwrap_or_default().to_owned();
+    match look(&inner, &owner, &object).await {
+        Outcome::Found(resolved) => {
+            tell.send_replace(PrepareState::Done(resolved));
+            changed();
+            tokio::time::sleep(KEPT).await;
+            tell.send_replace(due());
+        }
+        Outcome::Failed(image, error) => {
+            let wait = wait(error.retry, failures);
+            let hint = error.hint;
+            tell.send_replace(PrepareState::Failed(Failure {
+                reason: "ImageUnresolved",
+                message: format!("what image {image} runs is not known: {}", error.message),
+                hint: hint.or_else(|| Some("or set spec.source.image.command, which needs no registry".to_owned())),
+                retry: error.retry,
+            }));
+            changed();
+            tokio::time::sleep(wait).await;
+            tell.send_replace(due());
+            changed();
+        }
+    }
+}
+
+/// How long a failure is shown until the registry is asked again.
+fn wait(retry: Retry, failures: u32) -> Duration {
+    match retry {
+        Retry::Backoff => FIRST_RETRY.saturating_mul(1 << failures.min(8)).min(LONGEST_RETRY),
+        Retry::After(time) => time.max(FIRST_RETRY),
+        // Also what seems final is looked at again, rarely: an image may be pushed late.
+        Retry::OnChange => LONGEST_RETRY,
+    }
+}
+
+async fn look(inner: &Inner, owner: &OwnerKey, object: &Object) -> Outcome {
     let source = serde_json::from_value(object.body["source"].clone());
     let version = match &source {
         Ok(Source::Package(package)) => package.version.clone(),
         _ => None,
     };
-    let runner = object.body["runner"].as_str().map(str::to_owned);
     let found = |image: Option<ResolvedImage>| {
-        PrepareState::Done(Resolved {
-            source_digest: digest.clone(),
-            version: version.clone(),
+        Outcome::Found(Resolved {
+            source_digest: object.body["sourceDigest"].as_str().unwrap_or_default().to_owned(),
+            version,
             command: None,
             env: None,
             reads: None,
             image,
-            runner: runner.clone(),
+            runner: object.body["runner"].as_str().map(str::to_owned),
         })
     };
-    let Ok(Source::Image(image)) = source else {
-        // Of a package everything is known: pods install it.
-        tell.send_replace(found(None));
-        return changed();
-    };
+    // Of a package everything is known: pods install it.
+    let Ok(Source::Image(image)) = source else { return found(None) };
     // What is given needs no registry.
     if image.command.is_some() && image.pin_digest == Some(false) {
-        tell.send_replace(found(None));
-        return changed();
+        return found(None);
     }
-    let answer = match inner.turns.acquire().await {
-        Ok(_turn) => inner.registry.resolve(&image, &owner.namespace).await,
-        // The semaphore is never closed.
-        Err(_) => return,
-    };
-    let error = match answer {
-        Ok(facts) => {
-            tell.send_replace(found(Some(facts)));
-            return changed();
-        }
+    // The semaphore is never closed.
+    let _turn = inner.turns.acquire().await;
+    match inner.registry.resolve(&image, &owner.namespace).await {
+        Ok(facts) => found(Some(facts)),
         // It can run by its tag; the lowering says that it is not pinned.
-        Err(_) if image.command.is_some() => {
-            tell.send_replace(found(None));
-            return changed();
+        Err(_) if image.command.is_some() => found(None),
+        Err(error) => Outcome::Failed(image.r#ref, error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mcp_hub_reconcile::lower::{Change, ObjectId, Stage};
+    use mcp_hub_reconcile::owner::OwnerKind;
+    use serde_json::json;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// Says these one after the other, then what every image is, and notes when it was asked.
+    #[derive(Debug)]
+    struct Registry {
+        refusals: Mutex<Vec<Retry>>,
+        asked: Mutex<Vec<u64>>,
+        begun: Instant,
+    }
+
+    #[async_trait]
+    impl ResolveImage for Registry {
+        async fn resolve(&self, _: &ImageSource, _: &str) -> Result<ResolvedImage, ResolveError> {
+            self.asked.lock().unwrap().push(self.begun.elapsed().as_secs());
+            match self.refusals.lock().unwrap().pop() {
+                Some(retry) => Err(ResolveError { message: "not now".to_owned(), hint: None, retry }),
+                None => Ok(ResolvedImage {
+                    index: "sha256:0".to_owned(),
+                    id: None,
+                    entrypoint: None,
+                    cmd: None,
+                    user: None,
+                }),
+            }
         }
-        Err(error) => error,
-    };
-    let hint = error.hint.unwrap_or_else(|| "or set spec.source.image.command, which needs no registry".to_owned());
-    tell.send_replace(PrepareState::Failed(Failure {
-        reason: "ImageUnresolved",
-        message: format!("what image {} runs is not known: {}", image.r#ref, error.message),
-        hint: Some(hint),
-        retry: if error.passing { Retry::Backoff } else { Retry::OnChange },
-    }));
-    changed();
-    // Also what seems final is looked at again, rarely: an image may be pushed late.
-    let wait = if error.passing { FIRST_RETRY.saturating_mul(1 << failures.min(8)) } else { LONGEST_RETRY };
-    tokio::time::sleep(wait.min(LONGEST_RETRY)).await;
-    tell.send_replace(due());
-    changed();
+    }
+
+    fn owner(uid: &str) -> OwnerKey {
+        let (installation, namespace, name) = ("i".to_owned(), "team".to_owned(), "github".to_owned());
+        OwnerKey { installation, kind: OwnerKind::MCPServer, namespace, name, uid: uid.to_owned() }
+    }
+
+    fn object() -> Object {
+        let body = json!({"sourceDigest": "d", "source": {"image": {"ref": "r.example.com/one:1"}}});
+        Object::new(ObjectId::new("prepare", "github"), Stage::Prepare, Change::InPlace, body)
+    }
+
+    fn images(mut refusals: Vec<Retry>) -> (Images, Arc<Registry>, broadcast::Sender<RuntimeEvent>) {
+        refusals.reverse();
+        let registry = Registry { refusals: Mutex::new(refusals), asked: Mutex::default(), begun: Instant::now() };
+        let (registry, events) = (Arc::new(registry), broadcast::Sender::new(64));
+        (Images::new(registry.clone(), events.clone()), registry, events)
+    }
+
+    /// As passes do: asks whenever it is told of something and nothing is under way.
+    async fn until_done(images: &Images, events: &broadcast::Sender<RuntimeEvent>) {
+        let mut told = events.subscribe();
+        loop {
+            match images.observe(&owner("u")).map(|prepare| prepare.state) {
+                Some(PrepareState::Done(_)) => return,
+                Some(_) => drop(told.recv().await.unwrap()),
+                None => drop(images.prepare(&owner("u"), &object()).await),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_registry_is_left_alone_for_as_long_as_it_wants() {
+        let (images, registry, events) =
+            images(vec![Retry::Backoff, Retry::Backoff, Retry::After(Duration::from_secs(900)), Retry::OnChange]);
+        until_done(&images, &events).await;
+        assert_eq!(*registry.asked.lock().unwrap(), [0, 5, 15, 915, 1215]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_found_for_owners_that_are_gone_is_kept_for_a_while_only() {
+        let (images, ..) = images(Vec::new());
+        for number in 0..100 {
+            images.prepare(&owner(&number.to_string()), &object()).await;
+        }
+        assert_eq!(images.0.known().len(), 100);
+        tokio::time::sleep(KEPT * 2).await;
+        images.prepare(&owner("u"), &object()).await;
+        assert_eq!(images.0.known().len(), 1);
+    }
 }

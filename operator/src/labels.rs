@@ -55,21 +55,26 @@ pub(crate) fn pods_of(owner: &OwnerKey) -> BTreeMap<String, String> {
     BTreeMap::from([(OWNER_UID.to_owned(), owner.uid.clone())])
 }
 
-/// The owner that an object's labels name; `None` if it is not ours.
+/// The owner of an object that is labelled as ours; `None` if it is not.
+///
+/// Its reference says which, by which the garbage collector goes; labels say it of pods, and of what lost its reference. So
+/// an object whose labels somebody changes is drift of its owner's, and not lost to whoever is about to remove it.
 pub(crate) fn owner(meta: &ObjectMeta) -> Option<OwnerKey> {
     let label = |name: &str| meta.labels.as_ref()?.get(name).cloned();
     (label(MANAGED_BY)? == MANAGER).then_some(())?;
-    Some(OwnerKey {
-        installation: label(INSTALLATION)?,
-        kind: match label(OWNER_KIND)?.as_str() {
-            "MCPServer" => OwnerKind::MCPServer,
-            "MCPHub" => OwnerKind::MCPHub,
-            _ => return None,
-        },
-        namespace: meta.namespace.clone()?,
-        name: label(OWNER_NAME)?,
-        uid: label(OWNER_UID)?,
-    })
+    let (installation, namespace) = (label(INSTALLATION)?, meta.namespace.clone()?);
+    let own = |reference: &&OwnerReference| reference.api_version.starts_with("mcphub.io/");
+    let mut references = meta.owner_references.iter().flatten().filter(own);
+    let (kind, name, uid) = match references.next() {
+        Some(reference) => (reference.kind.clone(), reference.name.clone(), reference.uid.clone()),
+        None => (label(OWNER_KIND)?, label(OWNER_NAME)?, label(OWNER_UID)?),
+    };
+    let kind = match kind.as_str() {
+        "MCPServer" => OwnerKind::MCPServer,
+        "MCPHub" => OwnerKind::MCPHub,
+        _ => return None,
+    };
+    Some(OwnerKey { installation, kind, namespace, name, uid })
 }
 
 /// The reference by which the garbage collector removes an object after its owner.

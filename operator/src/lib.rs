@@ -28,6 +28,7 @@ mod scope;
 mod secrets;
 pub mod sink;
 pub mod store;
+mod unscheduled;
 pub mod wake;
 
 pub use bridges::AskBridge;

@@ -308,6 +308,9 @@ async fn client() -> Result<Client, Failure> {
     let mut config = Config::infer().await.map_err(Failure::Config)?;
     // Fifteen retries with waits of minutes would hide an outage from the passes, which retry by themselves.
     config.default_retry = false;
+    config.read_timeout = Some(client::SILENCE);
+    // What a connection waited for its next request does not count.
+    config.reset_reader_on_write = true;
     // By which audit logs and the API server's metrics tell who asked.
     config.headers.push((header::USER_AGENT, HeaderValue::from_static(USER_AGENT)));
     Ok(client::patient(ClientBuilder::try_from(config).map_err(Failure::Client)?))

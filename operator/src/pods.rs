@@ -17,6 +17,8 @@ use crate::lower::GATEWAY;
 pub(crate) const SERVER: &str = "server";
 /// Name of the init container that brings the bridge.
 pub(crate) const BRIDGE: &str = "bridge";
+/// Reason of a failure: no node takes the pod.
+pub(crate) const UNSCHEDULABLE: &str = "Unschedulable";
 /// Name of the init container that installs a server's package.
 pub(crate) const PACKAGE: &str = "package";
 
@@ -108,12 +110,12 @@ fn failure(pod: &Pod) -> Option<Failure> {
     let unscheduled = status.conditions.iter().flatten().find(|condition| {
         condition.type_ == "PodScheduled"
             && condition.status == "False"
-            && condition.reason.as_deref() == Some("Unschedulable")
+            && condition.reason.as_deref() == Some(UNSCHEDULABLE)
     });
     if let Some(condition) = unscheduled {
         let message = condition.message.clone().unwrap_or_default();
         return Some(failed(
-            "Unschedulable",
+            UNSCHEDULABLE,
             format!("no node takes the pod: {message}"),
             Some("add nodes, or lower spec.resources.requests or the constraints of spec.kubernetes.podTemplate"),
         ));

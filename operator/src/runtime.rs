@@ -24,7 +24,7 @@ use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 
 use crate::bridges::{AskBridge, Bridges};
-use crate::cache::Cache;
+use crate::cache::{Cache, Closed};
 use crate::children::{Child, ChildKind, FIELD_MANAGER, MENDING_MANAGER};
 use crate::console::PodConsole;
 use crate::fields::expulsion;
@@ -34,6 +34,7 @@ use crate::lower::{self, ClusterSettings};
 use crate::pods::{Pod, PodFacts};
 use crate::scope::{PAGE, Scope};
 use crate::secrets;
+use crate::unscheduled::Unscheduled;
 
 /// Events that a slow listener may lag behind before it is told to look at everything.
 const EVENTS: usize = 4096;
@@ -46,6 +47,7 @@ pub struct KubeRuntime {
     children: BTreeMap<ChildKind, Cache<Child>>,
     pods: Cache<PodFacts>,
     bridges: Arc<Bridges>,
+    unscheduled: Arc<Unscheduled>,
     images: Images,
     console: PodConsole,
     events: broadcast::Sender<RuntimeEvent>,
@@ -76,6 +78,7 @@ impl KubeRuntime {
     ) -> Arc<Self> {
         let events = broadcast::Sender::new(EVENTS);
         let bridges = Arc::new(Bridges::new(askers.bridges, installation.clone(), events.clone()));
+        let unscheduled: Arc<Unscheduled> = Arc::default();
         let selector = labels::selector(installation.id());
         let config = watcher::Config::default().labels(&selector).page_size(PAGE);
         let mut watches = JoinSet::new();
@@ -92,7 +95,7 @@ impl KubeRuntime {
                     events.send(RuntimeEvent::Changed(owner)).ok();
                 };
                 let show = move |object: &DynamicObject| Child::of(kind, object);
-                let place = (namespace, kind.installed_by().is_some());
+                let place = (namespace, kind.is_of_door());
                 watches.spawn(cache.clone().follow(api, config.clone(), place, show, tell));
             }
             if kind == ChildKind::Secret {
@@ -100,16 +103,19 @@ impl KubeRuntime {
             }
             children.insert(kind, cache);
         }
-        for kind in ChildKind::ALL.into_iter().filter(|kind| kind.installed_by().is_some()) {
+        for kind in ChildKind::ALL.into_iter().filter(|kind| kind.is_of_door()) {
             watches.spawn(tell_hubs(kind, children.clone(), events.clone()));
         }
         let pods: Cache<PodFacts> = Cache::new(lists);
         for namespace in scope.namespaces() {
             let api: Api<Pod> = Scope::api(client, namespace.as_deref());
-            let (cache, bridges, events) = (pods.clone(), bridges.clone(), events.clone());
+            let (cache, events) = (pods.clone(), events.clone());
+            let (bridges, unscheduled) = (bridges.clone(), unscheduled.clone());
             let tell = move |owner: OwnerKey| {
                 if owner.kind == OwnerKind::MCPServer {
-                    bridges.attend(&owner, &cache.of(&owner.uid));
+                    let pods = cache.of(&owner.uid);
+                    bridges.attend(&owner, &pods);
+                    unscheduled.attend(&owner, &pods);
                 }
                 events.send(RuntimeEvent::Changed(owner)).ok();
             };
@@ -135,6 +141,7 @@ impl KubeRuntime {
             children,
             pods,
             bridges,
+            unscheduled,
             images: Images::new(askers.images, events.clone()),
             console: PodConsole::new(client.clone()),
             events,
@@ -157,6 +164,12 @@ impl KubeRuntime {
     /// Whether the owner with this uid has any object.
     pub(crate) fn has_any_of(&self, owner_uid: &str) -> bool {
         self.children.values().any(|cache| !cache.of(owner_uid).is_empty())
+    }
+
+    /// The objects of an owner that are compared: its Secrets are the sink's.
+    fn children_of(&self, owner: &OwnerKey) -> Vec<Child> {
+        let kinds = self.children.iter().filter(|(kind, _)| **kind != ChildKind::Secret);
+        kinds.flat_map(|(_, cache)| cache.of(&owner.uid)).collect()
     }
 
     /// The pods of an owner.
@@ -201,10 +214,14 @@ impl KubeRuntime {
         Api::namespaced_with(self.client.clone(), namespace, &kind.resource())
     }
 
-    /// For a kind that the cluster does not know: how it comes to know it.
-    fn missing(&self, kind: ChildKind) -> Option<&'static str> {
-        let known = self.children.get(&kind).is_some_and(|cache| *cache.known().borrow());
-        kind.installed_by().filter(|_| !known)
+    /// Refuses an object of a kind that cannot be seen: nobody would notice what becomes of it.
+    fn refuse_unseen(&self, kind: ChildKind, owner: &OwnerKey, id: &ObjectId) -> Result<(), RuntimeError> {
+        let closed = self.children.get(&kind).and_then(|cache| cache.closed(&owner.namespace));
+        match closed {
+            None => Ok(()),
+            Some(Closed::Unknown) => Err(unknown_kind(kind, owner, id)),
+            Some(Closed::Forbidden) => Err(forbidden_kind(kind, owner, id)),
+        }
     }
 
     /// Applies an object. `data` are the values of a Secret, which its lowered body does not hold.
@@ -215,9 +232,7 @@ impl KubeRuntime {
         data: Option<&Value>,
     ) -> Result<(), RuntimeError> {
         let kind = kind_of(&object.id)?;
-        if let Some(hint) = self.missing(kind) {
-            return Err(unknown_kind(owner, &object.id, hint));
-        }
+        self.refuse_unseen(kind, owner, &object.id)?;
         let api = self.api(kind, &owner.namespace);
         let failed = |source| api_error("apply", owner, &object.id, source);
         let predecessor =
@@ -353,15 +368,15 @@ impl KubeRuntime {
         best.endpoint = format!("http://{service}.{}.svc:{port}/mcp", owner.namespace);
         Some(best)
     }
-}
 
-/// Whether all pods of a server sleep, and none is about to come or go.
-fn sleep(children: &[Child], pods: &[PodFacts], says: impl Fn(&PodFacts) -> Option<BridgeStatus>) -> bool {
-    let asleep = |pod: &PodFacts| {
-        let said = says(pod).filter(|_| !pod.ending);
-        said.is_some_and(|said| said.phase == Phase::Asleep && said.activity.calls_in_flight == 0)
-    };
-    !pods.is_empty() && pods.iter().all(asleep) && children.iter().any(|child| child.settled)
+    /// Whether all pods of a server sleep by what their bridges said last, and none is about to come or go.
+    fn sleep(&self, owner: &OwnerKey, children: &[Child], pods: &[PodFacts]) -> bool {
+        let asleep = |pod: &PodFacts| {
+            let said = self.bridges.status(owner, &pod.uid).filter(|_| !pod.ending);
+            said.is_some_and(|said| said.phase == Phase::Asleep && said.activity.calls_in_flight == 0)
+        };
+        !pods.is_empty() && pods.iter().all(asleep) && children.iter().any(|child| child.settled)
+    }
 }
 
 #[async_trait]
@@ -383,21 +398,25 @@ impl Runtime for KubeRuntime {
     async fn observe(&self, owner: &OwnerKey) -> Result<Observed, RuntimeError> {
         self.ready().await;
         self.bridges.asked(owner).await;
-        let kinds = self.children.iter().filter(|(kind, _)| **kind != ChildKind::Secret);
-        let children: Vec<Child> = kinds.flat_map(|(_, cache)| cache.of(&owner.uid)).collect();
-        let pods = self.pods_of(owner);
+        let (children, pods) = (self.children_of(owner), self.pods_of(owner));
         let refused = || {
             let mut deployments = children.iter().filter(|child| child.kind == ChildKind::Deployment);
             deployments.find_map(|child| child.failure.clone())
         };
+        let failure = pods.iter().find_map(|pod| pod.failure.clone());
         Ok(Observed {
             bridge: self.bridge(owner, &pods),
-            sleeps: sleep(&children, &pods, |pod| self.bridges.status(owner, &pod.uid)),
+            sleeps: self.sleep(owner, &children, &pods),
             prepare: self.images.observe(owner),
-            failure: pods.iter().find_map(|pod| pod.failure.clone()).or_else(refused),
+            failure: failure.map(|failure| self.unscheduled.weigh(owner, failure)).or_else(refused),
             missing_secrets: Vec::new(),
             objects: children.iter().map(Child::observed).collect(),
         })
+    }
+
+    async fn sleeps_now(&self, owner: &OwnerKey) -> bool {
+        self.ready().await;
+        self.bridges.ask_anew(owner).await && self.sleep(owner, &self.children_of(owner), &self.pods_of(owner))
     }
 
     async fn execute(&self, owner: &OwnerKey, step: &Step) -> Result<Progress, RuntimeError> {
@@ -426,14 +445,14 @@ impl Runtime for KubeRuntime {
     }
 }
 
-/// Tells of all hubs whenever the cluster comes to know a kind, or no longer does.
+/// Tells of all hubs whenever a kind can be seen from now on, or no longer.
 async fn tell_hubs(
     kind: ChildKind,
     children: BTreeMap<ChildKind, Cache<Child>>,
     events: broadcast::Sender<RuntimeEvent>,
 ) {
-    let Some(mut known) = children.get(&kind).map(Cache::known) else { return };
-    while known.changed().await.is_ok() {
+    let Some(mut openings) = children.get(&kind).map(Cache::openings) else { return };
+    while openings.changed().await.is_ok() {
         let owners: BTreeSet<OwnerKey> = children.values().flat_map(Cache::owners).collect();
         for hub in owners.into_iter().filter(|owner| owner.kind == OwnerKind::MCPHub) {
             events.send(RuntimeEvent::Changed(hub)).ok();
@@ -451,12 +470,23 @@ fn kind_of(id: &ObjectId) -> Result<ChildKind, RuntimeError> {
     })
 }
 
-fn unknown_kind(owner: &OwnerKey, id: &ObjectId, hint: &str) -> RuntimeError {
+fn unknown_kind(kind: ChildKind, owner: &OwnerKey, id: &ObjectId) -> RuntimeError {
     RuntimeError {
         reason: "KindUnknown",
         message: format!("{} is not known to this cluster, so that {owner} has none", id.kind),
-        hint: Some(hint.to_owned()),
+        hint: kind.installed_by().map(str::to_owned),
         // An event tells when it is.
+        retry: Retry::OnChange,
+        source: None,
+    }
+}
+
+fn forbidden_kind(kind: ChildKind, owner: &OwnerKey, id: &ObjectId) -> RuntimeError {
+    RuntimeError {
+        reason: "Forbidden",
+        message: format!("the operator may not list {}, so that {owner} gets no {}", kind.plural(), id.kind),
+        hint: Some("its role is to allow to get, list, watch, create, patch and delete them".to_owned()),
+        // An event tells when it may.
         retry: Retry::OnChange,
         source: None,
     }

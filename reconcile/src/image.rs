@@ -2,9 +2,42 @@
 
 use mcp_hub_crds::server::RunAs;
 use mcp_hub_crds::source::{ImageSource, ResolvedImage};
+use mcp_hub_dataplane_api::launch::ChildTransport;
+
+use crate::lower::Unsupported;
 
 /// User of images that name none, or one by name.
 pub const NOBODY: i64 = 65_532;
+
+/// Port that the bridge listens on in a container of its own.
+pub fn bridge_port(transport: &ChildTransport) -> u16 {
+    match transport {
+        ChildTransport::StreamableHttp { port: 7337, .. } | ChildTransport::Sse { port: 7337, .. } => 7338,
+        _ => 7337,
+    }
+}
+
+/// What the bridge starts: [`command`], as program and arguments.
+///
+/// # Errors
+/// [`Unsupported`] of `runtime` if it is not known what the image runs, or it runs nothing.
+pub fn program(
+    runtime: &str,
+    image: &ImageSource,
+    facts: Option<&ResolvedImage>,
+    args: &[String],
+) -> Result<(String, Vec<String>), Unsupported> {
+    let refused = |message: &str| Unsupported {
+        runtime: runtime.to_owned(),
+        field: "spec.source.image".to_owned(),
+        message: message.to_owned(),
+        hint: Some("set spec.source.image.command".to_owned()),
+    };
+    let command = command(image, facts, args).ok_or_else(|| refused("the image's entrypoint is not known"))?;
+    let mut words = command.into_iter();
+    let program = words.next().ok_or_else(|| refused("the image names no program to run"))?;
+    Ok((program, words.collect()))
+}
 
 /// The program and its arguments: `source.image.command` replaces ENTRYPOINT and drops CMD, `args` replaces CMD. `None` if
 /// neither the source nor what is known of the image tells; empty if the image names no program.

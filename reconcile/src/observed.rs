@@ -18,7 +18,8 @@ pub struct Observed {
     pub bridge: Option<BridgeStatus>,
     /// Whether all that runs of it sleeps, and nothing is about to come or go; only where what sleeps can be put to rest.
     pub sleeps: bool,
-    /// A failure of the runtime that the bridge cannot know: image pull, scheduling, its own death.
+    /// A failure of the runtime that the bridge cannot know: image pull, scheduling, its own death. One that may pass by
+    /// itself says by [`Failure::retry`] for how long calls wait for that.
     pub failure: Option<Failure>,
     /// Names of secret environment variables that the runtime could not get.
     pub missing_secrets: Vec<String>,

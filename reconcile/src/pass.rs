@@ -12,7 +12,7 @@ use mcp_hub_crds::{MCPHub, MCPServer, MCPServerStatus};
 use mcp_hub_dataplane_api::secret::SecretString;
 
 use crate::accept;
-use crate::error::Error;
+use crate::error::{Error, Retry};
 use crate::gateway;
 use crate::installation::Installation;
 use crate::lower::{Lowered, Unsupported};
@@ -133,8 +133,10 @@ async fn converge(
     let secrets = read_secrets(server, ports).await?;
     findings.missing_secrets = secrets.missing;
     let mut workload = ServerWorkload::of(server, &ports.installation, &secrets.fingerprints)?;
+    let info = ports.runtime.info_for(&workload);
+    findings.runtime.clone_from(&info.name);
     if !remote {
-        findings.bridge = workload.bridge.clone().or_else(|| ports.runtime.info().bridge.clone());
+        findings.bridge = workload.bridge.clone().or_else(|| info.bridge.clone());
     }
 
     let rest = rest::decide(server, owner, findings.observed.sleeps, ports).await;
@@ -163,7 +165,12 @@ async fn converge(
         }
     }
     findings.at_rest = rest.rests;
-    Ok(rest.look_again)
+    // A failure that may pass counts in full when its time is over, of which no event tells.
+    let failure = findings.observed.failure.as_ref().and_then(|failure| match failure.retry {
+        Retry::After(time) => Some(time),
+        Retry::Backoff | Retry::OnChange => None,
+    });
+    Ok([rest.look_again, failure].into_iter().flatten().min())
 }
 
 fn newly_resolved(observed: &Observed, workload: &ServerWorkload) -> Option<mcp_hub_crds::source::Resolved> {

@@ -20,7 +20,7 @@ use crate::installation::Installation;
 use crate::lower::{Lowered, Object, ObjectId, Unsupported};
 use crate::observed::{Failure, Observed};
 use crate::owner::OwnerKey;
-use crate::workload::Workload;
+use crate::workload::{ServerWorkload, Workload};
 
 /// What a pass runs on. Operator and local daemon differ in these values and in nothing else.
 #[derive(Debug, Clone)]
@@ -105,12 +105,23 @@ pub enum EventKind {
 pub trait Runtime: fmt::Debug + Send + Sync {
     fn info(&self) -> &RuntimeInfo;
 
+    /// What would run this server, where one runtime stands for several.
+    fn info_for(&self, _server: &ServerWorkload) -> &RuntimeInfo {
+        self.info()
+    }
+
     /// Pure: neither clock nor disk nor network.
     fn lower(&self, workload: &Workload) -> Result<Lowered, Unsupported>;
 
     async fn owners(&self) -> Result<Vec<OwnerKey>, RuntimeError>;
 
     async fn observe(&self, owner: &OwnerKey) -> Result<Observed, RuntimeError>;
+
+    /// Whether all that runs of it sleeps at this moment: where `observe` tells of that what was heard before, this asks
+    /// anew. What cannot be found out does not sleep.
+    async fn sleeps_now(&self, owner: &OwnerKey) -> bool {
+        self.observe(owner).await.is_ok_and(|observed| observed.sleeps)
+    }
 
     async fn execute(&self, owner: &OwnerKey, step: &Step) -> Result<Progress, RuntimeError>;
 

@@ -59,12 +59,15 @@ pub(crate) async fn decide(server: &MCPServer, owner: &OwnerKey, sleeps: bool, p
     }
     let hubs = hubs_of(server, ports).await;
     let mut rest = weigh(is_at_rest(server), sleeps, idle_timeout(server), ports.sink.demand(&owner.uid, &hubs).await);
-    // A gateway that starts in the meantime is told what the server offers.
-    if rest.rests
-        && !is_at_rest(server)
-        && let Err(error) = ports.sink.keep_definitions(&owner.uid, &hubs).await
-    {
-        rest = Rest { rests: false, look_again: Some(LOOK_AGAIN), obstacle: Some(error.message) };
+    if rest.rests && !is_at_rest(server) {
+        let stays = |obstacle| Rest { rests: false, look_again: Some(LOOK_AGAIN), obstacle };
+        // A gateway that starts in the meantime is told what the server offers.
+        if let Err(error) = ports.sink.keep_definitions(&owner.uid, &hubs).await {
+            rest = stays(Some(error.message));
+        } else if !ports.runtime.sleeps_now(owner).await {
+            // A call came since its bridge was last asked, by a gateway that is no more.
+            rest = stays(None);
+        }
     }
     rest
 }

@@ -221,6 +221,10 @@ fn verdict(server: &MCPServer, findings: &Findings, failure: Option<&Error>) -> 
         return Verdict::no(Phase::Preparing, reason::PREPARING, "the source is being resolved");
     }
     if let Some(failure) = &findings.observed.failure {
+        if matches!(failure.retry, Retry::After(_)) && rest::holds_calls(server) {
+            // It may be over in a moment.
+            return Verdict::no(Phase::Starting, reason::WAKING, failure_text(failure));
+        }
         return failed(failure);
     }
     let coming = bridge.is_none_or(|bridge| {

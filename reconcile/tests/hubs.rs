@@ -10,7 +10,9 @@ use std::time::Duration;
 use mcp_hub_dataplane_api::Era;
 use mcp_hub_dataplane_api::gateway::{Target, Transport, UpstreamEra};
 use mcp_hub_dataplane_api::status::Phase;
+use mcp_hub_reconcile::error::Retry;
 use mcp_hub_reconcile::fake::Bridges;
+use mcp_hub_reconcile::observed::Failure;
 use mcp_hub_reconcile::ports::Demand;
 use scenario::{Scenario, command, hub, server, with};
 use serde_json::json;
@@ -275,6 +277,25 @@ async fn a_server_that_cannot_be_woken_ends_the_wait_with_the_reason() {
     });
     s.settle().await;
     assert_eq!(upstreams(&s, "default"), ["github CrashLoop: the server exited with code 1"]);
+}
+
+#[tokio::test]
+async fn calls_wait_for_what_may_pass_by_itself_and_no_longer() {
+    let s = Scenario::new();
+    sleeping(&s).await;
+    s.sink.set_demand("", LONG);
+    s.settle().await;
+    s.runtime.set_bridges(Bridges::ByHand);
+    let no_room = |retry| Failure { reason: "NoRoom", message: "no room".to_owned(), hint: None, retry };
+    s.runtime.set_failure(Some(no_room(Retry::After(Duration::from_secs(30)))));
+    s.sink.set_demand("", Demand::Called);
+    s.settle().await;
+    assert_eq!(s.ready("github"), "False Waking");
+    assert_eq!(upstreams(&s, "default"), ["github asleep"]);
+    s.runtime.set_failure(Some(no_room(Retry::OnChange)));
+    s.settle().await;
+    assert_eq!(s.ready("github"), "False NoRoom");
+    assert_eq!(upstreams(&s, "default"), ["github NoRoom: no room"]);
 }
 
 #[tokio::test]

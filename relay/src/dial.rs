@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use mcp_hub_dataplane_api::egress::HostName;
+use mcp_hub_dataplane_api::egress::{self, HostName};
 use mcp_hub_dataplane_api::permit::Permit;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -80,6 +80,7 @@ pub(crate) async fn dial(
     network: &Arc<dyn Network>,
     slots: &Slots,
     bounds: &Bounds,
+    local: &[egress::Network],
     permit: &Permit,
     destination: &Destination,
 ) -> Result<TcpStream, Refusal> {
@@ -101,7 +102,7 @@ pub(crate) async fn dial(
     };
     let end = Instant::now() + bounds.connect;
     let mut failure = None;
-    for address in judge::choose(permit, destination, &found)?.into_iter().take(ADDRESSES) {
+    for address in judge::choose(permit, destination, &found, local)?.into_iter().take(ADDRESSES) {
         let connecting = network.connect(SocketAddr::new(address, destination.port));
         failure = Some(match timeout_at(end.min(Instant::now() + ONE_ADDRESS), connecting).await {
             Ok(Ok(stream)) => return Ok(stream),

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use mcp_hub_dataplane_api::egress::Network;
 use mcp_hub_dataplane_api::permit::Permit;
 
 use crate::reach::Reach;
@@ -24,14 +25,19 @@ pub(crate) fn admit(permit: &Permit, destination: &Destination) -> Result<(), Re
 /// Those of a destination's addresses that may be connected to; never none.
 ///
 /// A name's owner can let it lead anywhere, so a name alone opens places of the internet only. Others have to be in the list
-/// themselves, and the relay's own machine and link are nobody's.
-pub(crate) fn choose(permit: &Permit, destination: &Destination, addresses: &[IpAddr]) -> Result<Vec<IpAddr>, Refusal> {
+/// themselves, as have those of networks that are `local` here; and the relay's own machine and link are nobody's.
+pub(crate) fn choose(
+    permit: &Permit,
+    destination: &Destination,
+    addresses: &[IpAddr],
+    local: &[Network],
+) -> Result<Vec<IpAddr>, Refusal> {
     let mut refused = None;
     let mut chosen = Vec::new();
     for address in addresses.iter().map(IpAddr::to_canonical) {
         let listed = || permit.targets.iter().any(|target| target.holds(address, destination.port));
         let to = || destination.to_string();
-        let refusal = match Reach::of(address) {
+        let refusal = match Reach::of(address, local) {
             Reach::Never => Refusal::Never { destination: to(), address },
             Reach::Local if !listed() => Refusal::Local { server: permit.server.clone(), destination: to(), address },
             Reach::Local | Reach::Public => {
@@ -63,7 +69,7 @@ mod tests {
 
     fn chosen(permit: &Permit, destination: &Destination, addresses: &[&str]) -> Result<Vec<String>, &'static str> {
         let addresses: Vec<IpAddr> = addresses.iter().map(|text| text.parse().unwrap()).collect();
-        let chosen = choose(permit, destination, &addresses).map_err(|refusal| refusal.reason())?;
+        let chosen = choose(permit, destination, &addresses, &[]).map_err(|refusal| refusal.reason())?;
         Ok(chosen.iter().map(ToString::to_string).collect())
     }
 

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use mcp_hub_dataplane_api::egress::Network;
 use mcp_hub_dataplane_api::permit::PermitKey;
 use mcp_hub_relay::dial::System;
 use mcp_hub_relay::{Bounds, Drain, Relay};
@@ -25,6 +26,10 @@ struct Args {
     /// File with 64 hexadecimal digits, the key that permits are signed with; read again whenever it changes
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
+    /// A network of public addresses that are used inside, such as 203.0.113.0/24 or [2001:db8::]/32: a name leads there only
+    /// if the egress list has the address as well; may be given several times
+    #[arg(long, value_name = "NETWORK")]
+    local: Vec<Network>,
     /// Connections in all
     #[arg(long, value_name = "COUNT", default_value_t = Bounds::default().connections)]
     connections: usize,
@@ -81,7 +86,7 @@ async fn run(args: Args) -> Result<(), Failure> {
     let key = read(&args.key)?;
     let bounds =
         Bounds { connections: args.connections, of_a_server: args.connections_of_a_server, ..Bounds::default() };
-    let relay = Relay::new(key.clone(), System, bounds);
+    let relay = Relay::new(key.clone(), System, bounds, args.local);
     let listening = TcpListener::bind(args.listen).await;
     let listener = listening.map_err(|source| Failure::Listen { address: args.listen, source })?;
     let mut terminate = signal(SignalKind::terminate()).map_err(Failure::Signals)?;

@@ -2,12 +2,15 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use mcp_hub_dataplane_api::egress::Network;
+
 /// From what anybody may lead to, to what nobody may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reach {
     /// A place of the internet.
     Public,
-    /// A place of some network of its own, such as the cluster's: private, shared and reserved addresses.
+    /// A place of some network of its own, such as the cluster's: private, shared and reserved addresses, and those that
+    /// look public and are not here.
     Local,
     /// The relay's own machine and what a cloud puts beside it (metadata), and what is no place at all.
     Never,
@@ -34,11 +37,14 @@ const V4: [(Ipv4Addr, u8, Reach); 16] = [
 ];
 
 impl Reach {
-    pub fn of(address: IpAddr) -> Self {
-        match address.to_canonical() {
+    /// `local`: networks that are [`Reach::Local`] here, whatever they look like.
+    pub fn of(address: IpAddr, local: &[Network]) -> Self {
+        let address = address.to_canonical();
+        let own = match address {
             IpAddr::V4(address) => Self::of_v4(address),
-            IpAddr::V6(address) => Self::of_v6(address),
-        }
+            IpAddr::V6(address) => Self::of_v6(address, local),
+        };
+        if local.iter().any(|network| network.contains(address)) { own.max(Self::Local) } else { own }
     }
 
     fn of_v4(address: Ipv4Addr) -> Self {
@@ -47,18 +53,19 @@ impl Reach {
         V4.iter().find(|(first, bits, _)| shares(*first, *bits)).map_or(Self::Public, |(_, _, reach)| *reach)
     }
 
-    fn of_v6(address: Ipv6Addr) -> Self {
+    fn of_v6(address: Ipv6Addr, local: &[Network]) -> Self {
         let segments = address.segments();
-        let embedded = |high: u16, low: u16| Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low));
+        let embedded =
+            |high: u16, low: u16| Self::of(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)).into(), local);
         match segments {
             [0, 0, 0, 0, 0, 0, 0, 0 | 1] => Self::Never,
             // Link-local, and multicast.
             [0xfe80..=0xfebf | 0xff00.., ..] => Self::Never,
             // IPv4 behind a translator, or in a tunnel: as that address, and never better than a guess of our own.
-            [0x64, 0xff9b, 0, 0, 0, 0, high, low] => Self::of_v4(embedded(high, low)),
-            [0x2002, high, low, ..] => Self::of_v4(embedded(high, low)),
+            [0x64, 0xff9b, 0, 0, 0, 0, high, low] => embedded(high, low),
+            [0x2002, high, low, ..] => embedded(high, low),
             // An old way to write IPv4, and a translator's own network: whatever is behind it is local.
-            [0, 0, 0, 0, 0, 0, high, low] => Self::of_v4(embedded(high, low)).max(Self::Local),
+            [0, 0, 0, 0, 0, 0, high, low] => embedded(high, low).max(Self::Local),
             // Teredo, benchmarks, ORCHID and documentation.
             [0x2001, 0..=0x1ff, ..] | [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => Self::Local,
             [0x2000..=0x3fff, ..] => Self::Public,
@@ -119,7 +126,25 @@ mod tests {
             ("64:ff9b::a9fe:a9fe", Reach::Never),
             ("2002:7f00:1::", Reach::Never),
         ] {
-            assert_eq!(Reach::of(address.parse().unwrap()), reach, "{address}");
+            assert_eq!(Reach::of(address.parse().unwrap(), &[]), reach, "{address}");
+        }
+    }
+
+    #[test]
+    fn a_network_that_is_declared_local_is_so_however_it_is_written_and_opens_nothing_else() {
+        let local = ["8.8.0.0/16", "[2606:50c0::]/32", "127.0.0.0/8"].map(|network| network.parse().unwrap());
+        for (address, reach) in [
+            ("8.8.8.8", Reach::Local),
+            ("8.9.0.0", Reach::Public),
+            ("::ffff:8.8.8.8", Reach::Local),
+            ("64:ff9b::808:808", Reach::Local),
+            ("2002:808:808::1", Reach::Local),
+            ("2606:50c0:8000::153", Reach::Local),
+            ("2606:50c1::1", Reach::Public),
+            ("127.0.0.1", Reach::Never),
+            ("10.0.0.1", Reach::Local),
+        ] {
+            assert_eq!(Reach::of(address.parse().unwrap(), &local), reach, "{address}");
         }
     }
 
@@ -127,13 +152,13 @@ mod tests {
         #[test]
         fn no_way_to_write_an_ipv4_address_makes_more_of_it(bits: u32) {
             let v4 = Ipv4Addr::from_bits(bits);
-            let reach = Reach::of(v4.into());
+            let reach = Reach::of(v4.into(), &[]);
             let [a, b, c, d] = v4.octets().map(u16::from);
             let (high, low) = (a << 8 | b, c << 8 | d);
-            prop_assert_eq!(Reach::of(v4.to_ipv6_mapped().into()), reach);
-            prop_assert_eq!(Reach::of(Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, high, low).into()), reach);
-            prop_assert_eq!(Reach::of(Ipv6Addr::new(0x2002, high, low, 0, 0, 0, 0, 1).into()), reach);
-            prop_assert!(Reach::of(Ipv6Addr::new(0, 0, 0, 0, 0, 0, high, low).into()) >= reach);
+            prop_assert_eq!(Reach::of(v4.to_ipv6_mapped().into(), &[]), reach);
+            prop_assert_eq!(Reach::of(Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, high, low).into(), &[]), reach);
+            prop_assert_eq!(Reach::of(Ipv6Addr::new(0x2002, high, low, 0, 0, 0, 0, 1).into(), &[]), reach);
+            prop_assert!(Reach::of(Ipv6Addr::new(0, 0, 0, 0, 0, 0, high, low).into(), &[]) >= reach);
         }
 
         #[test]
@@ -141,7 +166,7 @@ mod tests {
             let v4 = Ipv4Addr::from_bits(bits);
             let special = v4.is_private() || v4.is_loopback() || v4.is_link_local() || v4.is_broadcast()
                 || v4.is_documentation() || v4.is_unspecified() || v4.is_multicast();
-            prop_assert!(!special || Reach::of(v4.into()) != Reach::Public);
+            prop_assert!(!special || Reach::of(v4.into(), &[]) != Reach::Public);
         }
     }
 }

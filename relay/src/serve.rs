@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use mcp_hub_dataplane_api::egress;
 use mcp_hub_dataplane_api::permit::{Permit, PermitKey};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -48,6 +49,7 @@ pub struct Relay {
     key: RwLock<PermitKey>,
     network: Arc<dyn Network>,
     bounds: Bounds,
+    local: Vec<egress::Network>,
     places: Arc<Semaphore>,
     slots: Slots,
     told: Told,
@@ -56,11 +58,18 @@ pub struct Relay {
 }
 
 impl Relay {
-    pub fn new(key: PermitKey, network: impl Network + 'static, bounds: Bounds) -> Arc<Self> {
+    /// `local`: networks that names alone do not open, though they look like the internet's.
+    pub fn new(
+        key: PermitKey,
+        network: impl Network + 'static,
+        bounds: Bounds,
+        local: Vec<egress::Network>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             key: RwLock::new(key),
             network: Arc::new(network),
             bounds,
+            local,
             places: Arc::new(Semaphore::new(bounds.connections)),
             slots: Slots::default(),
             told: Told::default(),
@@ -212,7 +221,7 @@ impl Relay {
         permit: &Permit,
         destination: &Destination,
     ) -> Result<Response<Body>, Refusal> {
-        let upstream = dial::dial(&self.network, &self.slots, &self.bounds, permit, destination).await?;
+        let upstream = dial::dial(&self.network, &self.slots, &self.bounds, &self.local, permit, destination).await?;
         tune(&upstream);
         if request.method() != Method::CONNECT {
             return self.forward(request, upstream, destination).await;

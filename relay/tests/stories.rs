@@ -110,6 +110,23 @@ async fn a_name_that_leads_into_the_cluster_or_to_metadata_leads_nowhere() {
 }
 
 #[tokio::test]
+async fn public_addresses_that_are_used_inside_are_as_private_ones() {
+    let world = World::new()
+        .local("93.184.0.0/16")
+        .name("inside.example.com", &[PUBLIC])
+        .listen(PUBLIC, 443, echo().await)
+        .start()
+        .await;
+    let answer = world.connect("inside.example.com:443", &world.permit(&["*.example.com:443"])).await;
+    assert_eq!(answer.status, 403);
+    assert!(answer.text.contains(&format!("add {PUBLIC}:443")), "{}", answer.text);
+    assert!(world.dialled().is_empty());
+    let meant = world.permit(&["*.example.com:443", &format!("{PUBLIC}:443")]);
+    let mut tunnel = world.connect("inside.example.com:443", &meant).await.tunnel();
+    assert_eq!(tunnel.say("inside").await, "inside");
+}
+
+#[tokio::test]
 async fn what_fails_further_on_is_told_by_where_and_why() {
     let silent: IpAddr = "93.184.215.15".parse().unwrap();
     let bounds = Bounds { lookup: Duration::from_secs(2), connect: Duration::from_secs(2), ..Bounds::default() };

@@ -1,7 +1,10 @@
-//! Registry credentials from a Secret of type `kubernetes.io/dockerconfigjson`, which is Docker's `config.json`.
+//! Registry credentials from Docker's `config.json`, which is also what a Secret of type `kubernetes.io/dockerconfigjson`
+//! holds.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
+use std::path::PathBuf;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -48,6 +51,14 @@ pub enum CredentialsError {
     Json { line: usize, column: usize },
     #[error("the registry credentials for `{host}` have no usable login: `auth` is to be base64 of USER:PASSWORD")]
     Login { host: String },
+    #[error("the registry credentials in {path} could not be read", path = .path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("docker-credential-{helper} did not give the login for {registry}: {problem}")]
+    Helper { helper: String, registry: String, problem: String },
 }
 
 #[derive(Deserialize)]
@@ -55,7 +66,7 @@ struct Document {
     auths: BTreeMap<String, Entry>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 struct Entry {
     auth: String,
@@ -77,11 +88,34 @@ impl Credentials {
     pub fn from_docker_config(json: &[u8]) -> Result<Self, CredentialsError> {
         let document: Document = serde_json::from_slice(json)
             .map_err(|error| CredentialsError::Json { line: error.line(), column: error.column() })?;
-        let entries = document.auths.into_iter().map(|(key, entry)| {
+        Self::of(document.auths)
+    }
+
+    /// Reads a user's own `config.json`, in which an entry without a login stands for one in a store.
+    pub(crate) fn of_user(json: &[u8]) -> Result<Self, CredentialsError> {
+        #[derive(Deserialize)]
+        struct Document {
+            #[serde(default)]
+            auths: BTreeMap<String, Entry>,
+        }
+        let document: Document = serde_json::from_slice(json)
+            .map_err(|error| CredentialsError::Json { line: error.line(), column: error.column() })?;
+        Self::of(document.auths.into_iter().filter(|(_, entry)| *entry != Entry::default()))
+    }
+
+    fn of(entries: impl IntoIterator<Item = (String, Entry)>) -> Result<Self, CredentialsError> {
+        let entries = entries.into_iter().map(|(key, entry)| {
             let login = login(entry).ok_or_else(|| CredentialsError::Login { host: key.clone() })?;
             Ok((Place::of(&key), login))
         });
         entries.collect::<Result<_, _>>().map(Self)
+    }
+
+    /// In place of one for the same.
+    pub(crate) fn add(&mut self, key: &str, login: Login) {
+        let place = Place::of(key);
+        self.0.retain(|(known, _)| *known != place);
+        self.0.push((place, login));
     }
 
     /// The login for an image: the registry's host is to be exactly the entry's, port included, as Docker compares them.

@@ -1,4 +1,4 @@
-//! Why a registry's word could not be had.
+//! Why a registry's word, or an image of it, could not be had.
 
 use std::time::Duration;
 
@@ -20,9 +20,16 @@ pub enum RegistryError {
     RateLimited { registry: String, retry_after: Option<Duration> },
     /// Any other status than success.
     #[error("{registry} answered {status} for `{image}`{}", said_after(said))]
-    Status { image: String, registry: String, status: u16, said: Option<String> },
+    Status { image: String, registry: String, status: u16, said: Option<String>, retry_after: Option<Duration> },
     #[error("{host} could not be reached")]
     Unreachable {
+        host: String,
+        #[source]
+        source: Cause,
+    },
+    /// In the middle of a blob.
+    #[error("the connection to {host} broke off")]
+    Interrupted {
         host: String,
         #[source]
         source: Cause,
@@ -33,6 +40,8 @@ pub enum RegistryError {
     WrongPlatform { image: String, wanted: Platform, available: Vec<Platform> },
     #[error("{what} of `{image}` is not what its digest says (wanted {wanted}, got {got})")]
     DigestMismatch { what: &'static str, image: String, wanted: String, got: String },
+    #[error("the layer {digest} of `{image}` has {got} bytes or more, and is to have {wanted}")]
+    WrongSize { image: String, digest: String, wanted: u64, got: u64 },
     #[error("{what} of `{image}` is over the limit of {limit} bytes")]
     TooLarge { what: &'static str, image: String, limit: usize },
     #[error("{what} of `{image}` is no valid document")]
@@ -68,10 +77,10 @@ impl RegistryError {
             Self::NotFound { .. } => "ImageNotFound",
             Self::RateLimited { .. } => "RegistryRateLimited",
             Self::Status { .. } => "RegistryError",
-            Self::Unreachable { .. } => "RegistryUnreachable",
+            Self::Unreachable { .. } | Self::Interrupted { .. } => "RegistryUnreachable",
             Self::TimedOut { .. } => "RegistryTimeout",
             Self::WrongPlatform { .. } => "ImagePlatformMissing",
-            Self::DigestMismatch { .. } => "ImageDigestMismatch",
+            Self::DigestMismatch { .. } | Self::WrongSize { .. } => "ImageDigestMismatch",
             Self::TooLarge { .. } | Self::Malformed { .. } | Self::NoImage { .. } => "ImageInvalid",
             Self::Redirect { .. } | Self::Challenge { .. } => "RegistryUnsupported",
         }
@@ -91,10 +100,12 @@ impl RegistryError {
             Self::RateLimited { .. } => "it is tried again; a login has a higher limit".to_owned(),
             Self::Status { status: 500.., .. } => "the registry has a problem; it is tried again".to_owned(),
             Self::Status { .. } => "check the reference".to_owned(),
-            Self::Unreachable { host, .. } => format!("check that {host} can be reached from here; it is tried again"),
+            Self::Unreachable { host, .. } | Self::Interrupted { host, .. } => {
+                format!("check that {host} can be reached from here; it is tried again")
+            }
             Self::TimedOut { .. } => "the registry is slow; it is tried again".to_owned(),
             Self::WrongPlatform { .. } => "take an image that is made for this platform".to_owned(),
-            Self::DigestMismatch { .. } => {
+            Self::DigestMismatch { .. } | Self::WrongSize { .. } => {
                 "the registry, or somebody on the way to it, changed the image; do not run it".to_owned()
             }
             Self::TooLarge { .. } | Self::Malformed { .. } | Self::NoImage { .. } => {
@@ -108,16 +119,27 @@ impl RegistryError {
 
     /// Whether time may mend it; else only a change of reference, credentials or image does.
     pub fn is_passing(&self) -> bool {
+        // A tag may be pushed, and rights given, at any time, but nobody tells.
+        let is_elsewhere =
+            matches!(self, Self::NotFound { .. } | Self::Unauthorized { .. } | Self::WrongPlatform { .. });
+        is_elsewhere || self.is_transient()
+    }
+
+    /// Whether the same request may succeed in a moment.
+    pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::RateLimited { .. }
             | Self::Unreachable { .. }
+            | Self::Interrupted { .. }
             | Self::TimedOut { .. }
             | Self::Status { status: 500.., .. } => true,
-            // A tag may be pushed, and rights given, at any time, but nobody tells.
-            Self::NotFound { .. } | Self::Unauthorized { .. } | Self::WrongPlatform { .. } => true,
             Self::NoRoots(_)
+            | Self::NotFound { .. }
+            | Self::Unauthorized { .. }
+            | Self::WrongPlatform { .. }
             | Self::Status { .. }
             | Self::DigestMismatch { .. }
+            | Self::WrongSize { .. }
             | Self::TooLarge { .. }
             | Self::Malformed { .. }
             | Self::NoImage { .. }
@@ -129,7 +151,7 @@ impl RegistryError {
     /// How long the registry wants to be left alone.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::RateLimited { retry_after, .. } => *retry_after,
+            Self::RateLimited { retry_after, .. } | Self::Status { retry_after, .. } => *retry_after,
             _ => None,
         }
     }

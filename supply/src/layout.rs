@@ -149,7 +149,7 @@ impl Layer {
     }
 }
 
-fn header(mode: u32, owner: u32) -> tar::Header {
+pub(crate) fn header(mode: u32, owner: u32) -> tar::Header {
     let mut header = tar::Header::new_gnu();
     header.set_entry_type(tar::EntryType::Regular);
     header.set_mode(mode);

@@ -8,7 +8,7 @@ const NAME_MAX: usize = 255;
 const TAG_MAX: usize = 128;
 
 /// The registry that is meant when none is named.
-const DOCKER_HUB: &str = "docker.io";
+pub(crate) const DOCKER_HUB: &str = "docker.io";
 
 /// A parsed image reference in its full form, such as `docker.io/library/busybox:latest`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -41,9 +41,14 @@ impl Reference {
         self.digest.as_deref()
     }
 
+    /// `None` for an image that is named by its digest alone.
+    pub fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
+    }
+
     /// What a registry is asked for: the digest, else the tag.
     pub(crate) fn version(&self) -> &str {
-        self.digest.as_deref().or(self.tag.as_deref()).unwrap_or("latest")
+        self.digest.as_deref().or(self.tag.as_deref()).unwrap_or_default()
     }
 
     /// The host that answers for the registry.
@@ -57,9 +62,44 @@ impl Reference {
         host == "localhost" || host == "[::1]" || host.parse::<std::net::Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
     }
 
+    /// The image of exactly this digest in the same repository.
+    pub fn pinned(&self, digest: &str) -> Self {
+        Self { tag: None, digest: Some(digest.to_owned()), ..self.clone() }
+    }
+
     /// The reference of exactly this digest.
     pub fn at(&self, digest: &str) -> String {
         format!("{}/{}@{digest}", self.registry, self.repository)
+    }
+}
+
+/// Where images are put: a registry, or a path in it, as `HOST[:PORT][/PATH]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mirror(String);
+
+impl Mirror {
+    /// An image's name there: its repository below the path, and its tag, or the digest where it has no tag.
+    ///
+    /// # Errors
+    /// If the name becomes too long.
+    pub fn name(&self, image: &Reference, digest: &str) -> Result<Reference, ReferenceError> {
+        let version = image.tag().map_or_else(|| format!("@{digest}"), |tag| format!(":{tag}"));
+        format!("{}/{}{version}", self.0, image.repository).parse()
+    }
+}
+
+impl FromStr for Mirror {
+    type Err = ReferenceError;
+
+    fn from_str(text: &str) -> Result<Self, ReferenceError> {
+        let text = text.strip_suffix('/').unwrap_or(text);
+        let wrong = |problem| ReferenceError { reference: text.chars().take(NAME_MAX).collect(), problem };
+        let below = parse(&format!("{text}/a")).map_err(wrong)?;
+        match text.split('/').next() {
+            Some(host) if host == below.registry && !text.contains('@') => Ok(Self(text.to_owned())),
+            // Docker takes it for a part of Docker Hub.
+            _ => Err(wrong("it does not begin with a registry's host, such as ghcr.io or localhost:5000")),
+        }
     }
 }
 
@@ -77,10 +117,9 @@ impl fmt::Display for Reference {
         if let Some(tag) = &self.tag {
             write!(f, ":{tag}")?;
         }
-        match (&self.tag, &self.digest) {
-            (_, Some(digest)) => write!(f, "@{digest}"),
-            (None, None) => write!(f, ":latest"),
-            (Some(_), None) => Ok(()),
+        match &self.digest {
+            Some(digest) => write!(f, "@{digest}"),
+            None => Ok(()),
         }
     }
 }
@@ -130,7 +169,8 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
     Ok(Reference {
         registry: registry.to_owned(),
         repository,
-        tag: tag.map(str::to_owned),
+        // So that one image has one form.
+        tag: tag.or(if digest.is_none() { Some("latest") } else { None }).map(str::to_owned),
         digest: digest.map(str::to_owned),
     })
 }
@@ -265,6 +305,28 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Reference>().unwrap().is_loopback(), is_loopback, "{text}");
         }
+    }
+
+    #[test]
+    fn an_image_keeps_its_repository_and_tag_in_another_registry() {
+        let digest = format!("sha256:{}", "a1".repeat(32));
+        for (mirror, image, wanted) in [
+            ("localhost:5000", "ghcr.io/a/b:1", "localhost:5000/a/b:1".to_owned()),
+            ("registry.example.com/team/", "busybox", "registry.example.com/team/library/busybox:latest".to_owned()),
+            ("docker.io/me", "ghcr.io/a/b:1", "docker.io/me/a/b:1".to_owned()),
+            ("[::1]:5000", &format!("ghcr.io/a/b@{digest}"), format!("[::1]:5000/a/b@{digest}")),
+            ("a.io", &format!("ghcr.io/a/b:1@{digest}"), "a.io/a/b:1".to_owned()),
+        ] {
+            let name = mirror.parse::<Mirror>().unwrap().name(&image.parse().unwrap(), &digest).unwrap();
+            assert_eq!(name.to_string(), wanted);
+        }
+        for wrong in
+            ["", "/", "team", "team/x", "http://a.io", "a.io/A", "a.io//b", "a.io/b:1/c", "a.io@x", "a.io:99999"]
+        {
+            assert!(wrong.parse::<Mirror>().is_err(), "{wrong}");
+        }
+        let long = format!("a.io/{}", "x".repeat(240)).parse::<Mirror>().unwrap();
+        assert!(long.name(&"ghcr.io/some/image".parse().unwrap(), &digest).is_err());
     }
 
     proptest! {

@@ -7,6 +7,8 @@ mod clients;
 #[cfg(target_os = "linux")]
 mod cluster;
 mod dist;
+#[cfg(target_os = "linux")]
+mod engines;
 mod errors_page;
 mod fuzz;
 mod generate;

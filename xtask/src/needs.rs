@@ -25,6 +25,9 @@ pub(crate) enum Need {
     Cxx,
     #[cfg(target_os = "linux")]
     Cluster(cluster::Need),
+    /// Docker and Podman, of which tests start their own.
+    #[cfg(target_os = "linux")]
+    Engines,
 }
 
 impl Need {
@@ -49,6 +52,8 @@ impl Need {
             Self::Cxx => which::which("c++").is_ok(),
             #[cfg(target_os = "linux")]
             Self::Cluster(need) => need.is_there(),
+            #[cfg(target_os = "linux")]
+            Self::Engines => missing_for_engines().is_empty(),
             Self::Keyring => {
                 !cfg!(target_os = "linux")
                     || ["dbus-daemon", "gnome-keyring-daemon"].iter().all(|p| which::which(p).is_ok())
@@ -69,6 +74,8 @@ impl Need {
             Self::Cxx => apt(&["g++"]),
             #[cfg(target_os = "linux")]
             Self::Cluster(need) => need.install(),
+            #[cfg(target_os = "linux")]
+            Self::Engines => apt(&missing_for_engines()),
             Self::MuslTargets => {
                 let mut rustup = Command::new("rustup");
                 shell::run(rustup.args(["target", "add"]).args(MUSL_TARGETS).current_dir(shell::root()))
@@ -84,6 +91,8 @@ impl Need {
             }
             #[cfg(target_os = "linux")]
             Self::Cluster(need) => need.hint(),
+            #[cfg(target_os = "linux")]
+            Self::Engines => "container engines: `apt-get install docker.io podman`",
             Self::Keyring => "a keyring: `apt-get install dbus gnome-keyring`",
             Self::MuslCc => "a C compiler for musl: `apt-get install musl-tools`",
             Self::Debian => "what unpacks Debian's packages: `apt-get install mmdebstrap debian-archive-keyring`",
@@ -101,6 +110,20 @@ impl Need {
 
 /// Targets of the static bridge.
 pub(crate) const MUSL_TARGETS: [&str; 2] = ["x86_64-unknown-linux-musl", "aarch64-unknown-linux-musl"];
+
+/// Debian packages with what engines need and the machine has not.
+#[cfg(target_os = "linux")]
+fn missing_for_engines() -> Vec<&'static str> {
+    use mcp_hub_test_cluster::EngineKind;
+    let mut packages: Vec<&str> = [EngineKind::Docker, EngineKind::Podman]
+        .iter()
+        .flat_map(|kind| kind.missing())
+        .map(|tool| tool.package)
+        .collect();
+    packages.sort_unstable();
+    packages.dedup();
+    packages
+}
 
 fn answers(command: &mut Command) -> bool {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success())

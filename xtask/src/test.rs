@@ -15,7 +15,7 @@ use crate::needs::Need;
 use crate::shell::{self, Error};
 use crate::{bench, clients, dist, fuzz, generate, images, quickstart};
 #[cfg(target_os = "linux")]
-use crate::{cluster, kubernetes};
+use crate::{cluster, engines, kubernetes};
 
 struct Level {
     name: &'static str,
@@ -32,6 +32,8 @@ const LEVELS: &[Level] = &[
     Level { name: "soak", needs: &[], run: bench::soak::short },
     Level { name: "quickstart", needs: &[Need::Node, Need::Python], run: || quickstart::run(true) },
     Level { name: "e2e", needs: &[Need::Node, Need::Python, Need::Keyring], run: e2e },
+    #[cfg(target_os = "linux")]
+    Level { name: "engines", needs: &engines::NEEDS, run: engines::run },
     #[cfg(target_os = "linux")]
     Level { name: "cluster", needs: &cluster::NEEDS, run: cluster_tests },
     #[cfg(target_os = "linux")]
@@ -107,7 +109,13 @@ fn rust() -> Result<(), Error> {
     shell::programs()?;
     let mut test = shell::cargo(&["test", "--locked", "--workspace"]);
     // Those of the levels below.
-    for package in ["mcp-hub-e2e", "mcp-hub-test-cluster", "mcp-hub-chart-tests", "mcp-hub-kubernetes-tests"] {
+    for package in [
+        "mcp-hub-e2e",
+        "mcp-hub-test-cluster",
+        "mcp-hub-chart-tests",
+        "mcp-hub-kubernetes-tests",
+        "mcp-hub-engine-tests",
+    ] {
         test.args(["--exclude", package]);
     }
     shell::run(&mut test)
@@ -144,8 +152,8 @@ fn static_bridge() -> Result<(), Error> {
     }
 }
 
-/// Images of every program, read by the tool that everybody pushes with, what a real registry says of an image, and a
-/// project of Compose that runs them.
+/// Images of every program, read by the tool that everybody pushes with, what a real registry says of images, takes and
+/// gives back, and a project of Compose that runs them.
 const IMAGE_NEEDS: [Need; 6] = {
     let [targets, cc, node, debian] = images::NEEDS;
     [targets, cc, node, debian, Need::Registry, Need::Compose]

@@ -116,6 +116,7 @@ pub(crate) struct OriginAnswer {
 /// What a plan would do to one server.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Planned {
+    pub(crate) namespace: String,
     pub(crate) server: String,
     /// One line a step, as `reconcile::plan::render` writes them.
     pub(crate) steps: Vec<String>,

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::admin::{DaemonVersion, OriginPath, Shutdown, Synced, path};
-use crate::args::{DEFAULT_PORT, Down};
+use crate::args::{Down, Start};
 use crate::commands::up::ensure_daemon;
 use crate::error::Error;
 use crate::output;
@@ -50,7 +50,7 @@ pub(crate) async fn run(local: &Local, args: &Down) -> Result<(), Error> {
             }
             // Only a daemon knows what belongs to whom, so one is started to end them. Whether its hub gets the port does
             // not matter: it is gone within moments.
-            (true, true) => ensure_daemon(local, DEFAULT_PORT).await?,
+            (true, true) => ensure_daemon(local, &Start::ANY).await?,
         }
     }
     admin.post::<()>(path::SHUTDOWN, &Shutdown::Everything).await?;

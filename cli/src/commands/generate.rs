@@ -124,8 +124,13 @@ async fn resolve(images: &[&ImageSource]) -> BTreeMap<String, ResolvedImage> {
             image.r#ref.parse().map_err(|error: mcp_hub_supply::reference::ReferenceError| error.to_string())?;
         let facts =
             registries.resolve(&reference, credentials, &Platform::own()).await.map_err(|error| error.to_string())?;
-        let image_facts =
-            ResolvedImage { index: facts.index_digest, entrypoint: facts.entrypoint, cmd: facts.cmd, user: facts.user };
+        let image_facts = ResolvedImage {
+            index: facts.index_digest,
+            id: None,
+            entrypoint: facts.entrypoint,
+            cmd: facts.cmd,
+            user: facts.user,
+        };
         Ok::<_, String>((image.r#ref.clone(), image_facts))
     });
     let mut answers = futures::stream::iter(questions).buffered(AT_ONCE);

@@ -2,6 +2,7 @@
 
 pub(crate) mod add;
 pub(crate) mod apply;
+pub(crate) mod bundle;
 pub(crate) mod call;
 pub(crate) mod down;
 pub(crate) mod endpoint;
@@ -9,8 +10,10 @@ pub(crate) mod generate;
 pub(crate) mod get;
 pub(crate) mod import;
 pub(crate) mod lifecycle;
+pub(crate) mod lock_images;
 pub(crate) mod logs;
 pub(crate) mod plan;
+pub(crate) mod publish_images;
 pub(crate) mod reference;
 pub(crate) mod secret;
 pub(crate) mod status;

@@ -32,7 +32,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 const HUB_START: Duration = Duration::from_secs(20);
 
 pub(crate) async fn run(target: &dyn Target, args: &Stdio) -> Result<(), Error> {
-    target.wake(args.port.port).await?;
+    target.wake(&args.start).await?;
     let hub = target.hub(&args.hub);
     let start = std::time::Instant::now();
     let client = loop {

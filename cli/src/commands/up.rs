@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::admin::client::Admin;
 use crate::admin::{DaemonVersion, Objects, OriginPath, Shutdown, Synced, path};
-use crate::args::{Changes, Up};
+use crate::args::{Changes, Start, Up};
 use crate::bridge_program;
 use crate::commands::status::table;
 use crate::commands::wait::{self, Of};
@@ -38,7 +38,7 @@ pub(crate) async fn run(local: &Local, args: &Up) -> Result<(), Error> {
     }
     let file = args.file.as_ref().map(|file| absolute(file)).transpose()?;
     if args.detach {
-        ensure_daemon(local, args.port.port).await?;
+        ensure_daemon(local, &args.start).await?;
         if let Some(path) = &file {
             follow(admin, path).await?;
         }
@@ -48,7 +48,7 @@ pub(crate) async fn run(local: &Local, args: &Up) -> Result<(), Error> {
 
     let mut own = Own::default();
     if !is_running(admin).await? {
-        own.start(places, admin, args.port.port).await?;
+        own.start(places, admin, &args.start).await?;
     }
     let result = foreground(local, args, file.as_deref()).await;
     // Ctrl-C takes back what this `up` added; a daemon of somebody else goes on.
@@ -89,9 +89,9 @@ struct Own {
 }
 
 impl Own {
-    async fn start(&mut self, places: &Places, admin: &Admin, port: u16) -> Result<(), Error> {
+    async fn start(&mut self, places: &Places, admin: &Admin, start: &Start) -> Result<(), Error> {
         let (leave, left) = oneshot::channel();
-        let mut task = tokio::spawn(daemon::run(places.clone(), port, async {
+        let mut task = tokio::spawn(daemon::run(places.clone(), *start, async {
             // Dropped or sent: either way nobody needs the daemon any more.
             left.await.ok();
         }));
@@ -121,7 +121,7 @@ impl Own {
 }
 
 /// Starts a daemon of its own session unless one runs.
-pub(crate) async fn ensure_daemon(local: &Local, port: u16) -> Result<(), Error> {
+pub(crate) async fn ensure_daemon(local: &Local, start: &Start) -> Result<(), Error> {
     let Local { places, admin } = local;
     if is_running(admin).await? {
         return Ok(());
@@ -134,7 +134,8 @@ pub(crate) async fn ensure_daemon(local: &Local, port: u16) -> Result<(), Error>
     let program = std::env::current_exe().map_err(Error::file("find", "mcpctl itself"))?;
     let errors = file.try_clone().map_err(Error::file("open", &log))?;
     let mut command = Command::new(&program);
-    command.arg("daemon").args(["--port", &port.to_string()]);
+    command.arg("daemon");
+    command.args(["--port", &start.port.port.to_string(), "--runtime", start.runtime.runtime.as_str()]);
     // glibc keeps what one thread has freed from the others: manifests, read now by one and now by another, would take their
     // room again in each.
     command.env("MALLOC_ARENA_MAX", "1");

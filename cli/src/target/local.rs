@@ -21,6 +21,7 @@ use crate::admin::{
     Action, ActionRequest, DaemonVersion, HubEndpoint, LogRequest, Name, Objects, OriginPath, OriginState, Planned,
     path,
 };
+use crate::args::Start;
 use crate::bridge_program;
 use crate::commands::add::{discard, file_of, reload, store};
 use crate::commands::up;
@@ -169,8 +170,8 @@ impl Target for Local {
         Ok(Arc::new(Loopback))
     }
 
-    async fn wake(&self, port: u16) -> Result<(), Error> {
-        up::ensure_daemon(self, port).await
+    async fn wake(&self, start: &Start) -> Result<(), Error> {
+        up::ensure_daemon(self, start).await
     }
 
     async fn versions(&self) -> Result<Vec<Version>, Error> {

@@ -18,7 +18,7 @@ use mcp_hub_reconcile::ports::LogQuery;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::admin::{Action, HubEndpoint, Name, OriginState, Planned};
-use crate::args::{HubChoice, Namespace, Place};
+use crate::args::{HubChoice, Namespace, Place, Start};
 use crate::error::Error;
 use crate::places::Places;
 use local::Local;
@@ -81,7 +81,7 @@ pub(crate) trait Target: fmt::Debug + Send + Sync {
     async fn door(&self, hub: &Name) -> Result<Arc<dyn Door>, Error>;
 
     /// Sees to it that the place serves, where that is in this program's power. `port`: of hubs that name none.
-    async fn wake(&self, port: u16) -> Result<(), Error>;
+    async fn wake(&self, start: &Start) -> Result<(), Error>;
 
     /// What acts here besides this program.
     async fn versions(&self) -> Result<Vec<Version>, Error>;

@@ -41,6 +41,7 @@ fn server(name: &str, spec: &str) -> String {
 /// What registries say in these tests.
 fn facts() -> BTreeMap<String, ResolvedImage> {
     let image = |entrypoint: &[&str], cmd: &[&str], user: &str| ResolvedImage {
+        id: None,
         index: format!("sha256:{}", "5a".repeat(32)),
         entrypoint: Some(entrypoint.iter().map(ToString::to_string).collect()),
         cmd: Some(cmd.iter().map(ToString::to_string).collect()),

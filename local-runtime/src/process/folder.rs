@@ -8,6 +8,7 @@ use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use async_trait::async_trait;
 use mcp_hub_dataplane_api::launch::BridgeRecord;
 use mcp_hub_reconcile::lower::{Change, Object};
 use mcp_hub_reconcile::owner::OwnerKey;
@@ -18,6 +19,7 @@ use sha2::{Digest, Sha256};
 
 use super::seam::Seam;
 use super::{ProcessError, launch_of, lower, sweep};
+use crate::follow::Place;
 
 #[derive(Debug, Clone)]
 pub(super) struct RunFolder(PathBuf);
@@ -33,6 +35,17 @@ pub(super) fn all(run_dir: &Path) -> Result<Vec<(OwnerKey, RunFolder)>, ProcessE
         }
     }
     Ok(found)
+}
+
+#[async_trait]
+impl Place for RunFolder {
+    async fn is_held(&self) -> bool {
+        Self::is_held(self)
+    }
+
+    async fn kill(&self) {
+        self.kill_bridge();
+    }
 }
 
 impl RunFolder {

@@ -1,24 +1,24 @@
 //! What a server becomes as a process: nothing while it is paused, a preparation while its source is not resolved, else
 //! one bridge.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use mcp_hub_crds::Quantity;
 use mcp_hub_crds::server::{FilesystemPermission, NetworkPermissions, Permissions, Resources, Volume};
-use mcp_hub_crds::source::{Resolved, SecretKeyRef, Source};
+use mcp_hub_crds::source::{Resolved, Source};
 use mcp_hub_dataplane_api::SessionMode;
 use mcp_hub_dataplane_api::launch::{
     Cgroup, Child, ChildTransport, Drain, FilesystemAccess, LaunchSpec, Limits, LogPolicy, Owner, Roots,
 };
 use mcp_hub_reconcile::lower::{Change, Degraded, Lowered, Object, ObjectId, Stage, Unsupported};
 use mcp_hub_reconcile::owner::OwnerKey;
-use mcp_hub_reconcile::workload::{EnvValue, ServerWorkload, Workload};
+use mcp_hub_reconcile::workload::{ServerWorkload, Workload};
 use serde_json::{Value, json};
 
 use super::NAME;
 use super::folder::RunFolder;
 use crate::host::Host;
+use crate::secret_source;
 
 pub(super) const BRIDGE_STAGE: Stage = Stage::Workload;
 /// Rotated at this size, three old files kept: 40 MiB a server at most.
@@ -149,18 +149,9 @@ pub(super) fn lower(workload: &Workload, host: &Host, run_dir: &Path) -> Result<
     if filesystem.is_some() {
         plain.insert("TMPDIR".to_owned(), RunFolder::of(run_dir, owner).temporary().to_string_lossy().into_owned());
     }
-    let mut secrets = BTreeMap::new();
-    for variable in env {
-        match variable {
-            EnvValue::Plain { name, value } => {
-                plain.insert(name.clone(), value.clone());
-            }
-            EnvValue::Secret { name, key, fingerprint } => {
-                plain.remove(name);
-                secrets.insert(name.clone(), json!({"name": key.name, "key": key.key, "fingerprint": fingerprint}));
-            }
-        }
-    }
+    let (own, secrets) = secret_source::split(env);
+    plain.extend(own);
+    plain.retain(|name, _| !secrets.contains_key(name));
     let start = if base_dir.is_empty() { &host.home } else { Path::new(base_dir) };
     let working_dir = working_dir.as_ref().map_or_else(|| start.to_owned(), |path| host.absolute(start, path));
     let launch = LaunchSpec {
@@ -204,17 +195,6 @@ pub(super) fn launch(object: &Object) -> Result<LaunchSpec, serde_json::Error> {
     let mut launch = object.body["launch"].clone();
     launch["digest"] = Value::from(object.digest.clone());
     serde_json::from_value(launch)
-}
-
-/// The secrets that a lowered bridge's server needs, by environment variable.
-pub(super) fn secrets(body: &Value) -> Vec<(String, SecretKeyRef)> {
-    let secrets = body["secrets"].as_object();
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    secrets
-        .into_iter()
-        .flatten()
-        .map(|(variable, from)| (variable.clone(), SecretKeyRef { name: text(&from["name"]), key: text(&from["key"]) }))
-        .collect()
 }
 
 /// A control group limits all processes of a server together. Without one there is a limit of memory for each of them,

@@ -5,15 +5,13 @@
 //! seen by [`Runtime::observe`] and finished by the next plan.
 
 mod console;
-mod control;
 mod folder;
-mod follow;
 mod lower;
-mod prepare;
 mod seam;
+mod source;
 mod sweep;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,9 +19,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
-use mcp_hub_crds::source::SecretKeyRef;
 use mcp_hub_dataplane_api::launch::LaunchSpec;
-use mcp_hub_dataplane_api::secret::SecretString;
 use mcp_hub_dataplane_api::status::Phase;
 use mcp_hub_packages::Packages;
 use mcp_hub_reconcile::error::{Retry, RuntimeError};
@@ -36,14 +32,17 @@ use tokio::process::Command;
 use tokio::sync::broadcast;
 use tokio::task::AbortHandle;
 
+use crate::control::Control;
+use crate::follow;
 use crate::host::Host;
+use crate::prepare::Preparations;
+use crate::secret_source::{self, SecretError, SecretSource, Secrets};
 use console::ProcessConsole;
-use control::Control;
 use folder::RunFolder;
-use prepare::Preparations;
 #[cfg(feature = "testing")]
 pub use seam::Hook;
 use seam::Seam;
+use source::Sources;
 
 /// Name of this runtime in statuses.
 pub const NAME: &str = "process";
@@ -57,16 +56,6 @@ const BRIDGE_STARTS: u32 = 5;
 const EXIT_HELD: i32 = 3;
 /// Events that a slow listener may lag behind before it is told to look at everything.
 const EVENTS: usize = 256;
-
-/// Values of secret environment variables, by variable.
-type Secrets = BTreeMap<String, SecretString>;
-
-/// Gives values of secrets.
-#[async_trait]
-pub trait SecretSource: std::fmt::Debug + Send + Sync {
-    /// `None` if there is no such secret or key.
-    async fn value(&self, namespace: &str, key: &SecretKeyRef) -> Result<Option<SecretString>, String>;
-}
 
 /// Where things lie.
 #[derive(Debug, Clone)]
@@ -115,10 +104,8 @@ pub enum ProcessError {
     Mute { owner: String },
     #[error("{owner} is not known here")]
     Unknown { owner: String },
-    #[error("secret `{name}` could not be read: {message}")]
-    Secret { name: String, message: String },
-    #[error("secret `{name}` has no key `{key}`")]
-    SecretMissing { name: String, key: String },
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     #[error("processes of {owner} could not be ended: {pids:?}")]
     Undying { owner: String, pids: Vec<u32> },
     #[error("{what} holds no {wanted}")]
@@ -143,8 +130,7 @@ impl From<ProcessError> for RuntimeError {
             ProcessError::Ended { .. } => ("BridgeFailed", None, Retry::Backoff),
             ProcessError::Mute { .. } => ("BridgeMute", None, Retry::Backoff),
             ProcessError::Unknown { .. } => ("NotRunning", Some("start the server first"), Retry::OnChange),
-            ProcessError::Secret { .. } => ("SecretBackendFailed", None, Retry::Backoff),
-            ProcessError::SecretMissing { .. } => ("SecretMissing", None, Retry::Backoff),
+            ProcessError::Secret(error) => (error.reason(), None, Retry::Backoff),
             ProcessError::Undying { .. } => ("ProcessesLeft", None, Retry::Backoff),
             ProcessError::Malformed { .. } => ("RunFolderFailed", None, Retry::Backoff),
             ProcessError::CutOff { .. } => ("CutOff", None, Retry::Backoff),
@@ -204,8 +190,10 @@ impl ProcessRuntime {
                 bridge: None,
             },
             preparations: Preparations::new(
-                Packages::new(&config.cache_dir.join("packages"), config.host.env.clone()),
-                config.host.clone(),
+                Arc::new(Sources::new(
+                    Packages::new(&config.cache_dir.join("packages"), config.host.env.clone()),
+                    config.host.clone(),
+                )),
                 events.clone(),
             ),
             console: ProcessConsole::new(config.run_dir.clone()),
@@ -234,7 +222,12 @@ impl ProcessRuntime {
 
     /// One follower an owner: a successor's takes its place.
     fn follow(&self, owner: OwnerKey, folder: &RunFolder) {
-        let follower = tokio::spawn(follow::run(owner.clone(), folder.clone(), self.events.clone()));
+        let follower = tokio::spawn(follow::run(
+            owner.clone(),
+            Control::at_socket(folder.control_socket()),
+            folder.clone(),
+            self.events.clone(),
+        ));
         let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(predecessor) = followers.insert(owner, follower.abort_handle()) {
             predecessor.abort();
@@ -243,7 +236,7 @@ impl ProcessRuntime {
 
     async fn apply(&self, owner: &OwnerKey, object: &Object, secrets: &Secrets) -> Result<(), ProcessError> {
         let folder = self.folder(owner);
-        let control = Control::new(folder.control_socket());
+        let control = Control::at_socket(folder.control_socket());
         let runs_it = folder.is_held()
             && folder.object()?.is_some_and(|found| found.digest == object.digest)
             && control.status().await.is_ok_and(|status| status.digest == object.digest);
@@ -312,17 +305,8 @@ impl ProcessRuntime {
             .map_err(|source| ProcessError::Spawn { path, source })
     }
 
-    /// The values of all secrets that the object's server needs. Read before anything is done: a server that would only
-    /// wait for a value is not worth ending its predecessor for.
     async fn secrets_of(&self, owner: &OwnerKey, object: &Object) -> Result<Secrets, ProcessError> {
-        let mut values = Secrets::new();
-        for (variable, key) in lower::secrets(&object.body) {
-            let value = self.secrets.value(&owner.namespace, &key).await;
-            let value = value.map_err(|message| ProcessError::Secret { name: key.name.clone(), message })?;
-            let value = value.ok_or(ProcessError::SecretMissing { name: key.name, key: key.key })?;
-            values.insert(variable, value);
-        }
-        Ok(values)
+        Ok(secret_source::values(&*self.secrets, owner, &object.body).await?)
     }
 
     fn tell(&self, owner: &OwnerKey) {
@@ -333,7 +317,7 @@ impl ProcessRuntime {
     /// Ends the bridge, its server and every stray, and leaves the folder.
     async fn end(&self, owner: &OwnerKey, folder: &RunFolder) -> Result<(), ProcessError> {
         if folder.is_held() {
-            let control = Control::new(folder.control_socket());
+            let control = Control::at_socket(folder.control_socket());
             self.seam.before("stop the bridge")?;
             let stopped = tokio::time::timeout(BRIDGE_STOP, control.stop()).await;
             if !matches!(stopped, Ok(Ok(()))) {
@@ -399,7 +383,7 @@ impl Runtime for ProcessRuntime {
         // A folder without a living bridge is a leftover: known, but in nobody's sense in sync.
         let mut digest = None;
         if folder.is_held() {
-            match Control::new(folder.control_socket()).status().await {
+            match Control::at_socket(folder.control_socket()).status().await {
                 Ok(status) => {
                     // What the bridge really runs: it may have read its specification before the last one was written.
                     // And one that waits for its secrets was left by a daemon that died before it could push them.

@@ -12,6 +12,12 @@ use crate::pods::PACKAGE;
 /// Volume that holds the package and all that it depends on.
 pub(super) const VOLUME: &str = "mcp-hub-package";
 const RUNNER: &str = "/mcp-runner";
+/// What the scheduler keeps free for an installer. A pod counts as the larger of its installer and its server, for its whole
+/// life, so this is less than any server takes; and without it the limit would count.
+const CPU: &str = "50m";
+const MEMORY: &str = "64Mi";
+/// npm and pip take a few hundred MiB for large packages. pip may build what is no wheel, which is whatever its author wrote.
+const MEMORY_MAX: &str = "1Gi";
 
 /// How packages are installed, for all servers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -106,9 +112,9 @@ pub(super) fn under_egress_list() -> Degraded {
 }
 
 /// What the bridge starts.
-pub(super) fn command(folder: &str, args: &[String]) -> Vec<String> {
-    let start = [RUNNER, "start", folder, "--"].map(str::to_owned);
-    start.into_iter().chain(args.iter().cloned()).collect()
+pub(super) fn command(folder: &str, args: &[String]) -> (String, Vec<String>) {
+    let start = ["start", folder, "--"].map(str::to_owned);
+    (RUNNER.to_owned(), start.into_iter().chain(args.iter().cloned()).collect())
 }
 
 pub(super) fn init_container(
@@ -128,6 +134,7 @@ pub(super) fn init_container(
         "image": image,
         "args": args,
         "terminationMessagePolicy": "FallbackToLogsOnError",
+        "resources": {"requests": {"cpu": CPU, "memory": MEMORY}, "limits": {"memory": MEMORY_MAX}},
         "securityContext": pod::confined(true),
         "volumeMounts": [{"name": VOLUME, "mountPath": folder}],
     });

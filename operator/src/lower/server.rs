@@ -6,13 +6,13 @@ use mcp_hub_dataplane_api::SessionMode;
 use mcp_hub_dataplane_api::launch::{
     Child, ChildTransport, Drain, LAUNCH_ENV, LaunchSpec, Limits, LogPolicy, Owner, Roots, in_pod_env,
 };
-use mcp_hub_reconcile::image::{self, Identity};
+use mcp_hub_reconcile::image::{self, Identity, bridge_port};
 use mcp_hub_reconcile::lower::{Change, Degraded, Lowered, Object, ObjectId, Stage, Unsupported};
 use mcp_hub_reconcile::owner::OwnerKey;
 use mcp_hub_reconcile::workload::{EnvValue, RESTARTED_AT_ANNOTATION, ServerWorkload};
 use serde_json::{Value, json};
 
-use super::{ClusterSettings, child, egress, network, no, package, pod, template};
+use super::{ClusterSettings, NAME, child, egress, network, no, package, pod, template};
 use crate::children::ChildKind;
 use crate::labels;
 use crate::pods::{BRIDGE, SERVER};
@@ -34,14 +34,6 @@ const GRACE_SECONDS: u64 = 40;
 /// Name of a server's Deployment, Service and NetworkPolicy.
 pub(crate) fn server_name(owner: &OwnerKey) -> String {
     format!("mcp-{}", owner.name)
-}
-
-/// Port that the bridge listens on.
-fn bridge_port(transport: &ChildTransport) -> u16 {
-    match transport {
-        ChildTransport::StreamableHttp { port: 7337, .. } | ChildTransport::Sse { port: 7337, .. } => 7338,
-        _ => 7337,
-    }
 }
 
 pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Result<Lowered, Unsupported> {
@@ -122,23 +114,16 @@ pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Resu
         let id = ObjectId::new(source.kind(), &owner.name);
         return Ok(Lowered { objects: vec![Object::new(id, Stage::Prepare, Change::InPlace, body)], degraded });
     };
-    let (image_to_run, command) = match &from {
+    let (image_to_run, (program, arguments)) = match &from {
         From::Image(image) => {
             degraded.extend(unpinned(image, resolved)?);
-            (image::to_run(image, resolved.image.as_ref()), command(image, resolved, args)?)
+            let facts = resolved.image.as_ref();
+            (image::to_run(image, facts), image::program(NAME, image, facts, args)?)
         }
         From::Package(..) => {
             let runner = resolved.runner.as_ref().unwrap_or(&settings.runner_image);
             (runner.clone(), package::command(PACKAGE_DIR, args))
         }
-    };
-    let mut command = command.into_iter();
-    let Some(program) = command.next() else {
-        return Err(no(
-            "spec.source.image",
-            "the image names no program to run",
-            Some("set spec.source.image.command"),
-        ));
     };
     let who = identity(run_as.as_ref(), resolved, &mut degraded);
     let launch = LaunchSpec {
@@ -148,7 +133,7 @@ pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Resu
         token_sha256: token_sha256.clone(),
         child: Child {
             program,
-            args: command.collect(),
+            args: arguments,
             working_dir: String::new(),
             inherit_env: true,
             env: std::collections::BTreeMap::new(),
@@ -321,12 +306,6 @@ fn unpinned(image: &ImageSource, resolved: &Resolved) -> Result<Option<Degraded>
                 .to_owned(),
         })),
     }
-}
-
-fn command(image: &ImageSource, resolved: &Resolved, args: &[String]) -> Result<Vec<String>, Unsupported> {
-    image::command(image, resolved.image.as_ref(), args).ok_or_else(|| {
-        no("spec.source.image", "the image's entrypoint is not known", Some("set spec.source.image.command"))
-    })
 }
 
 fn identity(run_as: Option<&RunAs>, resolved: &Resolved, degraded: &mut Vec<Degraded>) -> Identity {

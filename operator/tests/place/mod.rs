@@ -60,6 +60,7 @@ impl ResolveImage for OneProgram {
 
 pub fn image() -> ResolvedImage {
     ResolvedImage {
+        id: None,
         index: format!("sha256:{}", "ab".repeat(32)),
         entrypoint: Some(vec!["/bin/server".to_owned()]),
         cmd: Some(vec!["--stdio".to_owned()]),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use mcp_hub_dataplane_api::egress::HostName;
+use mcp_hub_dataplane_api::egress::{self, HostName};
 use mcp_hub_dataplane_api::permit::{Permit, PermitKey};
 use mcp_hub_relay::dial::Network;
 use mcp_hub_relay::{Bounds, Drain, Relay};
@@ -71,6 +71,7 @@ impl Network for Names {
 pub struct Making {
     names: Names,
     bounds: Bounds,
+    local: Vec<egress::Network>,
     drain: Drain,
 }
 
@@ -117,13 +118,19 @@ impl Making {
         self
     }
 
+    /// A network that is no part of the internet here.
+    pub fn local(mut self, network: &str) -> Self {
+        self.local.push(network.parse().unwrap());
+        self
+    }
+
     pub fn drain(mut self, drain: Drain) -> Self {
         self.drain = drain;
         self
     }
 
     pub async fn start(self) -> World {
-        let relay = Relay::new(key(), self.names.clone(), self.bounds);
+        let relay = Relay::new(key(), self.names.clone(), self.bounds, self.local);
         let (listener, port) = listener().await;
         let (stop, stopped) = oneshot::channel::<()>();
         let stopped = async {
@@ -138,7 +145,7 @@ impl World {
     #[expect(clippy::new_ret_no_self, reason = "a world begins by being made")]
     pub fn new() -> Making {
         let drain = Drain { delay: Duration::ZERO, limit: Duration::ZERO };
-        Making { names: Names::default(), bounds: Bounds::default(), drain }
+        Making { names: Names::default(), bounds: Bounds::default(), local: Vec::new(), drain }
     }
 
     /// Credentials of the server `team.a`.

@@ -1,14 +1,17 @@
 //! What a registry says of an image (OCI distribution specification).
 
 mod challenge;
-mod documents;
+mod reading;
 mod session;
+mod token;
+pub(crate) mod uploads;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -16,11 +19,13 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use sha2::{Digest, Sha256};
 
 use crate::credentials::Credentials;
-use crate::error::RegistryError;
+use crate::documents::{self, Document, ImageConfig};
+use crate::error::{Cause, RegistryError};
 use crate::platform::Platform;
+use crate::progress::Tell;
 use crate::reference::Reference;
-use documents::{Document, ImageConfig};
-use session::Session;
+use crate::retry::{self, Attempts};
+pub(crate) use session::Session;
 
 /// A registry that takes longer to accept a connection is taken for unreachable.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,12 +33,15 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest time for all requests about one image.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Before what failed is tried a second time; where it is.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
 /// Largest manifest or index that registries have to take (distribution specification, "Pushing Manifests").
-const MANIFEST_MAX: usize = 4 << 20;
+pub(crate) const MANIFEST_MAX: usize = 4 << 20;
 /// Largest configuration: it holds the history of the image's building, which is text.
 const CONFIG_MAX: usize = 8 << 20;
 
-type Http = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+type Body = UnsyncBoxBody<Bytes, Cause>;
+type Http = Client<HttpsConnector<HttpConnector>, Body>;
 
 /// A client for any number of registries. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -41,6 +49,7 @@ pub struct Registries {
     http: Http,
     plain: BTreeSet<String>,
     patience: Duration,
+    first_wait: Duration,
 }
 
 /// What an image is and what it starts, without its layers.
@@ -77,7 +86,7 @@ impl Registries {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
             .build(https);
-        Ok(Self { http, plain: BTreeSet::new(), patience: PATIENCE })
+        Ok(Self { http, plain: BTreeSet::new(), patience: PATIENCE, first_wait: FIRST_WAIT })
     }
 
     /// Speaks plain HTTP with these registries (`HOST` or `HOST:PORT`) too; without being told it does so only with
@@ -87,10 +96,53 @@ impl Registries {
         Self { plain: registries.into_iter().collect(), ..self }
     }
 
-    /// Longest time for all requests about one image (30 s).
+    /// Longest time for all requests about one image (30 s), and where an image is moved, for one request or a while in
+    /// which nothing moves.
     #[must_use]
     pub fn patience(self, patience: Duration) -> Self {
         Self { patience, ..self }
+    }
+
+    /// Where things are tried again: what is waited before the second attempt (0.5 s). It doubles with each.
+    #[must_use]
+    pub fn first_wait(self, first_wait: Duration) -> Self {
+        Self { first_wait, ..self }
+    }
+
+    /// `scope`: of the token, where more than reading is asked for.
+    pub(crate) fn session<'a>(
+        &'a self,
+        image: &'a Reference,
+        credentials: &'a Credentials,
+        scope: Option<String>,
+    ) -> Session<'a> {
+        let is_plain = image.is_loopback() || self.plain.contains(image.registry());
+        Session::new((&self.http, self.patience), image, is_plain, credentials.login(image), scope)
+    }
+
+    /// Digests of an image and of its manifests for each platform. What time may mend is tried again.
+    ///
+    /// # Errors
+    /// [`RegistryError`] says which.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time.
+    pub async fn pin(
+        &self,
+        image: &Reference,
+        credentials: &Credentials,
+        tell: Tell<'_>,
+    ) -> Result<Pinned, RegistryError> {
+        let session = self.session(image, credentials, None);
+        retry::insist(self.first_wait, tell, || pin(&session, image)).await
+    }
+
+    pub(crate) fn attempts(&self) -> Attempts {
+        Attempts::new(self.first_wait)
+    }
+
+    pub(crate) fn wait(&self) -> Duration {
+        self.first_wait
     }
 
     /// Asks the image's registry what the image is. Every document is checked against its digest.
@@ -106,9 +158,8 @@ impl Registries {
         credentials: &Credentials,
         platform: &Platform,
     ) -> Result<ImageFacts, RegistryError> {
-        let is_plain = image.is_loopback() || self.plain.contains(image.registry());
-        let mut session = Session::new(&self.http, image, is_plain, credentials.login(image));
-        match tokio::time::timeout(self.patience, facts(&mut session, image, platform)).await {
+        let session = self.session(image, credentials, None);
+        match tokio::time::timeout(self.patience, facts(&session, image, platform)).await {
             Ok(facts) => facts,
             Err(_) => Err(RegistryError::TimedOut {
                 image: image.to_string(),
@@ -119,7 +170,30 @@ impl Registries {
     }
 }
 
-async fn facts(session: &mut Session<'_>, image: &Reference, platform: &Platform) -> Result<ImageFacts, RegistryError> {
+/// Digests of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pinned {
+    /// Of what the reference names: the index of an image for several platforms, else the manifest.
+    pub digest: String,
+    /// Of the manifest for each platform, by the platform's name.
+    pub platforms: BTreeMap<String, String>,
+}
+
+async fn pin(session: &Session<'_>, image: &Reference) -> Result<Pinned, RegistryError> {
+    let top = session.manifest(image.version(), image.digest(), MANIFEST_MAX).await?;
+    let digest = digest_of(&top);
+    let platforms = match documents::parse(&top, image)? {
+        Document::Index(index) => index.locked(image)?,
+        Document::Manifest(manifest) => {
+            let body = session.blob(manifest.config_digest(image)?, CONFIG_MAX).await?;
+            let platform = ImageConfig::parse(&body, image)?.platform;
+            BTreeMap::from([(platform.to_string(), digest.clone())])
+        }
+    };
+    Ok(Pinned { digest, platforms })
+}
+
+async fn facts(session: &Session<'_>, image: &Reference, platform: &Platform) -> Result<ImageFacts, RegistryError> {
     let top = session.manifest(image.version(), image.digest(), MANIFEST_MAX).await?;
     let index_digest = digest_of(&top);
     let (manifest, manifest_digest) = match documents::parse(&top, image)? {
@@ -127,15 +201,7 @@ async fn facts(session: &mut Session<'_>, image: &Reference, platform: &Platform
         Document::Index(index) => {
             let chosen = index.choose(platform).ok_or_else(|| wrong_platform(image, platform, index.platforms()))?;
             let body = session.manifest(&chosen.digest, Some(&chosen.digest), MANIFEST_MAX).await?;
-            match documents::parse(&body, image)? {
-                Document::Manifest(manifest) => (manifest, chosen.digest.clone()),
-                Document::Index(_) => {
-                    return Err(RegistryError::NoImage {
-                        image: image.to_string(),
-                        found: "an index of indexes".to_owned(),
-                    });
-                }
-            }
+            (documents::parse(&body, image)?.manifest(image)?, chosen.digest.clone())
         }
     };
     let config_digest = manifest.config_digest(image)?;
@@ -161,6 +227,11 @@ fn wrong_platform(image: &Reference, wanted: &Platform, available: Vec<Platform>
     RegistryError::WrongPlatform { image: image.to_string(), wanted: wanted.clone(), available }
 }
 
-fn digest_of(bytes: &[u8]) -> String {
+pub(crate) fn digest_of(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
+}
+
+/// A body that is there as a whole.
+fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }

@@ -1,74 +1,104 @@
 //! Questions about one image: bounded, with the right login, and the answers checked.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, LOCATION, RETRY_AFTER, USER_AGENT, WWW_AUTHENTICATE};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http::header::{ACCEPT, AUTHORIZATION, LOCATION, RANGE, RETRY_AFTER, USER_AGENT, WWW_AUTHENTICATE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use serde::Deserialize;
 use url::Url;
-use url::form_urlencoded::Serializer;
 
 use super::challenge::Challenge;
-use super::{Http, digest_of, documents};
+use super::{Body, Http, digest_of, full};
 use crate::credentials::Login;
+use crate::documents;
 use crate::error::RegistryError;
 use crate::reference::Reference;
 
 /// From a registry to its store and on; registries use one or two.
 const REDIRECTS: usize = 5;
-/// A token and what is said with it.
-const TOKEN_MAX: usize = 256 << 10;
 /// What is read of an error's body, and kept of the message in it.
 const ERROR_MAX: usize = 64 << 10;
 const SAID_MAX: usize = 200;
 /// A registry that asks for more is asked again after this.
 const RETRY_MAX: Duration = Duration::from_secs(6 * 3600);
 
-const AGENT: &str = concat!("mcp-hub/", env!("CARGO_PKG_VERSION"));
+pub(super) const AGENT: &str = concat!("mcp-hub/", env!("CARGO_PKG_VERSION"));
 
-pub(super) struct Session<'a> {
-    http: &'a Http,
-    image: &'a Reference,
-    base: String,
-    login: Option<&'a Login>,
+/// What is asked of one repository. May be asked several things at once.
+pub(crate) struct Session<'a> {
+    pub(super) http: &'a Http,
+    pub(crate) image: &'a Reference,
+    pub(super) base: String,
+    pub(super) login: Option<&'a Login>,
+    /// What a token is to allow; `None`: what the registry names.
+    pub(super) scope: Option<String>,
+    /// Longest time for one answer, and longest time in which nothing of a body moves.
+    pub(super) patience: Duration,
     /// The answer to the registry's challenge.
-    authorization: Option<HeaderValue>,
+    authorization: Mutex<Option<HeaderValue>>,
+}
+
+/// A request that can be made again: with a token, or at the place that it is redirected to.
+pub(super) struct Ask<'r> {
+    pub(super) method: Method,
+    pub(super) url: &'r str,
+    pub(super) header: Option<(HeaderName, String)>,
+    pub(super) body: Bytes,
+    pub(super) patience: Duration,
 }
 
 impl<'a> Session<'a> {
-    pub(super) fn new(http: &'a Http, image: &'a Reference, is_plain: bool, login: Option<&'a Login>) -> Self {
+    pub(super) fn new(
+        (http, patience): (&'a Http, Duration),
+        image: &'a Reference,
+        is_plain: bool,
+        login: Option<&'a Login>,
+        scope: Option<String>,
+    ) -> Self {
         let scheme = if is_plain { "http" } else { "https" };
         let base = format!("{scheme}://{}/v2/{}", image.host(), image.repository());
-        Self { http, image, base, login, authorization: None }
+        Self { http, image, base, login, scope, patience, authorization: Mutex::default() }
     }
 
     /// An index or a manifest, by tag or digest; checked against the digest, or against what the registry says it is.
-    pub(super) async fn manifest(
-        &mut self,
+    pub(crate) async fn manifest(
+        &self,
         version: &str,
         digest: Option<&str>,
         limit: usize,
     ) -> Result<Bytes, RegistryError> {
         let what = "the manifest";
         let url = format!("{}/manifests/{version}", self.base);
-        let response = self.get(&url, documents::ACCEPT).await?;
-        let told = response.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
-        let wanted = digest.or(told.filter(|told| told.starts_with("sha256:"))).map(str::to_owned);
+        let accept = Some((ACCEPT, documents::ACCEPT.to_owned()));
+        let response = self.succeed(&self.plain(Method::GET, &url, accept)).await?;
+        let wanted = digest.or(told_digest(response.headers())).map(str::to_owned);
         let body = self.body(response, what, limit).await?;
         self.check(body, what, wanted)
     }
 
-    pub(super) async fn blob(&mut self, digest: &str, limit: usize) -> Result<Bytes, RegistryError> {
+    pub(super) async fn blob(&self, digest: &str, limit: usize) -> Result<Bytes, RegistryError> {
         let what = "the configuration";
         let url = format!("{}/blobs/{digest}", self.base);
-        let response = self.get(&url, "*/*").await?;
+        let response = self.succeed(&self.plain(Method::GET, &url, None)).await?;
         let body = self.body(response, what, limit).await?;
         self.check(body, what, Some(digest.to_owned()))
+    }
+
+    /// The bytes of a blob from an offset on, or from its beginning if the registry does not know of offsets.
+    pub(super) async fn open(&self, digest: &str, offset: u64) -> Result<(Incoming, u64), RegistryError> {
+        let url = format!("{}/blobs/{digest}", self.base);
+        let range = (offset > 0).then(|| (RANGE, format!("bytes={offset}-")));
+        let response = self.succeed(&self.plain(Method::GET, &url, range)).await?;
+        let begins = if response.status() == StatusCode::PARTIAL_CONTENT { offset } else { 0 };
+        Ok((response.into_body(), begins))
+    }
+
+    pub(super) fn plain<'r>(&self, method: Method, url: &'r str, header: Option<(HeaderName, String)>) -> Ask<'r> {
+        Ask { method, url, header, body: Bytes::new(), patience: self.patience }
     }
 
     fn check(&self, body: Bytes, what: &'static str, wanted: Option<String>) -> Result<Bytes, RegistryError> {
@@ -81,61 +111,114 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// A successful response, after the registry was told who asks if it wants to know.
-    async fn get(&mut self, url: &str, accept: &'static str) -> Result<Response<Incoming>, RegistryError> {
-        let mut response = self.follow(url, accept).await?;
-        if response.status() == StatusCode::UNAUTHORIZED && self.authorization.is_none() {
-            let headers = response.headers().get_all(WWW_AUTHENTICATE).iter();
-            if let Some(challenge) = Challenge::of(headers.filter_map(|value| value.to_str().ok()))
-                && let Some(answer) = self.answer(challenge).await?
-            {
-                self.authorization = Some(answer);
-                response = self.follow(url, accept).await?;
-            }
-        }
+    /// A successful answer.
+    pub(super) async fn succeed(&self, ask: &Ask<'_>) -> Result<Response<Incoming>, RegistryError> {
+        let response = self.ask(ask).await?;
         if response.status().is_success() { Ok(response) } else { Err(self.refused(response).await) }
     }
 
-    /// Follows redirects. The registry's token stays with the registry, and what was encrypted stays so.
-    async fn follow(&self, url: &str, accept: &'static str) -> Result<Response<Incoming>, RegistryError> {
-        let redirect = |problem| RegistryError::Redirect { host: self.image.registry().to_owned(), problem };
-        let first = Url::parse(url).map_err(|_| redirect("from an address that is none"))?;
-        let mut at = first.clone();
-        for _ in 0..=REDIRECTS {
-            let mut request = Request::get(at.as_str()).header(ACCEPT, accept).header(USER_AGENT, AGENT);
-            if at.origin() == first.origin()
-                && let Some(authorization) = &self.authorization
-            {
-                request = request.header(AUTHORIZATION, authorization);
+    /// The answer, whatever it is, after the registry was told who asks if it wants to know. A token that has expired is
+    /// renewed.
+    pub(super) async fn ask(&self, ask: &Ask<'_>) -> Result<Response<Incoming>, RegistryError> {
+        let used = self.authorization().clone();
+        let response = self.follow(ask, used.as_ref()).await?;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return Ok(response);
+        }
+        let headers = response.headers().get_all(WWW_AUTHENTICATE).iter();
+        let Some(challenge) = Challenge::of(headers.filter_map(|value| value.to_str().ok())) else {
+            return Ok(response);
+        };
+        match self.answer(challenge).await? {
+            answer if answer == used => Ok(response),
+            answer => {
+                self.authorization().clone_from(&answer);
+                self.follow(ask, answer.as_ref()).await
             }
-            let request = request.body(Full::default()).map_err(|_| redirect("to an address that is none"))?;
-            let response = self.send(request).await?;
+        }
+    }
+
+    pub(super) fn authorization(&self) -> MutexGuard<'_, Option<HeaderValue>> {
+        self.authorization.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Follows redirects. The registry's token stays with the registry, and what was encrypted stays so.
+    async fn follow(
+        &self,
+        ask: &Ask<'_>,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Response<Incoming>, RegistryError> {
+        let mut at = Url::parse(ask.url).map_err(|_| self.redirect("from an address that is none"))?;
+        for _ in 0..=REDIRECTS {
+            let mut request = self.request(&ask.method, &at, authorization)?;
+            if let Some((name, value)) = &ask.header {
+                let value = HeaderValue::from_str(value).map_err(|_| self.redirect("with a header that is none"))?;
+                request.headers_mut().insert(name, value);
+            }
+            *request.body_mut() = full(ask.body.clone());
+            let response = self.send(request, ask.patience).await?;
             if !response.status().is_redirection() {
                 return Ok(response);
             }
-            let location = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
-            let next = location.and_then(|location| at.join(location).ok());
-            at = next.ok_or_else(|| redirect("to nowhere"))?;
-            if !is_as_safe(&first, &at) {
-                return Err(redirect("from https to something else"));
+            if !ask.method.is_safe() {
+                return Err(self.redirect("what is to be stored"));
             }
+            at = self.location(response.headers(), &at)?;
         }
-        Err(redirect("again and again"))
+        Err(self.redirect("again and again"))
     }
 
-    async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, RegistryError> {
+    /// A request without a body, with the login if it goes to the registry itself.
+    pub(super) fn request(
+        &self,
+        method: &Method,
+        at: &Url,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Request<Body>, RegistryError> {
+        let mut request = Request::builder().method(method).uri(at.as_str()).header(USER_AGENT, AGENT);
+        let home = Url::parse(&self.base).map_err(|_| self.redirect("from an address that is none"))?;
+        if home.origin() == at.origin()
+            && let Some(authorization) = authorization
+        {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        request.body(full(Bytes::new())).map_err(|_| self.redirect("to an address that is none"))
+    }
+
+    /// Where an answer leads.
+    pub(super) fn location(&self, headers: &HeaderMap, from: &Url) -> Result<Url, RegistryError> {
+        let location = headers.get(LOCATION).and_then(|location| location.to_str().ok());
+        let next = location.and_then(|location| from.join(location).ok());
+        let next = next.ok_or_else(|| self.redirect("to nowhere"))?;
+        let home = Url::parse(&self.base).map_err(|_| self.redirect("from an address that is none"))?;
+        if is_as_safe(&home, &next) { Ok(next) } else { Err(self.redirect("from https to something else")) }
+    }
+
+    fn redirect(&self, problem: &'static str) -> RegistryError {
+        RegistryError::Redirect { host: self.image.registry().to_owned(), problem }
+    }
+
+    pub(super) async fn send(
+        &self,
+        request: Request<Body>,
+        patience: Duration,
+    ) -> Result<Response<Incoming>, RegistryError> {
         let host = request.uri().authority().map(ToString::to_string).unwrap_or_default();
-        self.http.request(request).await.map_err(|source| RegistryError::Unreachable { host, source: Box::new(source) })
+        match tokio::time::timeout(patience, self.http.request(request)).await {
+            Ok(answer) => answer.map_err(|source| RegistryError::Unreachable { host, source: Box::new(source) }),
+            Err(_) => Err(self.timed_out(patience)),
+        }
     }
 
     /// The whole body, if it is not too large.
-    async fn body(
+    pub(super) async fn body(
         &self,
         response: Response<Incoming>,
         what: &'static str,
         limit: usize,
     ) -> Result<Bytes, RegistryError> {
-        match Limited::new(response.into_body(), limit).collect().await {
+        let body = tokio::time::timeout(self.patience, Limited::new(response.into_body(), limit).collect()).await;
+        match body.map_err(|_| self.timed_out(self.patience))? {
             Ok(body) => Ok(body.to_bytes()),
             Err(error) if error.is::<LengthLimitError>() => {
                 Err(RegistryError::TooLarge { what, image: self.image.to_string(), limit })
@@ -144,85 +227,16 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The authorization that the challenge asks for; `None` if it needs a login and there is none.
-    async fn answer(&self, challenge: Challenge) -> Result<Option<HeaderValue>, RegistryError> {
-        let (realm, service, scope) = match (challenge, self.login) {
-            (_, Some(Login::Access(token))) => return self.header("Bearer", token.expose_secret()).map(Some),
-            (Challenge::Basic, Some(Login::Password { user, password })) => {
-                return self.basic(user, password.expose_secret()).map(Some);
-            }
-            (Challenge::Basic, None) => return Ok(None),
-            (Challenge::Basic, Some(Login::Refresh(_))) => {
-                return Err(self.challenge("it takes passwords only, and the pull secret has a token"));
-            }
-            (Challenge::Bearer { realm, service, scope }, _) => (realm, service, scope),
-        };
-        let registry = Url::parse(&self.base).map_err(|_| self.challenge("its own address is none"))?;
-        let mut realm = Url::parse(&realm).map_err(|_| self.challenge("its token server's address is none"))?;
-        if !is_as_safe(&registry, &realm) {
-            return Err(self.challenge("its token server is not reached over https"));
-        }
-        let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", self.image.repository()));
-        let mut request = Request::builder().header(ACCEPT, "application/json").header(USER_AGENT, AGENT);
-        let body = match self.login {
-            Some(Login::Refresh(token)) => {
-                let form = Serializer::new(String::new())
-                    .append_pair("grant_type", "refresh_token")
-                    .append_pair("client_id", "mcp-hub")
-                    .append_pair("service", service.as_deref().unwrap_or_default())
-                    .append_pair("scope", &scope)
-                    .append_pair("refresh_token", token.expose_secret())
-                    .finish();
-                request = request.method(Method::POST).header(CONTENT_TYPE, "application/x-www-form-urlencoded");
-                Full::from(form)
-            }
-            login => {
-                {
-                    let mut query = realm.query_pairs_mut();
-                    query.extend_pairs(service.iter().map(|service| ("service", service)));
-                    // Some servers want each scope by itself.
-                    query.extend_pairs(scope.split(' ').map(|scope| ("scope", scope)));
-                }
-                if let Some(Login::Password { user, password }) = login {
-                    request = request.header(AUTHORIZATION, self.basic(user, password.expose_secret())?);
-                }
-                Full::default()
-            }
-        };
-        let request = request.uri(realm.as_str()).body(body);
-        let request = request.map_err(|_| self.challenge("its token server's address is none"))?;
-        let response = self.send(request).await?;
-        if !response.status().is_success() {
-            return Err(self.refused(response).await);
-        }
-        let body = self.body(response, "the token", TOKEN_MAX).await?;
-        // What stands there is a secret, so it is not told what is wrong with it.
-        let token = serde_json::from_slice::<Token>(&body).ok().and_then(|answer| answer.token.or(answer.access_token));
-        match token {
-            Some(token) => self.header("Bearer", &token).map(Some),
-            None => Err(self.challenge("its token server gave no token")),
-        }
+    pub(super) fn timed_out(&self, patience: Duration) -> RegistryError {
+        RegistryError::TimedOut { image: self.image.to_string(), registry: self.image.registry().to_owned(), patience }
     }
 
-    fn basic(&self, user: &str, password: &str) -> Result<HeaderValue, RegistryError> {
-        self.header("Basic", &BASE64_STANDARD.encode(format!("{user}:{password}")))
-    }
-
-    fn header(&self, scheme: &str, secret: &str) -> Result<HeaderValue, RegistryError> {
-        let mut value = HeaderValue::from_str(&format!("{scheme} {secret}"))
-            .map_err(|_| self.challenge("the token has characters that no header may have"))?;
-        value.set_sensitive(true);
-        Ok(value)
-    }
-
-    fn challenge(&self, problem: &'static str) -> RegistryError {
-        RegistryError::Challenge { registry: self.image.registry().to_owned(), problem }
-    }
-
-    async fn refused(&self, response: Response<Incoming>) -> RegistryError {
+    pub(super) async fn refused(&self, response: Response<Incoming>) -> RegistryError {
         let (image, registry) = (self.image.to_string(), self.image.registry().to_owned());
         let (head, body) = response.into_parts();
-        let said = Limited::new(body, ERROR_MAX).collect().await.ok().and_then(|body| said(&body.to_bytes()));
+        let said = tokio::time::timeout(self.patience, Limited::new(body, ERROR_MAX).collect()).await;
+        let said = said.ok().and_then(Result::ok).and_then(|body| said_in(&body.to_bytes()));
+        let retry_after = head.headers.get(RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?));
         match head.status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => RegistryError::Unauthorized {
                 image,
@@ -232,24 +246,21 @@ impl<'a> Session<'a> {
                 said,
             },
             StatusCode::NOT_FOUND => RegistryError::NotFound { image, registry, said },
-            StatusCode::TOO_MANY_REQUESTS => {
-                let after = head.headers.get(RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?));
-                RegistryError::RateLimited { registry, retry_after: after }
-            }
-            status => RegistryError::Status { image, registry, status: status.as_u16(), said },
+            StatusCode::TOO_MANY_REQUESTS => RegistryError::RateLimited { registry, retry_after },
+            status => RegistryError::Status { image, registry, status: status.as_u16(), said, retry_after },
         }
     }
 }
 
-/// What was asked for over https is not taken from anywhere else.
-fn is_as_safe(first: &Url, next: &Url) -> bool {
-    next.scheme() == "https" || (next.scheme() == "http" && first.scheme() == "http")
+/// What the registry says the digest of its answer is.
+pub(super) fn told_digest(headers: &HeaderMap) -> Option<&str> {
+    let told = headers.get("docker-content-digest").and_then(|value| value.to_str().ok());
+    told.filter(|told| told.starts_with("sha256:"))
 }
 
-#[derive(Deserialize)]
-struct Token {
-    token: Option<String>,
-    access_token: Option<String>,
+/// What was asked for over https is not taken from anywhere else.
+pub(super) fn is_as_safe(first: &Url, next: &Url) -> bool {
+    next.scheme() == "https" || (next.scheme() == "http" && first.scheme() == "http")
 }
 
 /// Seconds, or a date (RFC 9110, 10.2.3).
@@ -265,7 +276,7 @@ fn retry_after(value: &str) -> Option<Duration> {
 }
 
 /// The first message of an error, on one line: it ends up in a status that people read.
-fn said(body: &[u8]) -> Option<String> {
+fn said_in(body: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Errors {
         errors: Vec<Said>,
@@ -313,15 +324,15 @@ mod tests {
     #[test]
     fn what_a_registry_says_is_one_short_line() {
         assert_eq!(
-            said(br#"{"errors":[{"code":"X","message":"no\nsuch \u001b[31mimage"}]}"#).unwrap(),
+            said_in(br#"{"errors":[{"code":"X","message":"no\nsuch \u001b[31mimage"}]}"#).unwrap(),
             "nosuch [31mimage"
         );
         assert_eq!(
-            said(format!(r#"{{"errors":[{{"message":"{}"}}]}}"#, "x".repeat(1000)).as_bytes()).unwrap().len(),
+            said_in(format!(r#"{{"errors":[{{"message":"{}"}}]}}"#, "x".repeat(1000)).as_bytes()).unwrap().len(),
             200
         );
         for other in ["<html>", "{}", r#"{"errors":[]}"#, r#"{"errors":[{"message":""}]}"#] {
-            assert_eq!(said(other.as_bytes()), None, "{other}");
+            assert_eq!(said_in(other.as_bytes()), None, "{other}");
         }
     }
 }

@@ -70,6 +70,7 @@ fn a_wrong_value_is_refused_by_its_name() {
         ("images.pullPolicy=Sometimes", "pullPolicy"),
         ("packages.npmRegistry=https://me:secret@npm.example.com", "npmRegistry"),
         ("relay.replicas=many", "replicas"),
+        ("relay.localNetworks={inside}", "localNetworks"),
         ("watchNamespaces={Not_A_Name}", "watchNamespaces"),
         ("serviceMonitor.interval=often", "interval"),
     ] {

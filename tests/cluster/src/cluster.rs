@@ -499,12 +499,12 @@ fn api_address() -> SocketAddr {
 }
 
 /// Takes down what killed processes left. The registry is locked.
-fn sweep() -> Result<(), Error> {
+pub(crate) fn sweep() -> Result<(), Error> {
     Folder::all().iter().filter(|folder| folder.is_abandoned()).try_for_each(teardown)
 }
 
 /// No other name of a living process.
-fn made_up_name() -> String {
+pub(crate) fn made_up_name() -> String {
     static NUMBER: AtomicU32 = AtomicU32::new(1);
     format!("t{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
 }

@@ -11,6 +11,8 @@
 //! # Ok(())
 //! # }
 //! ```
+//! Container engines for tests come up the same way, see [`Engine`].
+//!
 //! Nothing of it needs a registry or a virtual machine: `programs` builds Kubernetes, etcd and CoreDNS from Go modules,
 //! and every cluster has a network namespace of its own, so that several run side by side. The API server is reached
 //! through a [`Door`] on 127.0.0.1. A cluster that is dropped, also by a panic, is taken down and leaves nothing behind;
@@ -19,6 +21,7 @@
 
 mod cluster;
 mod door;
+mod engine;
 mod error;
 mod files;
 mod folder;
@@ -34,9 +37,10 @@ mod tools;
 
 pub use cluster::{Cluster, Options, Shape};
 pub use door::Door;
+pub use engine::{Engine, EngineKind};
 pub use error::Error;
 pub use folder::STATE_VARIABLE;
-pub use image::{BUSYBOX, Content, Image};
+pub use image::BUSYBOX;
 pub use namespace::NODE;
 pub use parts::Part;
 pub use process::Record;

@@ -6,7 +6,7 @@ use crate::cluster::Shape;
 use crate::error::Error;
 use crate::files;
 use crate::folder::Folder;
-use crate::image::{BUSYBOX, Image, PAUSE};
+use crate::image::{self, BUSYBOX, PAUSE};
 use crate::namespace::NODE;
 use crate::parts::SERVICES;
 use crate::tools;
@@ -24,7 +24,7 @@ pub(crate) fn configure(folder: &Folder) -> Result<(), Error> {
     write("resolv.conf", "nameserver 127.0.0.1\n".to_owned())?;
     write("Corefile", dns(folder))?;
     for (name, file) in images() {
-        Image::busybox(name)?.write(&folder.path().join(file))?;
+        image::write(name, &folder.path().join(file))?;
     }
     Ok(())
 }

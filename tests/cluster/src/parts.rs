@@ -31,6 +31,9 @@ pub enum Part {
     Kwok,
     /// Keeps the API server's port of 127.0.0.1 when the process that started the cluster has ended.
     Door,
+    /// A container engine by itself, with no cluster around it.
+    Docker,
+    Podman,
 }
 
 impl Part {
@@ -47,12 +50,14 @@ impl Part {
             Self::Dns => "coredns",
             Self::Kwok => "kwok",
             Self::Door => "door",
+            Self::Docker => "dockerd",
+            Self::Podman => "podman",
         }
     }
 
     /// Whether this program is built here and not the machine's own.
     pub(crate) fn is_built(self) -> bool {
-        !matches!(self, Self::Containerd | Self::Door)
+        !matches!(self, Self::Containerd | Self::Door | Self::Docker | Self::Podman)
     }
 
     /// Arguments that start it. Configuration files lie in the cluster's folder already.
@@ -116,7 +121,7 @@ impl Part {
                 // kubelet's default; a node without a lease is given up after 50 s.
                 "--node-lease-duration-seconds=40",
             ]),
-            Self::Door => Vec::new(),
+            Self::Door | Self::Docker | Self::Podman => Vec::new(),
         }
     }
 }

@@ -69,6 +69,26 @@ pub(crate) fn all() -> impl Iterator<Item = Record> {
     folders.filter_map(|folder| folder.file_name()?.to_str()?.parse().ok()).filter_map(Record::of)
 }
 
+/// The processes that these started, and those that they started in turn.
+pub(crate) fn descendants(of: &[Record]) -> Vec<Record> {
+    let parents: Vec<(Record, u32)> = all().filter_map(|record| Some((record, parent(record.pid)?))).collect();
+    let mut found: Vec<Record> = of.to_vec();
+    let mut next = 0;
+    while let Some(record) = found.get(next).copied() {
+        next += 1;
+        let children = parents.iter().filter(|(child, parent)| *parent == record.pid && !found.contains(child));
+        let children: Vec<Record> = children.map(|(child, _)| *child).collect();
+        found.extend(children);
+    }
+    found
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Field 4 of proc_pid_stat(5), see `Record::of`.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
 /// Runs to the end; what it printed is in the error.
 pub(crate) fn run(command: &mut Command) -> Result<(), Error> {
     output(command).map(drop)

@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use crate::error::Error;
 use crate::files;
 use crate::folder::Folder;
-use crate::process::Record;
+use crate::process::{self, Record};
 
 /// Killed processes are gone in milliseconds; only the kernel, busy with a disk, can hold one longer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -61,7 +61,10 @@ fn kill(folder: &Folder) -> Vec<String> {
         let ids = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
         processes.extend(ids.lines().filter_map(|id| Record::of(id.parse().ok()?)));
     }
-    processes.retain(|record| record.pid != own && record.lives());
+    // Of an engine's containers, each has a namespace of its own, and Podman's no control group that is the engine's.
+    processes.retain(|record| record.pid != own);
+    processes.extend(process::descendants(&processes));
+    processes.retain(|record| record.lives());
     processes.iter().for_each(|record| record.signal(Signal::KILL));
     processes.iter().map(|record| record.pid.to_string()).collect()
 }

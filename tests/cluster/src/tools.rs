@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::cluster::Shape;
+use crate::engine::EngineKind;
 
 /// Something of the machine's, and the Debian package that has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,11 +33,37 @@ pub fn missing(shape: Shape) -> Vec<Tool> {
     NETWORK.iter().chain(node).copied().filter(|tool| !tool.is_there()).collect()
 }
 
+/// For container engines.
+const DOCKER: [Tool; 3] = [
+    Tool { name: "dockerd", package: "docker.io" },
+    Tool { name: "containerd", package: "containerd" },
+    Tool { name: "iptables", package: "iptables" },
+];
+const PODMAN: [Tool; 3] = [
+    Tool { name: "podman", package: "podman" },
+    Tool { name: "runc", package: "runc" },
+    Tool { name: NETAVARK, package: "netavark" },
+];
+const NETAVARK: &str = "netavark";
+
+/// What is not installed for an engine.
+pub(crate) fn missing_for_engine(kind: EngineKind) -> Vec<Tool> {
+    let own: &[Tool] = match kind {
+        EngineKind::Docker => &DOCKER,
+        EngineKind::Podman => &PODMAN,
+    };
+    NETWORK.iter().chain(own).copied().filter(|tool| !tool.is_there()).collect()
+}
+
 impl Tool {
     fn is_there(self) -> bool {
         match self.name {
             BUSYBOX => busybox().is_some(),
             PLUGINS => network_plugins().is_some(),
+            NETAVARK => ["/usr/lib/podman/netavark", "/usr/libexec/podman/netavark"]
+                .map(Path::new)
+                .iter()
+                .any(|at| at.is_file()),
             program => which::which(program).is_ok(),
         }
     }

@@ -110,7 +110,7 @@ impl Hub {
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(binary("mcpctl"));
+        let mut command = Command::new(mcpctl());
         command.args(args).env("MCPHUB_HOME", self.home.path()).env("NO_COLOR", "1");
         // Handed on to servers, so that each process of this hub names its folder.
         command.env("TMPDIR", self.home.path().join("tmp"));
@@ -240,6 +240,11 @@ impl Drop for Hub {
 /// The condition of this type.
 pub fn condition(object: &Value, kind: &str) -> Option<Value> {
     object["status"]["conditions"].as_array()?.iter().find(|c| c["type"] == kind).cloned()
+}
+
+/// The command under test: one that carries its bridges where containers need them, else the one that was just built.
+fn mcpctl() -> PathBuf {
+    std::env::var_os("MCP_HUB_TEST_MCPCTL").map_or_else(|| binary("mcpctl"), PathBuf::from)
 }
 
 /// A program built by `cargo build --workspace --bins`, next to the test's own.

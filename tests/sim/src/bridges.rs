@@ -28,6 +28,8 @@ pub enum Fate {
     CrashLoop,
     /// The image cannot be pulled: there is no bridge.
     NoImage,
+    /// No node has room for its pod: there is no bridge.
+    NoRoom,
 }
 
 #[derive(Debug, Clone)]
@@ -77,7 +79,7 @@ impl Bridges {
             Fate::CrashLoop => {
                 (Phase::CrashLoop { retry_at: "2026-01-01T00:00:00Z".to_owned() }, Some("exit code 1".to_owned()))
             }
-            Fate::NoImage => return None,
+            Fate::NoImage | Fate::NoRoom => return None,
         };
         let ready = matches!(phase, Phase::Ready | Phase::Asleep);
         if ready {

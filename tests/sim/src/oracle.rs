@@ -53,7 +53,8 @@ fn lies(world: &World) -> Vec<String> {
         let stopped = server["spec"]["paused"] == true || server["spec"]["replicas"] == 0;
         let uid = server["metadata"]["uid"].as_str().unwrap_or_default();
         let reached = |pod: &&&Value| matches!(world.gateways.finds(pod, uid), Some(UpstreamStatus::Ready { .. }));
-        let truth = match server["spec"]["source"]["remote"].is_object() {
+        let elsewhere = server["spec"]["source"]["remote"].is_object();
+        let truth = match elsewhere {
             true => !stopped && gateways.iter().any(|pod| reached(&pod)),
             false => {
                 let up = alive(server).iter().any(|pod| is_ready(pod));
@@ -69,10 +70,10 @@ fn lies(world: &World) -> Vec<String> {
         if server["status"]["observedGeneration"] != server["metadata"]["generation"] {
             lies.push(format!("the status of MCPServer {name} is of an older spec"));
         }
-        let nothing = stopped || truth_of_nothing(server) || is_at_rest(server);
+        let nothing = stopped || elsewhere || is_at_rest(server);
         let wanted = if nothing { 0 } else { server["spec"]["replicas"].as_u64().unwrap_or(1) };
         let running = alive(server).len() as u64;
-        if running != wanted {
+        if running != wanted && !is_held_back(server) {
             lies.push(format!("MCPServer {name} wants {wanted} pods and has {running}"));
         }
     }
@@ -93,8 +94,10 @@ fn lies(world: &World) -> Vec<String> {
         let version = &secret["metadata"]["annotations"]["mcphub.io/config-version"];
         let configs: Vec<_> = replicas.iter().filter_map(|pod| world.gateways.config(pod)).collect();
         let synced = configs.iter().filter(|config| *version == config.version.as_str()).count();
-        if synced != replicas.len() || status["gateway"]["synced"] != synced || status["gateway"]["version"] != *version
-        {
+        let (said_synced, said_version) = (&status["gateway"]["synced"], &status["gateway"]["version"]);
+        // Gateways that lack their certificate are not made, and nothing is said of them.
+        let none = replicas.is_empty() && status["gateway"].is_null();
+        if synced != replicas.len() || (!none && (*said_synced != synced || said_version != version)) {
             lies.push(format!(
                 "hub {name}: {synced} of {} gateways serve version {version}; its status says {}",
                 replicas.len(),
@@ -136,10 +139,10 @@ pub fn is_at_rest(server: &Value) -> bool {
     server["status"]["phase"] == "Asleep" && server["status"]["replicas"] == 0
 }
 
-/// Servers that have no pods: they run elsewhere, or lack a secret.
-fn truth_of_nothing(server: &Value) -> bool {
-    let reason = condition(server, "Ready").map(|said| said["reason"].clone());
-    server["spec"]["source"]["remote"].is_object() || reason.is_some_and(|reason| reason == "SecretMissing")
+/// Servers whose spec is refused or lacks a secret: what ran before goes on, be it nothing.
+fn is_held_back(server: &Value) -> bool {
+    let says_no = |name: &str| condition(server, name).filter(|said| said["status"] == "False");
+    says_no("Accepted").is_some() || says_no("Resolved").is_some_and(|said| said["reason"] == "SecretMissing")
 }
 
 fn full_name(object: &Value) -> String {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use mcp_hub_crds::source::{ImageSource, ResolvedImage};
 use mcp_hub_operator::{ResolveError, ResolveImage};
+use mcp_hub_reconcile::error::Retry;
 use sha2::{Digest, Sha256};
 
 use crate::wire::Line;
@@ -36,10 +37,11 @@ impl ResolveImage for Way {
         }
         if let Some(left) = self.registry.0.lock().unwrap().get_mut(&image.r#ref).filter(|left| **left > 0) {
             *left -= 1;
-            return Err(ResolveError { message: "the registry is busy".to_owned(), hint: None, passing: true });
+            return Err(ResolveError { message: "the registry is busy".to_owned(), hint: None, retry: Retry::Backoff });
         }
         Ok(ResolvedImage {
             index: format!("sha256:{}", hex::encode(Sha256::digest(&image.r#ref))),
+            id: None,
             entrypoint: Some(vec!["/bin/server".to_owned()]),
             cmd: None,
             user: Some("1000".to_owned()),

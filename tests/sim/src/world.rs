@@ -1,13 +1,16 @@
 //! A cluster in which everything but the operator is played.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use http::{Request, StatusCode, header};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::client::ClientBuilder;
 use mcp_hub_dataplane_api::secret::SecretString;
 use mcp_hub_fakeapi::{Entry, FakeApi, PodState};
+use mcp_hub_operator::relay::Relay;
 use mcp_hub_operator::runtime::{Askers, KubeRuntime};
 use mcp_hub_operator::sink::KubeSink;
 use mcp_hub_operator::store::KubeStore;
@@ -143,7 +146,11 @@ impl World {
             packages: PackageSettings::default(),
             gateway_image: "registry.example.com/mcp-gateway:1".to_owned(),
             network_policies_enforced: true,
-            relay: None,
+            relay: Some(Relay {
+                address: SocketAddr::from(([10, 96, 0, 7], 3128)),
+                pod_port: IntOrString::Int(3128),
+                key: installation().permit_key(),
+            }),
         };
         let askers = Askers {
             bridges: Arc::new(bridges::Way { bridges: self.bridges.clone(), line: line.clone() }),
@@ -284,6 +291,7 @@ fn states(bridges: &Bridges) -> BTreeMap<String, PodState> {
             Fate::NoImage => {
                 PodState::Waiting { reason: "ImagePullBackOff".to_owned(), message: "no such image".to_owned() }
             }
+            Fate::NoRoom => PodState::Unschedulable { message: "0/1 nodes are available".to_owned() },
         };
         Some((format!("{namespace}/mcp-{name}"), state))
     };

@@ -2,12 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use mcp_hub_fakeapi::Cut;
+use mcp_hub_fakeapi::{Cut, Fault, When};
 use mcp_hub_sim::World;
 use mcp_hub_sim::canonical::{assert_same, end_state};
 use mcp_hub_sim::oracle::{THREE_PASSES, calm};
 use mcp_hub_sim::specs::{NAMESPACE, hub};
-use mcp_hub_sim::world::QUIET;
+use mcp_hub_sim::world::{OPERATOR, QUIET};
 use serde_json::{Value, json};
 
 const NAME: &str = "mcp-hub-default";
@@ -120,6 +120,27 @@ async fn a_kind_that_the_cluster_does_not_know_is_told_and_made_as_soon_as_it_do
     world.api.define(&definition);
     world.settle(QUIET).await;
     assert_condition(&world, "Exposed", "True Exposed", "");
+    world.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn kinds_that_the_operator_may_not_list_are_told_and_keep_it_from_nothing_else() {
+    let world = World::new();
+    for kind in ["Ingress", "HTTPRoute", "Certificate"] {
+        world.api.inject(When::any().user_agent(OPERATOR).kind(kind).always(), Fault::Answer(403));
+    }
+    let _operator = world.operator("one");
+    world.apply(&gateway(ingress()));
+    world.settle(QUIET).await;
+    assert_condition(&world, "Exposed", "False Forbidden", "may not list ingresses.networking.k8s.io");
+    assert_condition(&world, "Ready", "True Ready", "");
+    assert_eq!(status(&world)["endpoint"], PLAIN);
+    calm(&world, THREE_PASSES, "no right").await;
+    // The role is mended; the operator need not be started anew.
+    world.api.clear_faults();
+    world.settle(QUIET).await;
+    assert_condition(&world, "Exposed", "False Pending", "");
+    assert!(child(&world, "Ingress").is_some());
     world.assert_clean();
 }
 

@@ -13,6 +13,9 @@ use mcp_hub_sim::world::{LONG_QUIET, OPERATOR, QUIET};
 use mcp_hub_sim::{Operator, World};
 use serde_json::{Value, json};
 
+#[path = "weather/walks.rs"]
+mod walks;
+
 const KINDS: [&str; 8] =
     ["MCPServer", "MCPHub", "Deployment", "Service", "NetworkPolicy", "Secret", "Pod", "PodDisruptionBudget"];
 /// Far more writes than any of these stories needs, and far fewer than a storm makes in minutes.
@@ -112,7 +115,9 @@ async fn writes_may_be_refused_for_a_while() {
 async fn reads_may_fail_for_a_while() {
     let want = undisturbed(&[install]).await;
     for verb in [Verb::Get, Verb::List, Verb::Watch] {
-        for fault in [Fault::Answer(500), Fault::Answer(403), Fault::TooManyRequests(2), Fault::ResponseLost] {
+        for fault in
+            [Fault::Answer(500), Fault::Answer(403), Fault::TooManyRequests(2), Fault::ResponseLost, Fault::Hang]
+        {
             let of = format!("{verb:?} {fault:?}");
             let (world, _operator) = installed();
             world.api.inject(When::verb(verb).user_agent(OPERATOR).times(12), fault);
@@ -176,13 +181,13 @@ fn name(object: &Value) -> (&str, &str) {
     (text("namespace"), text("name"))
 }
 
-fn children(world: &World) -> Vec<(&'static str, Value)> {
+fn children(world: &World, kinds: &[&'static str]) -> Vec<(&'static str, Value)> {
     let of = |kind: &'static str| world.api.list(kind).into_iter().filter(is_ours).map(move |object| (kind, object));
-    KINDS.into_iter().flat_map(of).collect()
+    kinds.iter().copied().flat_map(of).collect()
 }
 
 fn delete_all_children(world: &World) {
-    for (kind, child) in children(world) {
+    for (kind, child) in children(world, &KINDS) {
         let (namespace, name) = name(&child);
         world.api.delete(kind, namespace, name);
     }
@@ -193,7 +198,7 @@ async fn each_deleted_child_is_back_in_a_moment() {
     let (world, _operator) = installed();
     world.settle(QUIET).await;
     let want = end_state(&world);
-    let made = children(&world);
+    let made = children(&world, &KINDS);
     assert!(made.len() > 10, "{}", made.len());
     for (kind, child) in made.into_iter().filter(|(kind, _)| *kind != "Pod") {
         let (namespace, name) = name(&child);
@@ -220,6 +225,7 @@ fn edits(kind: &str) -> Vec<(&'static str, Edit)> {
             }),
             ("the node's network", |d| d["spec"]["template"]["spec"]["hostNetwork"] = json!(true)),
             ("no labels", |d| d["metadata"]["labels"] = json!({})),
+            ("labels of another", |d| d["metadata"]["labels"]["mcphub.io/owner-uid"] = json!("evil")),
             ("no owner", |d| d["metadata"]["ownerReferences"] = json!([])),
             ("no annotations", |d| d["metadata"]["annotations"] = json!({})),
         ],
@@ -247,7 +253,7 @@ async fn each_edit_of_a_child_is_mended() {
     world.settle(QUIET).await;
     let want = end_state(&world);
     let mut count = 0;
-    for (kind, child) in children(&world) {
+    for (kind, child) in children(&world, &KINDS) {
         let (namespace, name) = name(&child);
         for (what, edit) in edits(kind) {
             world.api.edit(kind, namespace, name, edit).unwrap();
@@ -258,6 +264,21 @@ async fn each_edit_of_a_child_is_mended() {
     }
     assert!(count > 20, "{count} edits");
     converges(&world, &want, "all edits").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_to_stop_stops_though_its_labels_name_another_owner() {
+    let (world, _operator) = installed();
+    world.settle(QUIET).await;
+    let relabel = |object: &mut Value| object["metadata"]["labels"]["mcphub.io/owner-uid"] = json!("evil");
+    world.api.edit("Deployment", NAMESPACE, "mcp-time", relabel).unwrap();
+    let mut stopped = image("registry.example.com/time:1");
+    stopped["paused"] = json!(true);
+    world.apply(&server("time", &stopped));
+    world.settle(QUIET).await;
+    assert!(world.api.get("Deployment", NAMESPACE, "mcp-time").is_none());
+    truth(&world, "stopped");
+    world.assert_clean();
 }
 
 #[tokio::test(start_paused = true)]

@@ -67,6 +67,11 @@ impl ClusterError {
     /// What the user does next.
     pub(crate) fn hint(&self) -> Option<String> {
         Some(match self {
+            // Of a section that is left empty server-side apply makes null, which no schema takes.
+            Self::Invalid { message, .. } if message.contains(r#"Invalid value: "null""#) => {
+                "leave the section out instead of leaving it empty, or `kubectl replace` the object once".to_owned()
+            }
+            Self::Invalid { .. } => return None,
             Self::NoKubeconfig { .. } => "set KUBECONFIG to the file that your cluster's provider gives".to_owned(),
             Self::Kubeconfig { .. } => "`kubectl config view` shows it".to_owned(),
             Self::NoContext { known, .. } => format!("there are: {}", known.join(", ")),
@@ -96,7 +101,6 @@ impl ClusterError {
                 | PlannerError::Relay(_),
             )
             | Self::Absent { .. }
-            | Self::Invalid { .. }
             | Self::Failed { .. } => return None,
         })
     }

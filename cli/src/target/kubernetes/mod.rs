@@ -33,6 +33,7 @@ use serde_json::{Value, json};
 
 use super::{Door, Scope, Target, Version};
 use crate::admin::{Action, HubEndpoint, Name, OriginState, Planned};
+use crate::args::Start;
 use crate::error::{Error, absent};
 use crate::output;
 pub(crate) use failure::ClusterError;
@@ -335,7 +336,7 @@ impl Target for Cluster {
         Ok(Arc::new(door::GatewayDoor::new(self.clone(), hub.clone(), found.uid().unwrap_or_default())))
     }
 
-    async fn wake(&self, _: u16) -> Result<(), Error> {
+    async fn wake(&self, _: &Start) -> Result<(), Error> {
         // Whether anything serves there is the operator's business.
         Ok(())
     }

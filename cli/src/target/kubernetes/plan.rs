@@ -48,7 +48,7 @@ pub(super) async fn plan(cluster: &Cluster, file: Option<&Path>, scope: &Scope) 
         let namespace = server.namespace().unwrap_or_default();
         if !operator.watches(&namespace) {
             let problem = format!("the operator does not look after namespace {namespace}");
-            planned.push(refused(server.name_any(), problem));
+            planned.push(refused(namespace, server.name_any(), problem));
             continue;
         }
         if !children.contains_key(&namespace) {
@@ -62,11 +62,12 @@ pub(super) async fn plan(cluster: &Cluster, file: Option<&Path>, scope: &Scope) 
         };
         planned.push(match steps {
             Ok(steps) => Planned {
+                namespace,
                 server: server.name_any(),
                 steps: render(&steps).lines().map(str::to_owned).collect(),
                 problem: None,
             },
-            Err(error) => refused(server.name_any(), error.chain()),
+            Err(error) => refused(namespace, server.name_any(), error.chain()),
         });
     }
     Ok(planned)
@@ -92,7 +93,8 @@ async fn proposed(
             Ok(Resource::Server(server)) => servers.push(server),
             Ok(Resource::Hub(_)) => {}
             Err(Error::Cluster(error @ (ClusterError::Invalid { .. } | ClusterError::Conflict { .. }))) => {
-                planned.push(refused(document.resource.key().name, error.to_string()));
+                let key = document.resource.key();
+                planned.push(refused(key.namespace, key.name, error.to_string()));
             }
             Err(error) => return Err(error),
         }
@@ -100,6 +102,6 @@ async fn proposed(
     Ok(servers)
 }
 
-fn refused(server: String, problem: String) -> Planned {
-    Planned { server, steps: Vec::new(), problem: Some(problem) }
+fn refused(namespace: String, server: String, problem: String) -> Planned {
+    Planned { namespace, server, steps: Vec::new(), problem: Some(problem) }
 }

@@ -15,6 +15,7 @@ use mcp_hub_operator::store::KubeStore;
 use mcp_hub_operator::{
     ClusterSettings, PackageSettings, PodHttp, ResolveError, ResolveImage, Scope as OperatorScope, identity,
 };
+use mcp_hub_reconcile::error::Retry;
 use mcp_hub_reconcile::pass;
 use mcp_hub_reconcile::ports::{LogQuery, Ports, ResourceStore};
 use serde_json::{Value, json};
@@ -362,7 +363,7 @@ struct NoRegistry;
 #[async_trait]
 impl ResolveImage for NoRegistry {
     async fn resolve(&self, _: &ImageSource, _: &str) -> Result<ResolvedImage, ResolveError> {
-        Err(ResolveError { message: "there is none".to_owned(), hint: None, passing: false })
+        Err(ResolveError { message: "there is none".to_owned(), hint: None, retry: Retry::OnChange })
     }
 }
 

@@ -6,7 +6,7 @@ use http::StatusCode;
 use mcp_hub_dataplane_api::gateway::Target;
 use mcp_hub_sim::bridges::Fate;
 use mcp_hub_sim::canonical::{EndState, assert_same, end_state};
-use mcp_hub_sim::oracle::{THREE_PASSES, calm, calm_so_far, is_at_rest, truth};
+use mcp_hub_sim::oracle::{THREE_PASSES, calm, calm_so_far, condition, is_at_rest, truth};
 use mcp_hub_sim::specs::{hub, image, server};
 use mcp_hub_sim::world::{LONG_QUIET, QUIET, installation};
 use mcp_hub_sim::{Cut, Lost, Operator, World};
@@ -118,6 +118,64 @@ async fn a_server_that_no_hub_offers_any_more_runs_again() {
     assert!(world.api.delete("MCPHub", "team", "default"));
     world.settle(LONG_QUIET).await;
     assert_eq!(replicas(&world), 1);
+    world.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bridge_that_was_called_since_it_was_last_asked_keeps_its_pod() {
+    // It is asked about once a minute, whenever that is.
+    for seconds in (0..60).step_by(5) {
+        let world = World::new();
+        install(&world);
+        let _operator = world.operator("one");
+        world.settle(QUIET).await;
+        world.gateways.call(&uid(&world, "MCPServer", "time"), true);
+        world.fate("time", Fate::Asleep);
+        world.settle(LONG_QUIET).await;
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+        let made =
+            |world: &World| world.api.get("Deployment", "team", "mcp-time").unwrap()["metadata"]["generation"].clone();
+        let before = made(&world);
+        // By a gateway that is no more; those that there are know of no call.
+        world.bridges.set("team/time", Fate::Ready);
+        world.gateways.call(&uid(&world, "MCPServer", "time"), false);
+        world.settle(LONG_QUIET).await;
+        assert_eq!((replicas(&world), made(&world)), (1, before), "{seconds} s later");
+        truth(&world, "called");
+        world.assert_clean();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_wait_for_a_node_for_half_a_minute() {
+    let world = World::new();
+    install(&world);
+    let operator = world.operator("one");
+    world.settle(QUIET).await;
+    world.fate("time", Fate::Asleep);
+    world.settle(LONG_QUIET).await;
+    assert_eq!(told(&world), [(true, true), (true, true)]);
+    // Another pod has to go first.
+    world.bridges.set("team/time", Fate::NoRoom);
+    assert_eq!(call(&world, &operator).await, StatusCode::ACCEPTED);
+    tokio::time::sleep(Duration::from_secs(25)).await;
+    assert_eq!(replicas(&world), 1);
+    assert_eq!(told(&world), [(true, true), (true, true)], "calls are held");
+    world.fate("time", Fate::Ready);
+    world.settle(LONG_QUIET).await;
+    truth(&world, "there was room in time");
+
+    world.fate("time", Fate::Asleep);
+    world.settle(LONG_QUIET).await;
+    assert_eq!(replicas(&world), 0);
+    world.bridges.set("team/time", Fate::NoRoom);
+    call(&world, &operator).await;
+    tokio::time::sleep(Duration::from_secs(40)).await;
+    assert_eq!(told(&world), [(false, false), (false, false)], "whoever waits is told");
+    assert_eq!(condition(&time(&world), "Ready").unwrap()["reason"], "Unschedulable");
+    world.fate("time", Fate::Ready);
+    world.settle(LONG_QUIET).await;
+    truth(&world, "there is room");
     world.assert_clean();
 }
 

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod images;
+
 use mcp_hub_e2e::{Hub, condition, eventually, fixture};
 
 const INVALID: i32 = 6;

@@ -1,28 +1,12 @@
 //! What registries say, and how they fail.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod fake;
-
-use std::error::Error;
 use std::time::{Duration, Instant};
 
-use fake::{Access, Fault, INDEX, MANIFEST, PASSWORD, Registry, USER};
+use mcp_hub_fakeregistry::{Access, Fault, INDEX, MANIFEST, PASSWORD, Registry, USER};
 use mcp_hub_supply::{Credentials, ImageFacts, Platform, Reference, Registries, RegistryError};
-use serde_json::{Value, json};
+use serde_json::json;
 
-fn amd64() -> Platform {
-    Platform::linux("amd64")
-}
-
-fn login(host: &str, entry: Value) -> Credentials {
-    let config = json!({"auths": {host: entry}}).to_string();
-    Credentials::from_docker_config(config.as_bytes()).unwrap()
-}
-
-fn password(host: &str) -> Credentials {
-    login(host, json!({"username": USER, "password": PASSWORD}))
-}
+use crate::{amd64, answer, login, password, told};
 
 async fn resolve(image: &Reference) -> Result<ImageFacts, RegistryError> {
     resolve_with(image, &Credentials::none()).await
@@ -30,17 +14,6 @@ async fn resolve(image: &Reference) -> Result<ImageFacts, RegistryError> {
 
 async fn resolve_with(image: &Reference, credentials: &Credentials) -> Result<ImageFacts, RegistryError> {
     Registries::new().unwrap().resolve(image, credentials, &amd64()).await
-}
-
-/// As an edge prints it.
-fn told(error: &RegistryError) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 #[tokio::test]
@@ -158,11 +131,6 @@ async fn each_failure_has_a_name_of_its_own() {
     assert_eq!(told(&error), format!("{} has no image `{image}`: manifest unknown", registry.host));
     registry.push("a", Some("1"), "linux/amd64", &json!({}));
 
-    let answer = |status, headers: &[(&'static str, &str)], body: &str| Fault::Answer {
-        status,
-        headers: headers.iter().map(|(name, value)| (*name, (*value).to_owned())).collect(),
-        body: body.to_owned(),
-    };
     for (path, fault, reason, text) in [
         ("manifests", answer(403, &[], ""), "ImageUnauthorized", "refused access to"),
         ("manifests", answer(401, &[], ""), "ImageUnauthorized", "(401)"),
@@ -253,7 +221,7 @@ async fn an_image_is_what_a_container_can_be_made_of() {
         Some("1"),
         MANIFEST,
         &json!({"schemaVersion": 2, "layers": [],
-        "config": {"mediaType": "application/vnd.cncf.helm.config.v1+json", "digest": chart}}),
+        "config": {"mediaType": "application/vnd.cncf.helm.config.v1+json", "digest": chart, "size": 2}}),
     );
     let error = resolve(&registry.image("chart:1")).await.unwrap_err();
     assert!(told(&error).contains("an artifact of type application/vnd.cncf.helm.config.v1+json"), "{}", told(&error));

@@ -1,0 +1,74 @@
+//! `mcpctl publish-images`: locked images in a registry of one's own.
+
+use std::path::Path;
+
+use jiff::Timestamp;
+use mcp_hub_supply::lock::Locked;
+use mcp_hub_supply::progress::Event;
+use mcp_hub_supply::{Credentials, ImageLock, Reference, Registries};
+
+use crate::args::{LockFile, PublishImages};
+use crate::error::Error;
+use crate::images::{self, Progress};
+use crate::output;
+use crate::target::local::Local;
+
+pub(crate) async fn run(local: &Local, args: &PublishImages) -> Result<(), Error> {
+    let lock = images::locked(&args.lock)?;
+    let locked = match &args.file {
+        Some(file) => only(&lock, &images::of_manifests(&local.places, Some(file))?, &args.lock)?,
+        None => lock.images().collect(),
+    };
+    let names = images::names(&args.registry, locked.iter().map(|one| (&one.image, &*one.digest)))?;
+    let registries = images::registries(&args.transport)?;
+    let credentials = images::logins(locked.iter().map(|one| &one.image).chain(&names)).await?;
+
+    let progress = Progress::new();
+    let tell = |event: Event<'_>| progress.tell(&event);
+    let mut failed = 0;
+    for (locked, name) in locked.iter().zip(&names) {
+        match registries.copy(&locked.image.pinned(&locked.digest), name, &credentials, &tell).await {
+            Ok(published) => progress.say(|| images::published(name, published)),
+            Err(error) => {
+                failed += 1;
+                progress.say(|| images::failed(&locked.image, &error.into()));
+            }
+        }
+    }
+    drop(progress);
+    if failed > 0 {
+        return Err(Error::Images { failed, of: locked.len(), done: "published", so: None });
+    }
+    match &args.write_lock {
+        Some(path) => write_lock(path, &names, &registries, &credentials).await,
+        None => Ok(()),
+    }
+}
+
+/// What is locked for the images of some manifests, which all must be.
+fn only<'a>(lock: &'a ImageLock, wanted: &[Reference], LockFile { path }: &LockFile) -> Result<Vec<&'a Locked>, Error> {
+    let missing = |image: &Reference| Error::NotFound {
+        what: "image in the lock file that is named",
+        name: image.to_string(),
+        hint: Some(format!("`mcpctl lock-images` locks it; {} was read", path.display())),
+    };
+    wanted.iter().map(|image| lock.get(image).ok_or_else(|| missing(image))).collect()
+}
+
+/// What the registry says now of what it was given.
+async fn write_lock(
+    path: &Path,
+    names: &[Reference],
+    registries: &Registries,
+    credentials: &Credentials,
+) -> Result<(), Error> {
+    let file = LockFile { path: path.to_owned() };
+    let (old, mut lock) = (images::read_lock(&file)?.unwrap_or_default(), ImageLock::default());
+    for name in names {
+        let pinned = registries.pin(name, credentials, &|_| {}).await?;
+        lock.pin(name.clone(), pinned, old.get(name), Timestamp::now());
+    }
+    images::write_lock(path, &lock)?;
+    output::say(&format!("{} written", path.display()));
+    Ok(())
+}

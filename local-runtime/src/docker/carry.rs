@@ -1,0 +1,214 @@
+//! The bridge on an engine: a static program in a named volume, which containers mount read-only.
+//!
+//! A container's read-only root takes no file, so the volume is filled through a container that is never started. A fill
+//! that was cut off is seen by the file's size; the digest is in the volume's name.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::PathBuf;
+
+use bollard::models::{ContainerCreateBody, HostConfig, Mount, MountType, VolumeCreateRequest};
+use bollard::query_parameters::{
+    ContainerArchiveInfoOptions, CreateContainerOptions, RemoveContainerOptions, UploadToContainerOptions,
+};
+
+use super::container::label;
+use super::engine::{Engine, EngineError, is_absent, is_conflict};
+use super::{lower, names};
+
+/// Name of the program in the volume.
+pub(super) const PROGRAM: &str = "mcp-bridge";
+/// Marks what is no server's.
+const ROLE: &str = "mcphub.io/role";
+
+/// A bridge that can be brought into containers.
+#[derive(Debug, Clone)]
+pub struct Bridge {
+    /// As images name it: `amd64`, `arm64`.
+    pub architecture: String,
+    /// The beginning of its SHA-256 in lower-case hex, see [`DIGITS`].
+    pub digest: String,
+    pub image: BridgeImage,
+}
+
+/// Digits of a digest that tell one bridge from another.
+pub const DIGITS: usize = 16;
+
+#[derive(Debug, Clone)]
+pub enum BridgeImage {
+    Carried(&'static [u8]),
+    Kept(PathBuf),
+}
+
+/// The bridges of this release, and those of earlier ones that containers may still have.
+#[derive(Debug, Clone)]
+pub struct Bridges {
+    own: Vec<Bridge>,
+    kept: Vec<Bridge>,
+    folder: PathBuf,
+}
+
+impl Bridges {
+    /// `own`: one for each architecture. `folder`: where those that were brought into containers are kept, for as long as a
+    /// container may need one that a newer release no longer carries.
+    pub fn new(own: Vec<Bridge>, folder: PathBuf) -> Self {
+        let files = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+        let kept = files.filter_map(|file| {
+            let name = file.file_name().into_string().ok()?;
+            let (architecture, digest) = name.split_once('-')?;
+            let image = BridgeImage::Kept(file.path());
+            (digest.len() == DIGITS).then(|| Bridge {
+                architecture: architecture.to_owned(),
+                digest: digest.to_owned(),
+                image,
+            })
+        });
+        Self { own, kept: kept.collect(), folder }
+    }
+
+    /// The bridge that a container was made with, if it is at hand: an upgrade rolls nothing. Else that of this release.
+    pub(super) fn choose(&self, kept: Option<&str>, architecture: &str) -> Option<&Bridge> {
+        let mut fitting = self.own.iter().chain(&self.kept).filter(|bridge| bridge.architecture == architecture);
+        let pinned = fitting.clone().find(|bridge| Some(bridge.digest.as_str()) == kept);
+        pinned.or_else(|| fitting.next())
+    }
+
+    fn of_volume(&self, installation: &str, volume: &str) -> Option<&Bridge> {
+        let mut all = self.own.iter().chain(&self.kept);
+        all.find(|bridge| names::bridge_volume(installation, &bridge.digest) == volume)
+    }
+
+    /// Keeps what a later release may not carry. One that cannot be kept rolls its container then, which is no reason not to
+    /// start it now.
+    fn keep(&self, bridge: &Bridge) {
+        let BridgeImage::Carried(image) = &bridge.image else { return };
+        let path = self.folder.join(format!("{}-{}", bridge.architecture, bridge.digest));
+        let write = || -> std::io::Result<()> {
+            std::fs::create_dir_all(&self.folder)?;
+            let mut draft = tempfile::NamedTempFile::new_in(&self.folder)?;
+            draft.write_all(image)?;
+            draft.persist(&path)?;
+            Ok(())
+        };
+        if !path.exists()
+            && let Err(error) = write()
+        {
+            tracing::warn!(path = %path.display(), %error, "the bridge was not kept");
+        }
+    }
+
+    /// Makes sure that the volume holds its bridge whole.
+    pub(super) async fn bring(
+        &self,
+        engine: &Engine,
+        installation: &str,
+        volume: &str,
+        image: &str,
+    ) -> Result<(), EngineError> {
+        let bridge = self.of_volume(installation, volume);
+        let bridge =
+            bridge.ok_or_else(|| EngineError::NoBridge { architecture: engine.facts().architecture.clone() })?;
+        let program = match &bridge.image {
+            BridgeImage::Carried(bytes) => bytes.to_vec(),
+            BridgeImage::Kept(path) => {
+                let path = path.clone();
+                std::fs::read(&path).map_err(|source| EngineError::File { path, source })?
+            }
+        };
+        let labels = HashMap::from([
+            (label::INSTALLATION.to_owned(), installation.to_owned()),
+            (ROLE.to_owned(), "bridge".to_owned()),
+        ]);
+        let request =
+            VolumeCreateRequest { name: Some(volume.to_owned()), labels: Some(labels.clone()), ..Default::default() };
+        engine.api.create_volume(request).await.map_err(|error| engine.failed("create", volume, error))?;
+
+        let helper = Helper::create(engine, volume, image, labels).await?;
+        let filled = helper.fill(&program).await;
+        helper.remove().await?;
+        filled?;
+        self.keep(bridge);
+        Ok(())
+    }
+}
+
+/// The container that is never started.
+struct Helper<'a> {
+    engine: &'a Engine,
+    name: String,
+}
+
+impl<'a> Helper<'a> {
+    async fn create(
+        engine: &'a Engine,
+        volume: &str,
+        image: &str,
+        labels: HashMap<String, String>,
+    ) -> Result<Self, EngineError> {
+        let name = format!("{volume}-fill");
+        let mount = Mount {
+            target: Some(lower::BRIDGE_DIR.to_owned()),
+            typ: Some(MountType::VOLUME),
+            source: Some(volume.to_owned()),
+            read_only: Some(false),
+            ..Mount::default()
+        };
+        let body = ContainerCreateBody {
+            image: Some(image.to_owned()),
+            entrypoint: Some(vec![format!("{}/{PROGRAM}", lower::BRIDGE_DIR)]),
+            labels: Some(labels),
+            host_config: Some(HostConfig {
+                mounts: Some(vec![mount]),
+                network_mode: Some("none".to_owned()),
+                ..HostConfig::default()
+            }),
+            ..ContainerCreateBody::default()
+        };
+        let options = CreateContainerOptions { name: Some(name.clone()), ..Default::default() };
+        match engine.api.create_container(Some(options), body).await {
+            // Left by one that was cut off: as good as a new one.
+            Err(error) if is_conflict(&error) => {}
+            other => {
+                other.map_err(|error| engine.failed("create", &name, error))?;
+            }
+        }
+        Ok(Self { engine, name })
+    }
+
+    async fn fill(&self, program: &[u8]) -> Result<(), EngineError> {
+        let api = &self.engine.api;
+        let path = format!("{}/{PROGRAM}", lower::BRIDGE_DIR);
+        let options = ContainerArchiveInfoOptions { path };
+        match api.get_container_archive_info(&self.name, Some(options)).await {
+            Ok(found) if u64::try_from(found.size).is_ok_and(|size| size == program.len() as u64) => return Ok(()),
+            Ok(_) => {}
+            Err(error) if is_absent(&error) => {}
+            Err(error) => return Err(self.engine.failed("look into", &self.name, error)),
+        }
+        let archive = archive(program).map_err(|source| EngineError::File { path: PROGRAM.into(), source })?;
+        let options = UploadToContainerOptions { path: lower::BRIDGE_DIR.to_owned(), ..Default::default() };
+        let sent = api.upload_to_container(&self.name, Some(options), bollard::body_full(archive.into())).await;
+        sent.map_err(|error| self.engine.failed("fill", &self.name, error))
+    }
+
+    async fn remove(&self) -> Result<(), EngineError> {
+        let options = RemoveContainerOptions { force: true, ..Default::default() };
+        match self.engine.api.remove_container(&self.name, Some(options)).await {
+            Err(error) if !is_absent(&error) && !is_conflict(&error) => {
+                Err(self.engine.failed("remove", &self.name, error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// One file, executable for everybody.
+fn archive(program: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(0o755);
+    header.set_size(program.len() as u64);
+    header.set_mtime(0);
+    let mut archive = tar::Builder::new(Vec::new());
+    archive.append_data(&mut header, PROGRAM, program)?;
+    archive.into_inner()
+}

@@ -1,0 +1,195 @@
+//! What an image of an engine starts; one that the engine has not is pulled.
+
+use async_trait::async_trait;
+use bollard::errors::Error as ApiError;
+use bollard::models::ImageInspect;
+use bollard::query_parameters::CreateImageOptions;
+use futures::StreamExt;
+use mcp_hub_crds::source::{ImageSource, Resolved, ResolvedImage, Source};
+use mcp_hub_reconcile::error::{Retry, RuntimeError};
+use mcp_hub_reconcile::observed::Failure;
+use mcp_hub_supply::Reference;
+use mcp_hub_supply::reference::ReferenceError;
+use serde_json::Value;
+
+use super::detect::NotFound;
+use super::engine::{Engine, EngineError, is_absent};
+use crate::prepare::{Order, Resolve};
+
+/// Gives the engine, if one was found.
+pub(super) trait Find: std::fmt::Debug + Send + Sync {
+    fn engine(&self) -> Result<Engine, NotFound>;
+}
+
+#[derive(Debug)]
+pub(super) struct Images<F>(pub(super) F);
+
+#[async_trait]
+impl<F: Find> Resolve for Images<F> {
+    fn progress(&self, source: &Source) -> String {
+        match source {
+            Source::Image(image) => format!("looking for image {}, pulling it if it is not there", image.r#ref),
+            _ => String::new(),
+        }
+    }
+
+    async fn resolve(&self, order: Order) -> Result<Resolved, Failure> {
+        let Source::Image(image) = &order.source else {
+            return Err(Failure {
+                reason: "Unsupported",
+                message: format!("a source of kind {} is not resolved here", order.source.kind()),
+                hint: None,
+                retry: Retry::OnChange,
+            });
+        };
+        let engine = self.0.engine().map_err(|missing| failure(EngineError::from(&missing)))?;
+        Ok(Resolved {
+            source_digest: order.source_digest,
+            version: None,
+            command: None,
+            env: None,
+            reads: None,
+            image: Some(find(&engine, image).await?),
+            runner: None,
+        })
+    }
+}
+
+async fn find(engine: &Engine, image: &ImageSource) -> Result<ResolvedImage, Failure> {
+    let reference: Reference = image.r#ref.parse().map_err(|error: ReferenceError| Failure {
+        reason: "ImageInvalid",
+        message: error.to_string(),
+        hint: None,
+        retry: Retry::OnChange,
+    })?;
+    // As the user wrote it: an engine knows its own images also by names that no registry has.
+    let inspect = || engine.api.inspect_image(&image.r#ref);
+    let found = match inspect().await {
+        Err(error) if is_absent(&error) => {
+            pull(engine, &reference).await?;
+            inspect().await
+        }
+        other => other,
+    };
+    let found = found.map_err(|error| failure(engine.failed("look at image", &image.r#ref, error)))?;
+    facts(engine, image, &reference, found)
+}
+
+async fn pull(engine: &Engine, reference: &Reference) -> Result<(), Failure> {
+    let name = reference.to_string();
+    // With its tag or digest: without, all tags of a repository would be meant.
+    let options = CreateImageOptions { from_image: Some(name.clone()), ..CreateImageOptions::default() };
+    let mut pulled = engine.api.create_image(Some(options), None, None);
+    while let Some(step) = pulled.next().await {
+        let why = match step {
+            Ok(info) => match info.error_detail.and_then(|detail| detail.message) {
+                Some(message) => message,
+                None => continue,
+            },
+            Err(ApiError::DockerStreamError { error }) => error,
+            Err(ApiError::DockerResponseServerError { message, .. }) => message,
+            Err(error) => return Err(failure(engine.failed("pull image", &name, error))),
+        };
+        return Err(refused(&name, &why, engine));
+    }
+    Ok(())
+}
+
+/// Fetches an image that was there when it was resolved, by what a lowered body says of it.
+pub(super) async fn fetch_again(engine: &Engine, image: &Value) -> Result<(), EngineError> {
+    let text = |field: &str| image[field].as_str().unwrap_or_default();
+    let (name, index, id) = (text("ref"), text("index"), text("id"));
+    let gone = |problem: String| EngineError::ImageGone { image: name.to_owned(), problem };
+    if index == id {
+        return Err(gone("it is of no registry".to_owned()));
+    }
+    let reference: Reference = name.parse().map_err(|error: ReferenceError| gone(error.to_string()))?;
+    let pinned: Reference = reference.at(index).parse().map_err(|error: ReferenceError| gone(error.to_string()))?;
+    pull(engine, &pinned).await.map_err(|failure| gone(failure.message))?;
+    let found = engine.api.inspect_image(&pinned.to_string()).await;
+    let found = found.map_err(|error| engine.failed("look at image", name, error))?;
+    match full_id(found.id) {
+        found if found == id => Ok(()),
+        found => Err(gone(format!("what the registry gave for {index} is {found} here, and not {id}"))),
+    }
+}
+
+/// Engines say why in words only.
+fn refused(name: &str, why: &str, engine: &Engine) -> Failure {
+    let says = |words: &[&str]| words.iter().any(|word| why.to_lowercase().contains(word));
+    let (reason, hint) = if says(&["no matching manifest", "no image found in manifest list", "no child with platform"])
+    {
+        ("WrongPlatform", format!("use an image for linux/{}", engine.facts().architecture))
+    } else if says(&["unauthorized", "authentication required", "denied", "forbidden"]) {
+        (
+            "ImagePullFailed",
+            "the registry wants a login, or there is no such image: pull it with the engine's own login first"
+                .to_owned(),
+        )
+    } else if says(&["not found", "manifest unknown", "name unknown"]) {
+        ("ImagePullFailed", "check the name and tag; an image that was built here need not be pulled".to_owned())
+    } else if says(&["no space left"]) {
+        ("ImagePullFailed", "the engine's disk is full".to_owned())
+    } else {
+        ("ImagePullFailed", "can the engine reach the registry?".to_owned())
+    };
+    Failure {
+        reason,
+        message: format!("{} could not pull {name}: {}", engine.facts().product, why.trim()),
+        hint: Some(hint),
+        // It may be pushed, or the registry be back, at any time.
+        retry: Retry::Backoff,
+    }
+}
+
+fn facts(
+    engine: &Engine,
+    image: &ImageSource,
+    reference: &Reference,
+    found: ImageInspect,
+) -> Result<ResolvedImage, Failure> {
+    let wrong =
+        |reason, message: String, hint: String| Failure { reason, message, hint: Some(hint), retry: Retry::OnChange };
+    let architecture = found.architecture.unwrap_or_default();
+    if architecture != engine.facts().architecture {
+        return Err(wrong(
+            "WrongPlatform",
+            format!("image {} is for {architecture}, and the engine runs {}", image.r#ref, engine.facts().architecture),
+            format!("use an image for linux/{}", engine.facts().architecture),
+        ));
+    }
+    let digests = found.repo_digests.unwrap_or_default();
+    let digest = digests.iter().find_map(|name| {
+        let known: Reference = name.parse().ok()?;
+        (known.registry() == reference.registry() && known.repository() == reference.repository())
+            .then(|| known.digest().map(str::to_owned))?
+    });
+    if digest.is_none() && image.pin_digest == Some(true) {
+        return Err(wrong(
+            "ImageUnpinned",
+            format!("image {} has no digest of a registry: it was built or loaded here", image.r#ref),
+            "push it and pull it, or leave pinDigest out".to_owned(),
+        ));
+    }
+    let id = full_id(found.id);
+    let config = found.config.unwrap_or_default();
+    Ok(ResolvedImage {
+        index: digest.unwrap_or_else(|| id.clone()),
+        id: Some(id),
+        entrypoint: config.entrypoint.filter(|words| !words.is_empty()),
+        cmd: config.cmd.filter(|words| !words.is_empty()),
+        user: config.user.filter(|user| !user.is_empty()),
+    })
+}
+
+/// Podman leaves the algorithm out.
+fn full_id(id: Option<String>) -> String {
+    let id = id.unwrap_or_default();
+    if id.starts_with("sha256:") { id } else { format!("sha256:{id}") }
+}
+
+fn failure(error: EngineError) -> Failure {
+    let RuntimeError { reason, message, hint, retry, source } = error.into();
+    let message = source.map(|source| format!("{message}: {source}")).unwrap_or(message);
+    Failure { reason, message, hint, retry }
+}

@@ -1,0 +1,308 @@
+//! What a server becomes on a container engine: nothing while it is paused, a preparation while its image is not known,
+//! else one container with the bridge before the image's program.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use mcp_hub_crds::Quantity;
+use mcp_hub_crds::server::{FilesystemPermission, NetworkPermissions, Permissions, Resources, RunAs, Volume};
+use mcp_hub_crds::source::{ImageSource, ResolvedImage, Source};
+use mcp_hub_dataplane_api::SessionMode;
+use mcp_hub_dataplane_api::launch::{
+    Child, ChildTransport, Drain, LAUNCH_ENV, LaunchSpec, Limits, LogPolicy, Owner, Roots,
+};
+use mcp_hub_reconcile::image::{self, NOBODY};
+use mcp_hub_reconcile::lower::{Change, Degraded, Lowered, Object, ObjectId, Stage, Unsupported};
+use mcp_hub_reconcile::owner::OwnerKey;
+use mcp_hub_reconcile::workload::{ServerWorkload, Workload};
+use serde_json::json;
+
+use super::carry::Bridges;
+use super::container::{Container, Mount, MountedFrom};
+use super::detect::EngineKind;
+use super::engine::Facts;
+use super::{carry, names};
+use crate::host::Host;
+use crate::secret_source;
+
+/// Where the bridge lies in a container.
+pub(super) const BRIDGE_DIR: &str = "/mcp-hub";
+/// Its run folder.
+const RUN_DIR: &str = "/run/mcp-hub";
+const TMP_DIR: &str = "/tmp";
+/// A browser with its helpers stays below; a fork bomb does not.
+const PIDS: i64 = 1_024;
+/// Files in memory that belong to whoever runs there.
+const SCRATCH: &str = "rw,nosuid,nodev,mode=1777";
+/// The engine keeps what the bridge writes to stderr.
+const NO_LOG: LogPolicy = LogPolicy { max_bytes: 0, files: 0 };
+
+/// Pure: what it says of machine and engine was read when the engine was found.
+pub(super) fn lower(
+    workload: &Workload,
+    engine: EngineKind,
+    facts: &Facts,
+    host: &Host,
+    bridges: &Bridges,
+) -> Result<Lowered, Unsupported> {
+    let engine = engine.as_str();
+    let no = |field: &str, message: &str, hint: Option<&str>| Unsupported {
+        runtime: engine.to_owned(),
+        field: field.to_owned(),
+        message: message.to_owned(),
+        hint: hint.map(str::to_owned),
+    };
+    let Workload::Server(server) = workload else {
+        return Err(no("MCPHub", "gateways are part of the daemon here", None));
+    };
+    // Destructured so that a new field does not compile until it is decided.
+    let ServerWorkload {
+        owner,
+        source,
+        source_digest,
+        resolved,
+        // Decided by the runtime set.
+        runtime: _,
+        base_dir,
+        transport,
+        era,
+        args,
+        working_dir,
+        env,
+        volumes,
+        resources,
+        run_as,
+        replicas,
+        at_rest,
+        lifecycle,
+        sessions,
+        roots,
+        health,
+        restart,
+        timeouts,
+        permissions,
+        pod_template,
+        token_sha256,
+        restarted_at,
+        // One machine has one namespace of gateways: this process.
+        expose_to: _,
+        bridge,
+    } = server.as_ref();
+
+    let mut degraded = Vec::new();
+    if pod_template.is_some() {
+        degraded.push(Degraded {
+            field: "spec.kubernetes.podTemplate".to_owned(),
+            message: "applies in clusters only".to_owned(),
+        });
+    }
+    if resources.as_ref().is_some_and(|resources| resources.requests.is_some()) {
+        degraded.push(Degraded {
+            field: "spec.resources.requests".to_owned(),
+            message: "one machine schedules nothing".to_owned(),
+        });
+    }
+    // The schema says so too; a runtime does not rely on it.
+    if *roots == Roots::Forward && (sessions.mode != SessionMode::PerClient || *transport != ChildTransport::Stdio) {
+        return Err(no("spec.roots", "roots are forwarded to stdio servers with sessions.mode perClient only", None));
+    }
+    if *replicas > 1 {
+        return Err(no("spec.replicas", "one machine runs one container of a server", None));
+    }
+    let Source::Image(from) = source else {
+        let hint = Some("leave spec.runtime out, or set it to process");
+        return Err(no(&format!("spec.source.{}", source.kind()), "only images run in containers", hint));
+    };
+    let ImageSource { r#ref, command: _, pull_secret_ref, pin_digest, verify: _ } = from;
+    if pull_secret_ref.is_some() {
+        let hint = Some("leave it out, and pull the image with the engine's own login first");
+        return Err(no("spec.source.image.pullSecretRef", "the engine's own images are used here", hint));
+    }
+    if let Some(Permissions { network: Some(NetworkPermissions { egress: Some(_) }), .. }) = permissions {
+        let message = "this release keeps no container from the network";
+        return Err(no("spec.permissions.network.egress", message, Some("leave it out, or use a cluster")));
+    }
+    let (memory, nano_cpus) = limits(resources.as_ref(), facts).map_err(|(field, hint)| {
+        no(field, &format!("{} cannot limit it on this machine", facts.product), Some(hint))
+    })?;
+    let mut tmpfs =
+        BTreeMap::from([(RUN_DIR.to_owned(), SCRATCH.to_owned()), (TMP_DIR.to_owned(), SCRATCH.to_owned())]);
+    let mut mounts = BTreeMap::new();
+    for volume in volumes {
+        match mounted(volume, owner, host, Path::new(base_dir))
+            .map_err(|(what, message, hint)| no(&format!("spec.volumes[{}]{what}", volume.name), &message, hint))?
+        {
+            Place::Memory(options) => {
+                tmpfs.insert(volume.mount_path.clone(), options);
+            }
+            Place::Mount(mount) => {
+                tmpfs.remove(&volume.mount_path);
+                mounts.insert(volume.mount_path.clone(), mount);
+            }
+        }
+    }
+    if *replicas == 0 || *at_rest {
+        return Ok(Lowered { objects: Vec::new(), degraded });
+    }
+    let known = resolved.as_ref().and_then(|resolved| resolved.image.as_ref());
+    let Some((facts_of_image, id)) = known.and_then(|image| Some((image, image.id.as_ref()?))) else {
+        let body = json!({
+            "source": serde_json::to_value(source).unwrap_or_default(),
+            "sourceDigest": source_digest,
+            // A requested restart looks again for what was not found.
+            "restartedAt": restarted_at,
+        });
+        let id = ObjectId::new(format!("{engine} image"), &owner.name);
+        return Ok(Lowered { objects: vec![Object::new(id, Stage::Prepare, Change::InPlace, body)], degraded });
+    };
+    let (program, arguments) = image::program(engine, from, Some(facts_of_image), args)?;
+    let (user, homeless) = identity(run_as.as_ref(), facts_of_image);
+    let (mut plain, secrets) = secret_source::split(env);
+    if plain.contains_key(LAUNCH_ENV) || secrets.contains_key(LAUNCH_ENV) {
+        return Err(no("spec.env", &format!("{LAUNCH_ENV} is the bridge's own variable"), None));
+    }
+    if homeless && !secrets.contains_key("HOME") {
+        plain.entry("HOME".to_owned()).or_insert_with(|| TMP_DIR.to_owned());
+    }
+    let Some(bridge) = bridges.choose(bridge.as_deref(), &facts.architecture) else {
+        let message = format!("this program carries no bridge for {}", facts.architecture);
+        return Err(no("spec.source.image", &message, Some("use a release, or build one with `cargo xtask dist`")));
+    };
+    let port = image::bridge_port(transport);
+    let launch = LaunchSpec {
+        owner: Owner { id: owner.id(), namespace: owner.namespace.clone(), name: owner.name.clone() },
+        digest: String::new(),
+        listen: ([0, 0, 0, 0], port).into(),
+        token_sha256: token_sha256.clone(),
+        child: Child {
+            program,
+            args: arguments,
+            working_dir: String::new(),
+            inherit_env: true,
+            env: BTreeMap::new(),
+            secret_env: secrets.keys().cloned().collect(),
+            // The container has limits of its own.
+            limits: Limits::default(),
+            filesystem: None,
+        },
+        transport: transport.clone(),
+        era: *era,
+        sessions: *sessions,
+        roots: *roots,
+        lifecycle: *lifecycle,
+        health: *health,
+        restart: *restart,
+        timeouts: *timeouts,
+        log: NO_LOG,
+        drain: Drain::default(),
+    };
+    plain.insert(LAUNCH_ENV.to_owned(), serde_json::to_string(&launch).unwrap_or_default());
+    mounts.insert(
+        BRIDGE_DIR.to_owned(),
+        Mount { from: MountedFrom::Volume(names::bridge_volume(&owner.installation, &bridge.digest)), read_only: true },
+    );
+    let unrestricted =
+        permissions.as_ref().and_then(|permissions| permissions.filesystem) == Some(FilesystemPermission::Unrestricted);
+    let container = Container {
+        image: if *pin_digest == Some(false) { r#ref.clone() } else { id.clone() },
+        command: vec![format!("{BRIDGE_DIR}/{}", carry::PROGRAM), "pod".to_owned(), RUN_DIR.to_owned()],
+        env: plain,
+        user,
+        working_dir: working_dir.clone(),
+        read_only: !unrestricted,
+        mounts,
+        tmpfs,
+        memory,
+        nano_cpus,
+        pids: facts.pids_limit.then_some(PIDS),
+        network: names::network(owner, facts.isolates_within_network()),
+        port,
+        confined: true,
+        restarted_by_engine: false,
+        running: true,
+    };
+    let body = json!({
+        "container": serde_json::to_value(container).unwrap_or_default(),
+        // To fetch it again, should somebody remove it.
+        "image": {"ref": r#ref, "index": facts_of_image.index, "id": id},
+        "secrets": secrets,
+        "restartedAt": restarted_at,
+    });
+    let object = Object::new(container_id(engine, owner), Stage::Workload, Change::Recreate, body);
+    Ok(Lowered { objects: vec![object], degraded })
+}
+
+/// Each engine's containers are of a kind of their own, so that a server that moves from one to another leaves the first.
+pub(super) fn container_id(engine: &str, owner: &OwnerKey) -> ObjectId {
+    ObjectId::new(format!("{engine} container"), &owner.name)
+}
+
+/// Bytes, and billionths of a processor; or the field that cannot be limited, with what to do.
+fn limits(
+    resources: Option<&Resources>,
+    facts: &Facts,
+) -> Result<(Option<i64>, Option<i64>), (&'static str, &'static str)> {
+    let wanted = resources.and_then(|resources| resources.limits.as_ref());
+    let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    let memory = wanted.and_then(|limits| limits.memory.as_ref()).map(Quantity::units).map(number);
+    let cpu = wanted.and_then(|limits| limits.cpu.as_ref()).map(Quantity::millis).map(number);
+    let hint = "leave it out, or use an engine that runs as root or a machine with cgroup v2";
+    if memory.is_some() && !facts.memory_limit {
+        return Err(("spec.resources.limits.memory", hint));
+    }
+    if cpu.is_some() && !facts.cpu_limit {
+        return Err(("spec.resources.limits.cpu", hint));
+    }
+    Ok((memory, cpu.map(|millis| millis.saturating_mul(1_000_000))))
+}
+
+/// The user of the spec, else the image's unless that is root, else nobody. With it whether it is another than the image
+/// was made for, whose home it may not write.
+fn identity(run_as: Option<&RunAs>, image: &ResolvedImage) -> (String, bool) {
+    let group = |user: i64| run_as.and_then(|run_as| run_as.group).unwrap_or(user);
+    if let Some(user) = run_as.and_then(|run_as| run_as.user) {
+        return (format!("{user}:{}", group(user)), true);
+    }
+    let named = image.user.as_deref().unwrap_or_default();
+    let (user, _) = named.split_once(':').unwrap_or((named, ""));
+    match (user, run_as.and_then(|run_as| run_as.group)) {
+        ("" | "root" | "0", _) => (format!("{NOBODY}:{}", group(NOBODY)), true),
+        (user, Some(group)) => (format!("{user}:{group}"), false),
+        (_, None) => (named.to_owned(), false),
+    }
+}
+
+enum Place {
+    Memory(String),
+    Mount(Mount),
+}
+
+type Refusal = (&'static str, String, Option<&'static str>);
+
+fn mounted(volume: &Volume, owner: &OwnerKey, host: &Host, base: &Path) -> Result<Place, Refusal> {
+    let Volume { name: _, mount_path, read_only, host_path, empty_dir, pvc, config_map } = volume;
+    if !mount_path.starts_with('/') {
+        let message = "a container has no folder that this could be relative to".to_owned();
+        return Err((".mountPath", message, Some("begin it with /")));
+    }
+    for own in [BRIDGE_DIR, RUN_DIR] {
+        if mount_path == own || mount_path.starts_with(&format!("{own}/")) {
+            return Err((".mountPath", format!("{own} is the bridge's own"), None));
+        }
+    }
+    let read_only = read_only.unwrap_or(false);
+    if config_map.is_some() {
+        return Err((".configMap", "a machine has no ConfigMaps".to_owned(), Some("use hostPath")));
+    }
+    let from = match (host_path, pvc) {
+        (Some(path), _) => MountedFrom::Host(host.absolute(base, path).to_string_lossy().into_owned()),
+        (None, Some(claim)) => MountedFrom::Volume(names::data_volume(&owner.installation, &owner.namespace, claim)),
+        (None, None) => {
+            let limit = empty_dir.as_ref().and_then(|folder| folder.size_limit.as_ref()).map(Quantity::units);
+            let size = limit.map(|bytes| format!(",size={bytes}")).unwrap_or_default();
+            let mode = if read_only { SCRATCH.replacen("rw", "ro", 1) } else { SCRATCH.to_owned() };
+            return Ok(Place::Memory(format!("{mode}{size}")));
+        }
+    };
+    Ok(Place::Mount(Mount { from, read_only }))
+}

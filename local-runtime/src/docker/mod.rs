@@ -1,0 +1,639 @@
+//! Servers in containers, on an engine that speaks the Docker API.
+//!
+//! A server is one container: its image, with the bridge as first process. All there is to know of it is on the engine: the
+//! container's labels say whose it is and what it was made of, so a new daemon adopts what runs by looking at it. The engine
+//! restarts nothing; a container that ended is seen by the engine's events and made anew by the next pass.
+
+mod carry;
+mod console;
+mod container;
+mod detect;
+mod engine;
+mod image;
+mod lower;
+mod names;
+mod watch;
+
+use std::collections::{HashMap, HashSet};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bollard::models::{ContainerInspectResponse, NetworkCreateRequest};
+use bollard::query_parameters::{
+    CreateContainerOptions, ListVolumesOptions, RemoveContainerOptions, RemoveVolumeOptions, StopContainerOptions,
+};
+use futures::stream::BoxStream;
+use mcp_hub_dataplane_api::status::Phase;
+use mcp_hub_reconcile::error::{Retry, RuntimeError};
+use mcp_hub_reconcile::installation::Installation;
+use mcp_hub_reconcile::lower::{Lowered, Object, ObjectId, Stage, Unsupported};
+use mcp_hub_reconcile::observed::{Failure, Observed, ObservedObject};
+use mcp_hub_reconcile::owner::OwnerKey;
+use mcp_hub_reconcile::ports::{Console, Enforces, Progress, Runtime, RuntimeEvent, RuntimeInfo, Step, hints};
+use mcp_hub_reconcile::workload::Workload;
+use serde_json::Value;
+use tokio::sync::{Semaphore, broadcast};
+use tokio::task::AbortHandle;
+
+use crate::control::Control;
+use crate::follow;
+use crate::host::Host;
+use crate::prepare::Preparations;
+use crate::secret_source::{self, SecretSource, Secrets};
+
+pub use carry::{Bridge, BridgeImage, Bridges, DIGITS};
+use console::ContainerConsole;
+use container::{Container, label};
+pub use detect::{Candidate, EngineKind, NotFound, Surroundings, candidates, find};
+pub use engine::{Engine, EngineError, Facts};
+use engine::{is_absent, is_conflict};
+use image::{Find, Images};
+
+/// A bridge listens and answers within a moment of its start; even on a busy machine that takes far less.
+const BRIDGE_START: Duration = Duration::from_secs(30);
+/// A bridge that is about to listen gives no event.
+const LOOK: Duration = Duration::from_millis(10);
+/// The server's processes have five seconds of it; what is left then is killed by the engine.
+const GRACE_SECONDS: i32 = 10;
+/// What others remove while a container is made is made again, this often.
+const ATTEMPTS: usize = 3;
+/// Containers made at a time. An engine serialises much of it, and one that is asked for fifty at once answers none in time.
+const PARALLEL: usize = 8;
+/// Events that a slow listener may lag behind before it is told to look at everything.
+const EVENTS: usize = 256;
+
+/// What an engine is used for.
+#[derive(Debug, Clone)]
+pub struct DockerConfig {
+    pub kind: EngineKind,
+    pub around: Surroundings,
+    /// Only owners of this installation are seen.
+    pub installation: Installation,
+    pub host: Host,
+    pub bridges: Bridges,
+}
+
+#[derive(Debug)]
+pub struct DockerRuntime {
+    config: DockerConfig,
+    place: Arc<EnginePlace>,
+    /// While no engine was found.
+    nowhere: RuntimeInfo,
+    secrets: Arc<dyn SecretSource>,
+    preparations: Preparations,
+    /// Owners that have something on the engine: of others it is not asked.
+    known: Mutex<HashSet<OwnerKey>>,
+    followers: Mutex<HashMap<OwnerKey, (SocketAddr, AbortHandle)>>,
+    /// Volumes with a bridge, whole. Held while anything is made that servers share.
+    bridges: tokio::sync::Mutex<HashSet<String>>,
+    turns: Semaphore,
+    events: broadcast::Sender<RuntimeEvent>,
+    console: ContainerConsole,
+    watcher: OnceLock<AbortHandle>,
+}
+
+/// Where the engine is, once one was found. It is looked for as long as none was.
+#[derive(Debug)]
+struct EnginePlace {
+    found: OnceLock<(Engine, RuntimeInfo)>,
+    missing: Mutex<NotFound>,
+}
+
+impl Find for Arc<EnginePlace> {
+    fn engine(&self) -> Result<Engine, NotFound> {
+        match self.found.get() {
+            Some((engine, _)) => Ok(engine.clone()),
+            None => Err(self.missing.lock().unwrap_or_else(PoisonError::into_inner).clone()),
+        }
+    }
+}
+
+impl Drop for DockerRuntime {
+    fn drop(&mut self) {
+        let followers = self.followers.get_mut().unwrap_or_else(PoisonError::into_inner);
+        followers.values().for_each(|(_, follower)| follower.abort());
+        self.watcher.get().into_iter().for_each(AbortHandle::abort);
+    }
+}
+
+impl DockerRuntime {
+    /// Looks for the engine, and adopts what runs on it. Without one it goes on looking in the background, and tells when one
+    /// is there.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time.
+    pub async fn start(config: DockerConfig, secrets: Arc<dyn SecretSource>) -> Arc<Self> {
+        let kind = config.kind;
+        let events = broadcast::Sender::new(EVENTS);
+        let place =
+            Arc::new(EnginePlace { found: OnceLock::new(), missing: Mutex::new(NotFound { kind, tried: Vec::new() }) });
+        let runtime = Arc::new(Self {
+            nowhere: RuntimeInfo {
+                name: kind.as_str().to_owned(),
+                version: String::new(),
+                enforces: Enforces::default(),
+                collects_garbage: false,
+                bridge: None,
+            },
+            preparations: Preparations::new(Arc::new(Images(place.clone())), events.clone()),
+            console: ContainerConsole::new(place.clone()),
+            place,
+            secrets,
+            known: Mutex::default(),
+            followers: Mutex::default(),
+            bridges: tokio::sync::Mutex::default(),
+            turns: Semaphore::new(PARALLEL),
+            events,
+            watcher: OnceLock::new(),
+            config,
+        });
+        runtime.look().await;
+        runtime.adopt().await;
+        let watcher = tokio::spawn(watch::run(Arc::downgrade(&runtime))).abort_handle();
+        runtime.watcher.set(watcher).unwrap_or_default();
+        runtime
+    }
+
+    /// Whether there is an engine, else what was tried.
+    pub fn engine(&self) -> Result<Engine, NotFound> {
+        self.place.engine()
+    }
+
+    /// Looks for an engine unless one was found.
+    async fn look(&self) {
+        if self.place.found.get().is_some() {
+            return;
+        }
+        match find(self.config.kind, &self.config.around).await {
+            Ok(engine) => {
+                let facts = engine.facts();
+                let info = RuntimeInfo {
+                    name: self.config.kind.as_str().to_owned(),
+                    version: facts.version.clone(),
+                    enforces: Enforces {
+                        memory_limit: facts.memory_limit,
+                        cpu_limit: facts.cpu_limit,
+                        filesystem: true,
+                        egress: false,
+                        user: true,
+                    },
+                    collects_garbage: false,
+                    bridge: self.config.bridges.choose(None, &facts.architecture).map(|bridge| bridge.digest.clone()),
+                };
+                tracing::info!(engine = facts.product, address = facts.address, "container engine found");
+                // Only the watcher and the start look, one after the other.
+                self.place.found.set((engine, info)).unwrap_or_default();
+            }
+            Err(missing) => *self.place.missing.lock().unwrap_or_else(PoisonError::into_inner) = missing,
+        }
+    }
+
+    /// Takes note of what runs on the engine. An engine that does not say it now is asked again.
+    async fn adopt(&self) -> bool {
+        let Ok(engine) = self.place.engine() else { return false };
+        match self.listed(&engine).await {
+            Ok(owners) => {
+                self.known().extend(owners);
+                true
+            }
+            Err(error) => {
+                tracing::debug!(%error, "containers not listed");
+                false
+            }
+        }
+    }
+
+    fn here(&self) -> Result<Engine, EngineError> {
+        self.place.engine().map_err(|missing| EngineError::from(&missing))
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashSet<OwnerKey>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, event: RuntimeEvent) {
+        // Nobody listening is no loss: who listens later looks at everything first.
+        self.events.send(event).ok();
+    }
+
+    /// All owners of this installation with a container.
+    async fn listed(&self, engine: &Engine) -> Result<Vec<OwnerKey>, EngineError> {
+        let found = engine.labels(&self.mark()).await?;
+        let mut owners: Vec<OwnerKey> = found.iter().filter_map(container::owner).collect();
+        owners.sort();
+        owners.dedup();
+        Ok(owners)
+    }
+
+    /// The label of all that is this installation's.
+    fn mark(&self) -> String {
+        format!("{}={}", label::INSTALLATION, self.config.installation.id())
+    }
+
+    /// The owner's container, if there is one with its mark.
+    async fn inspect(
+        &self,
+        engine: &Engine,
+        owner: &OwnerKey,
+    ) -> Result<Option<ContainerInspectResponse>, EngineError> {
+        let found = engine.container(&names::container(owner)).await?;
+        Ok(found.filter(|found| is_of(found, owner)))
+    }
+
+    fn control(&self, owner: &OwnerKey, address: SocketAddr) -> Control {
+        Control::at_port(address, self.config.installation.bridge_token(&owner.uid, 0))
+    }
+
+    async fn apply(
+        &self,
+        engine: &Engine,
+        owner: &OwnerKey,
+        object: &Object,
+        secrets: &Secrets,
+    ) -> Result<(), EngineError> {
+        let wanted = container_of(&object.id.to_string(), &object.body)?;
+        let found = self.inspect(engine, owner).await?;
+        let runs_it = found.as_ref().is_some_and(|found| {
+            digest_of(found) == Some(object.digest.as_str()) && Container::shown(found, &wanted) == wanted
+        });
+        if !runs_it {
+            if found.is_some() {
+                self.end(engine, owner).await?;
+            }
+            self.known().insert(owner.clone());
+            self.create(engine, owner, object, &wanted).await?;
+        }
+        let address = self.answering(engine, owner, wanted.port).await?;
+        if !secrets.is_empty() {
+            let pushed = self.control(owner, address).push_secrets(secrets).await;
+            pushed.map_err(|_| EngineError::Mute { owner: owner.to_string() })?;
+        }
+        self.follow(engine, owner, address);
+        self.tell(RuntimeEvent::Changed(owner.clone()));
+        Ok(())
+    }
+
+    /// Makes and starts the container, with the network and the bridge that it needs.
+    async fn create(
+        &self,
+        engine: &Engine,
+        owner: &OwnerKey,
+        object: &Object,
+        wanted: &Container,
+    ) -> Result<(), EngineError> {
+        // Closed never: the semaphore lives as long as this.
+        let _turn = self.turns.acquire().await;
+        let name = names::container(owner);
+        for attempt in 1.. {
+            let error = match self.try_create(engine, owner, object, wanted, &name).await {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            // One that never ran is not worth to be kept.
+            if !matches!(error, EngineError::NameTaken { .. }) {
+                self.discard(engine, &name).await?;
+            }
+            match &error {
+                _ if attempt == ATTEMPTS => return Err(error),
+                // Somebody tidied up: it is fetched again, by its digest.
+                error if error.says("no such image") => image::fetch_again(engine, &object.body["image"]).await?,
+                // The last other server of the network or of this bridge went a moment ago, and took it along.
+                error if ["network", "volume", carry::PROGRAM].iter().any(|what| error.says(what)) => {
+                    self.bridges.lock().await.clear();
+                }
+                _ => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    async fn try_create(
+        &self,
+        engine: &Engine,
+        owner: &OwnerKey,
+        object: &Object,
+        wanted: &Container,
+        name: &str,
+    ) -> Result<(), EngineError> {
+        self.provide(engine, wanted).await?;
+        let options = CreateContainerOptions { name: Some(name.to_owned()), ..Default::default() };
+        match engine.api.create_container(Some(options), wanted.request(container::labels(owner, object))).await {
+            Ok(_) => {}
+            Err(error) if is_conflict(&error) => return Err(EngineError::NameTaken { name: name.to_owned() }),
+            Err(error) => return Err(engine.failed("create", name, error)),
+        }
+        engine.api.start_container(name, None).await.map_err(|error| engine.failed("start", name, error))
+    }
+
+    async fn provide(&self, engine: &Engine, wanted: &Container) -> Result<(), EngineError> {
+        // One at a time: of two that make a network of one name at once, Docker makes two.
+        let mut whole = self.bridges.lock().await;
+        self.network(engine, &wanted.network).await?;
+        if let Some(volume) = wanted.bridge_volume()
+            && !whole.contains(volume)
+        {
+            self.config.bridges.bring(engine, self.config.installation.id(), volume, &wanted.image).await?;
+            whole.insert(volume.to_owned());
+        }
+        Ok(())
+    }
+
+    /// The network of a namespace, on which no container reaches another.
+    async fn network(&self, engine: &Engine, name: &str) -> Result<(), EngineError> {
+        match engine.api.inspect_network(name, None).await {
+            Ok(_) => return Ok(()),
+            Err(error) if is_absent(&error) => {}
+            Err(error) => return Err(engine.failed("inspect network", name, error)),
+        }
+        let text = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let options = match engine.facts().is_podman {
+            true => HashMap::from([text("isolate", "true")]),
+            false => HashMap::from([text("com.docker.network.bridge.enable_icc", "false")]),
+        };
+        let request = NetworkCreateRequest {
+            name: name.to_owned(),
+            driver: Some("bridge".to_owned()),
+            options: Some(options),
+            labels: Some(HashMap::from([text(label::INSTALLATION, self.config.installation.id())])),
+            ..NetworkCreateRequest::default()
+        };
+        match engine.api.create_network(request).await {
+            Ok(_) => Ok(()),
+            // Another server's came first.
+            Err(error) if is_conflict(&error) => Ok(()),
+            Err(error) => Err(engine.failed("create network", name, error)),
+        }
+    }
+
+    /// Where the bridge answers. Returns as soon as it does.
+    async fn answering(&self, engine: &Engine, owner: &OwnerKey, port: u16) -> Result<SocketAddr, EngineError> {
+        let started = Instant::now();
+        loop {
+            let found = self.inspect(engine, owner).await?;
+            let found = found.ok_or_else(|| EngineError::NotRunning { owner: owner.to_string() })?;
+            if !is_running(&found) {
+                let output = self.console.last_lines(engine, &names::container(owner)).await;
+                return Err(EngineError::Ended { owner: owner.to_string(), output });
+            }
+            if let Some(address) = address(&found, port) {
+                let control = self.control(owner, address);
+                // The engine is asked again only if the bridge is slow.
+                for _ in 0..20 {
+                    if control.status().await.is_ok() {
+                        return Ok(address);
+                    }
+                    tokio::time::sleep(LOOK).await;
+                }
+            }
+            if started.elapsed() > BRIDGE_START {
+                return Err(EngineError::Mute { owner: owner.to_string() });
+            }
+        }
+    }
+
+    /// One follower an owner; another address means another bridge.
+    fn follow(&self, engine: &Engine, owner: &OwnerKey, address: SocketAddr) {
+        let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
+        if followers.get(owner).is_some_and(|(known, task)| *known == address && !task.is_finished()) {
+            return;
+        }
+        let place = watch::Held { engine: engine.clone(), name: names::container(owner) };
+        let task = tokio::spawn(follow::run(owner.clone(), self.control(owner, address), place, self.events.clone()));
+        if let Some((_, predecessor)) = followers.insert(owner.clone(), (address, task.abort_handle())) {
+            predecessor.abort();
+        }
+    }
+
+    /// Ends the owner's container and removes it.
+    async fn end(&self, engine: &Engine, owner: &OwnerKey) -> Result<(), EngineError> {
+        let name = names::container(owner);
+        if self.inspect(engine, owner).await?.is_none() {
+            return Ok(());
+        }
+        let options = StopContainerOptions { t: Some(GRACE_SECONDS), ..Default::default() };
+        match engine.api.stop_container(&name, Some(options)).await {
+            Err(error) if !is_absent(&error) && !is_conflict(&error) => {
+                // A paused one cannot be stopped, and one that hangs may not be: what follows is by force.
+                tracing::debug!(container = name, %error, "not stopped");
+            }
+            _ => {}
+        }
+        self.discard(engine, &name).await
+    }
+
+    async fn discard(&self, engine: &Engine, name: &str) -> Result<(), EngineError> {
+        let options = RemoveContainerOptions { force: true, v: true, ..Default::default() };
+        match engine.api.remove_container(name, Some(options)).await {
+            Ok(()) => Ok(()),
+            // Gone, or somebody else is removing it.
+            Err(error) if is_absent(&error) || is_conflict(&error) => Ok(()),
+            Err(error) => Err(engine.failed("remove", name, error)),
+        }
+    }
+
+    async fn remove(&self, engine: &Engine, owner: &OwnerKey) -> Result<(), EngineError> {
+        self.end(engine, owner).await?;
+        self.preparations.forget(owner);
+        let follower = self.followers.lock().unwrap_or_else(PoisonError::into_inner).remove(owner);
+        follower.into_iter().for_each(|(_, follower)| follower.abort());
+        self.tidy(engine, owner).await?;
+        self.known().remove(owner);
+        self.tell(RuntimeEvent::Changed(owner.clone()));
+        Ok(())
+    }
+
+    /// Removes what nobody uses any more: the engine refuses what somebody does.
+    async fn tidy(&self, engine: &Engine, owner: &OwnerKey) -> Result<(), EngineError> {
+        let network = names::network(owner, engine.facts().isolates_within_network());
+        let used = |error: &bollard::errors::Error| {
+            matches!(
+                error,
+                bollard::errors::Error::DockerResponseServerError { status_code: 403 | 404 | 409 | 500, .. }
+            )
+        };
+        match engine.api.remove_network(&network).await {
+            Err(error) if !used(&error) => return Err(engine.failed("remove network", &network, error)),
+            _ => {}
+        }
+        let mut whole = self.bridges.lock().await;
+        let options = ListVolumesOptions { filters: Some(HashMap::from([("label".to_owned(), vec![self.mark()])])) };
+        let found = engine.api.list_volumes(Some(options)).await;
+        let found = found.map_err(|error| engine.failed("list", "volumes", error))?;
+        for volume in found.volumes.into_iter().flatten() {
+            match engine.api.remove_volume(&volume.name, None::<RemoveVolumeOptions>).await {
+                Ok(()) => {
+                    whole.remove(&volume.name);
+                }
+                Err(error) if used(&error) => {}
+                Err(error) => return Err(engine.failed("remove volume", &volume.name, error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Runtime for DockerRuntime {
+    fn info(&self) -> &RuntimeInfo {
+        self.place.found.get().map_or(&self.nowhere, |(_, info)| info)
+    }
+
+    fn lower(&self, workload: &Workload) -> Result<Lowered, Unsupported> {
+        let kind = self.config.kind;
+        match self.place.engine() {
+            Ok(engine) => lower::lower(workload, kind, engine.facts(), &self.config.host, &self.config.bridges),
+            Err(missing) => Err(Unsupported {
+                runtime: kind.as_str().to_owned(),
+                field: "spec.source.image".to_owned(),
+                message: missing.to_string(),
+                hint: Some(missing.hint().to_owned()),
+            }),
+        }
+    }
+
+    async fn owners(&self) -> Result<Vec<OwnerKey>, RuntimeError> {
+        // Without an engine there is nothing that could be an orphan.
+        let Ok(engine) = self.place.engine() else { return Ok(Vec::new()) };
+        let owners = self.listed(&engine).await?;
+        self.known().extend(owners.iter().cloned());
+        Ok(owners)
+    }
+
+    async fn observe(&self, owner: &OwnerKey) -> Result<Observed, RuntimeError> {
+        let mut observed = Observed { prepare: self.preparations.state(owner), ..Observed::default() };
+        if !self.known().contains(owner) {
+            return Ok(observed);
+        }
+        let engine = self.here()?;
+        let Some(found) = self.inspect(&engine, owner).await? else { return Ok(observed) };
+        let labels = found.config.as_ref().and_then(|config| config.labels.clone()).unwrap_or_default();
+        let mut body = container::body(&labels).unwrap_or_default();
+        let wanted = container_of(&names::container(owner), &body);
+        let mut digest = labels.get(label::DIGEST).cloned();
+        match wanted {
+            Ok(wanted) => {
+                if is_running(&found)
+                    && let Some(address) = address(&found, wanted.port)
+                {
+                    self.follow(&engine, owner, address);
+                    match self.control(owner, address).status().await {
+                        Ok(mut status) => {
+                            // One that waits for its secrets was left by a daemon that died before it could push them.
+                            if matches!(status.phase, Phase::WaitingForSecrets { .. }) {
+                                digest = None;
+                            }
+                            // What the bridge knows is its address in the container.
+                            status.endpoint = format!("http://{address}/mcp");
+                            observed.bridge = Some(status);
+                        }
+                        Err(_) => observed.failure = Some(mute()),
+                    }
+                } else {
+                    observed.failure = Some(ended(&found));
+                }
+                body["container"] = serde_json::to_value(Container::shown(&found, &wanted)).unwrap_or_default();
+            }
+            // The mark was lost.
+            Err(_) => digest = None,
+        }
+        observed.objects.push(ObservedObject {
+            id: lower::container_id(self.config.kind.as_str(), owner),
+            stage: Stage::Workload,
+            digest,
+            body,
+        });
+        Ok(observed)
+    }
+
+    async fn execute(&self, owner: &OwnerKey, step: &Step) -> Result<Progress, RuntimeError> {
+        if let Step::Prepare(object) = step {
+            self.preparations.start(owner, object);
+            return Ok(Progress::Pending);
+        }
+        let engine = self.here()?;
+        match step {
+            Step::Prepare(_) => {}
+            Step::Apply(object) => {
+                let secrets = self.secrets_of(owner, object).await?;
+                self.apply(&engine, owner, object, &secrets).await?;
+            }
+            Step::Replace(object) => {
+                let secrets = self.secrets_of(owner, object).await?;
+                self.end(&engine, owner).await?;
+                self.apply(&engine, owner, object, &secrets).await?;
+            }
+            Step::Remove(_) => self.remove(&engine, owner).await?,
+        }
+        Ok(Progress::Done)
+    }
+
+    fn events(&self) -> BoxStream<'static, RuntimeEvent> {
+        hints(&self.events)
+    }
+
+    fn console(&self) -> &dyn Console {
+        &self.console
+    }
+}
+
+impl DockerRuntime {
+    async fn secrets_of(&self, owner: &OwnerKey, object: &Object) -> Result<Secrets, EngineError> {
+        Ok(secret_source::values(&*self.secrets, owner, &object.body).await?)
+    }
+}
+
+/// Whether an engine of this kind makes objects of this id: its containers, and what it resolves for them.
+pub(crate) fn makes(kind: EngineKind, id: &ObjectId) -> bool {
+    id.kind
+        .split_once(' ')
+        .is_some_and(|(engine, what)| engine == kind.as_str() && matches!(what, "container" | "image"))
+}
+
+fn container_of(what: &str, body: &Value) -> Result<Container, EngineError> {
+    serde_json::from_value(body["container"].clone()).map_err(|source| EngineError::Malformed {
+        what: what.to_owned(),
+        wanted: "container",
+        source,
+    })
+}
+
+fn labels_of(found: &ContainerInspectResponse) -> Option<&HashMap<String, String>> {
+    found.config.as_ref()?.labels.as_ref()
+}
+
+fn is_of(found: &ContainerInspectResponse, owner: &OwnerKey) -> bool {
+    labels_of(found).and_then(container::owner).as_ref() == Some(owner)
+}
+
+fn digest_of(found: &ContainerInspectResponse) -> Option<&str> {
+    labels_of(found)?.get(label::DIGEST).map(String::as_str)
+}
+
+fn is_running(found: &ContainerInspectResponse) -> bool {
+    found.state.as_ref().is_some_and(|state| state.running.unwrap_or(false) && !state.paused.unwrap_or(false))
+}
+
+fn address(found: &ContainerInspectResponse, port: u16) -> Option<SocketAddr> {
+    Some((Ipv4Addr::LOCALHOST, container::published(found, port)?).into())
+}
+
+fn mute() -> Failure {
+    Failure {
+        reason: "BridgeMute",
+        message: "the server's bridge does not answer".to_owned(),
+        hint: None,
+        retry: Retry::Backoff,
+    }
+}
+
+fn ended(found: &ContainerInspectResponse) -> Failure {
+    let state = found.state.clone().unwrap_or_default();
+    let (reason, message) = match (state.paused, state.oom_killed) {
+        (Some(true), _) => ("ContainerPaused", "the container was paused".to_owned()),
+        (_, Some(true)) => ("OutOfMemory", "the container was ended for its memory".to_owned()),
+        _ => ("ContainerEnded", format!("the container ended with code {}", state.exit_code.unwrap_or_default())),
+    };
+    Failure { reason, message, hint: None, retry: Retry::Backoff }
+}

@@ -1,0 +1,69 @@
+//! Names of what we make on an engine. They are for people; whose a thing is, its labels say.
+
+use mcp_hub_reconcile::owner::OwnerKey;
+use sha2::{Digest, Sha256};
+
+/// Long enough that two do not meet by chance, short enough to read.
+const SHORT: usize = 8;
+/// Longest part of a name that comes from a user: names of containers may be host names, of which one label has 63.
+const PART: usize = 24;
+
+/// Several installations may share an engine.
+fn installation(id: &str) -> String {
+    short(id)
+}
+
+pub(super) fn container(owner: &OwnerKey) -> String {
+    format!("mcphub-{}-{}-{}", part(&owner.namespace), part(&owner.name), short(&owner.id()))
+}
+
+/// The network of a server: one that it shares with others of its namespace, or its own.
+pub(super) fn network(owner: &OwnerKey, shared: bool) -> String {
+    let installation = installation(&owner.installation);
+    match shared {
+        true => format!("mcphub-{installation}-{}", owner.namespace),
+        false => format!("mcphub-{installation}-{}-{}", part(&owner.name), short(&owner.id())),
+    }
+}
+
+/// The volume with a bridge.
+pub(super) fn bridge_volume(installation_id: &str, digest: &str) -> String {
+    format!("mcphub-{}-bridge-{digest}", installation(installation_id))
+}
+
+/// A volume of the user's data, which we make and never remove.
+pub(super) fn data_volume(installation_id: &str, namespace: &str, claim: &str) -> String {
+    format!("mcphub-{}-{namespace}-{claim}", installation(installation_id))
+}
+
+fn part(name: &str) -> String {
+    name.chars().take(PART).collect()
+}
+
+fn short(text: &str) -> String {
+    let mut name = hex::encode(Sha256::digest(text));
+    name.truncate(SHORT);
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use mcp_hub_reconcile::owner::OwnerKind;
+
+    use super::*;
+
+    #[test]
+    fn a_name_tells_people_whose_it_is_and_namesakes_apart() {
+        let owner = |uid: &str| OwnerKey {
+            installation: "i".to_owned(),
+            kind: OwnerKind::MCPServer,
+            namespace: "default".to_owned(),
+            name: "github".to_owned(),
+            uid: uid.to_owned(),
+        };
+        assert!(container(&owner("1")).starts_with("mcphub-default-github-"));
+        assert_ne!(container(&owner("1")), container(&owner("2")));
+        assert_eq!(network(&owner("1"), true), network(&owner("2"), true));
+        assert_ne!(network(&owner("1"), false), network(&owner("2"), false));
+    }
+}

@@ -1,0 +1,89 @@
+//! What an engine tells: its events as hints, from one stream; a gap in it is a reason to look at everything.
+
+use std::collections::HashMap;
+use std::sync::Weak;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bollard::query_parameters::{EventsOptions, KillContainerOptions};
+use futures::StreamExt;
+use mcp_hub_reconcile::ports::RuntimeEvent;
+
+use super::engine::Engine;
+use super::{DockerRuntime, container, is_running};
+use crate::follow::Place;
+
+/// How often it is looked for an engine while there is none: a look costs a few calls on files that are not there.
+const LOOK_FOR: Duration = Duration::from_secs(10);
+/// Waits before an engine that went away is asked again, doubled each time.
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// Runs as long as the runtime does.
+pub(super) async fn run(runtime: Weak<DockerRuntime>) {
+    let mut pause = RECONNECT.0;
+    loop {
+        let Some(strong) = runtime.upgrade() else { return };
+        strong.look().await;
+        let Ok(engine) = strong.engine() else {
+            drop(strong);
+            tokio::time::sleep(LOOK_FOR).await;
+            continue;
+        };
+        // Listening comes first: what changes between the two is told twice, not never.
+        let mut events = engine.api.events(Some(EventsOptions {
+            filters: Some(HashMap::from([
+                ("type".to_owned(), vec!["container".to_owned()]),
+                ("label".to_owned(), vec![strong.mark()]),
+            ])),
+            ..EventsOptions::default()
+        }));
+        if strong.adopt().await {
+            strong.tell(RuntimeEvent::Resync);
+            pause = RECONNECT.0;
+        }
+        drop(strong);
+        while let Some(Ok(event)) = events.next().await {
+            let Some(strong) = runtime.upgrade() else { return };
+            let attributes = event.actor.and_then(|actor| actor.attributes).unwrap_or_default();
+            if let Some(owner) = container::owner(&attributes).filter(|_| matters(event.action.as_deref())) {
+                strong.known().insert(owner.clone());
+                strong.tell(RuntimeEvent::Changed(owner));
+            }
+        }
+        let Some(strong) = runtime.upgrade() else { return };
+        // Servers in its containers show that it is away.
+        strong.tell(RuntimeEvent::Resync);
+        drop(strong);
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RECONNECT.1);
+    }
+}
+
+/// Commands that are run in a container, among them the engine's own health checks, change nothing of it.
+fn matters(action: Option<&str>) -> bool {
+    !action.is_some_and(|action| action.starts_with("exec_") || action.starts_with("health_status"))
+}
+
+/// The container of a bridge that is followed.
+pub(super) struct Held {
+    pub(super) engine: Engine,
+    pub(super) name: String,
+}
+
+#[async_trait]
+impl Place for Held {
+    async fn is_held(&self) -> bool {
+        match self.engine.container(&self.name).await {
+            Ok(found) => found.is_some_and(|found| is_running(&found)),
+            // An engine that does not answer says nothing of its containers.
+            Err(_) => true,
+        }
+    }
+
+    async fn kill(&self) {
+        let options = KillContainerOptions { signal: "SIGKILL".to_owned() };
+        if let Err(error) = self.engine.api.kill_container(&self.name, Some(options)).await {
+            tracing::debug!(container = self.name, %error, "not killed");
+        }
+    }
+}

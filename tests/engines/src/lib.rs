@@ -1,0 +1,276 @@
+//! A container engine of a test's own with images of ours on it, and the runtime that drives it.
+#![cfg(target_os = "linux")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bollard::Docker;
+use bollard::query_parameters::{ImportImageOptions, ListContainersOptions, ListNetworksOptions, ListVolumesOptions};
+use futures::StreamExt;
+use mcp_hub_crds::MCPServer;
+use mcp_hub_crds::source::SecretKeyRef;
+use mcp_hub_dataplane_api::secret::SecretString;
+use mcp_hub_dataplane_api::status::{BridgeStatus, Phase};
+use mcp_hub_local_runtime::docker::{
+    Bridge, BridgeImage, Bridges, DIGITS, DockerConfig, DockerRuntime, EngineKind, Surroundings,
+};
+use mcp_hub_local_runtime::host::Host;
+use mcp_hub_local_runtime::process::{ProcessConfig, ProcessRuntime};
+use mcp_hub_local_runtime::runtime_set::RuntimeSet;
+use mcp_hub_local_runtime::secret_source::SecretSource;
+use mcp_hub_reconcile::installation::Installation;
+use mcp_hub_reconcile::observed::PrepareState;
+use mcp_hub_reconcile::owner::OwnerKey;
+use mcp_hub_reconcile::plan::plan;
+use mcp_hub_reconcile::ports::Runtime;
+use mcp_hub_reconcile::workload::{ServerWorkload, Workload};
+use mcp_hub_test_cluster::{Engine, EngineKind as Engines};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+/// Far longer than anything here takes; reached only by a bug.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Folder of the images of `cargo xtask images --tag test`.
+pub const IMAGES: &str = "MCP_HUB_TEST_IMAGES";
+/// The static bridge of this machine.
+pub const BRIDGE: &str = "MCP_HUB_TEST_BRIDGE";
+/// An `mcpctl` that carries it.
+pub const MCPCTL: &str = "MCP_HUB_TEST_MCPCTL";
+
+/// The example server, whose program is all that its image has.
+pub const UNITS: &str = "localhost/mcp-hub/units:test";
+
+/// A path that the level's set-up gives.
+pub fn given(variable: &str) -> PathBuf {
+    std::env::var_os(variable)
+        .map(PathBuf::from)
+        .unwrap_or_else(|| panic!("{variable} is not set; `cargo xtask test --level engines` sets it"))
+}
+
+/// An engine with images, and what drives it.
+#[derive(Debug)]
+pub struct Scene {
+    pub engine: Engine,
+    pub api: Docker,
+    pub installation: Installation,
+    pub secrets: Arc<Secrets>,
+    pub folder: tempfile::TempDir,
+}
+
+#[derive(Debug, Default)]
+pub struct Secrets(Mutex<BTreeMap<SecretKeyRef, String>>);
+
+impl Secrets {
+    pub fn set(&self, name: &str, key: &str, value: &str) {
+        let key = SecretKeyRef { name: name.to_owned(), key: key.to_owned() };
+        self.0.lock().unwrap().insert(key, value.to_owned());
+    }
+}
+
+#[async_trait]
+impl SecretSource for Secrets {
+    async fn value(&self, _: &str, key: &SecretKeyRef) -> Result<Option<SecretString>, String> {
+        Ok(self.0.lock().unwrap().get(key).map(SecretString::new))
+    }
+}
+
+impl Scene {
+    /// Starts the engine, moves this thread to where its published ports are, and loads the example server's image.
+    pub async fn up(kind: Engines) -> Self {
+        let engine = Engine::up(kind).expect("an engine");
+        engine.enter().expect("its network");
+        let api = Docker::connect_with_unix(&engine.address(), 60, bollard::API_DEFAULT_VERSION).expect("a client");
+        let api = api.negotiate_version().await.expect("an engine that says its version");
+        let scene = Self {
+            installation: Installation::new(format!("test-{}", std::process::id()), [7; 32]),
+            secrets: Arc::default(),
+            folder: tempfile::tempdir().expect("a folder"),
+            engine,
+            api,
+        };
+        scene.load("units").await;
+        scene
+    }
+
+    /// Loads an image of ours by its name.
+    pub async fn load(&self, name: &str) {
+        let archive = std::fs::read(given(IMAGES).join(format!("{name}.tar"))).expect("the image's archive");
+        let body = bollard::body_full(archive.into());
+        let mut steps = self.api.import_image(ImportImageOptions::default(), body, None);
+        while let Some(step) = steps.next().await {
+            let step = step.expect("a loaded image");
+            assert!(step.error_detail.is_none(), "{step:?}");
+        }
+    }
+
+    pub fn kind(&self) -> EngineKind {
+        match self.engine.kind() {
+            Engines::Docker => EngineKind::Docker,
+            Engines::Podman => EngineKind::Podman,
+        }
+    }
+
+    pub fn config(&self) -> DockerConfig {
+        let variable = match self.kind() {
+            EngineKind::Podman => "CONTAINER_HOST",
+            EngineKind::Docker | EngineKind::Vessel => "DOCKER_HOST",
+        };
+        let path = given(BRIDGE);
+        let mut digest = hex::encode(Sha256::digest(std::fs::read(&path).expect("the static bridge")));
+        digest.truncate(DIGITS);
+        let architecture = if std::env::consts::ARCH == "aarch64" { "arm64" } else { "amd64" };
+        let own = Bridge { architecture: architecture.to_owned(), digest, image: BridgeImage::Kept(path) };
+        DockerConfig {
+            kind: self.kind(),
+            around: Surroundings {
+                env: BTreeMap::from([(variable.to_owned(), self.engine.address())]),
+                ..Surroundings::default()
+            },
+            installation: self.installation.clone(),
+            host: Host::of_this_process(),
+            bridges: Bridges::new(vec![own], self.folder.path().join("bridges")),
+        }
+    }
+
+    /// A new value over this engine, as a new daemon has it.
+    pub async fn runtime(&self) -> Arc<DockerRuntime> {
+        let runtime = DockerRuntime::start(self.config(), self.secrets.clone()).await;
+        if let Err(missing) = runtime.engine() {
+            panic!("{missing}");
+        }
+        runtime
+    }
+
+    /// All runtimes of a machine with this engine.
+    pub async fn machine(&self) -> Arc<RuntimeSet> {
+        let config = ProcessConfig {
+            run_dir: self.folder.path().join("run"),
+            cache_dir: self.folder.path().join("cache"),
+            bridge: given(BRIDGE),
+            installation: self.installation.id().to_owned(),
+            host: Host::of_this_process(),
+        };
+        let process = ProcessRuntime::new(config, self.secrets.clone()).expect("a process runtime");
+        Arc::new(RuntimeSet::new(process, vec![(self.kind(), self.runtime().await)], None))
+    }
+
+    /// An `MCPServer` of the example image, with more in its spec.
+    pub fn server(&self, name: &str, more: Value) -> MCPServer {
+        let mut spec = json!({"source": {"image": {"ref": UNITS}}, "restart": {"backoff": {"initial": "100ms"}}});
+        if let (Value::Object(spec), Value::Object(more)) = (&mut spec, more) {
+            spec.extend(more);
+        }
+        let mut server = MCPServer::new(name, serde_json::from_value(spec).expect("a spec"));
+        server.metadata.namespace = Some("default".to_owned());
+        server.metadata.uid = Some(format!("uid-{name}"));
+        server
+    }
+
+    /// A server as the runtime is given it, not resolved.
+    pub fn workload(&self, server: &MCPServer) -> ServerWorkload {
+        let fingerprints = server.spec.env.iter().flatten().filter_map(|variable| variable.secret_ref.clone());
+        let fingerprints = fingerprints.map(|key| (key, "fingerprint".to_owned())).collect();
+        ServerWorkload::of(server, &self.installation, &fingerprints).expect("a uid")
+    }
+
+    /// As [`Scene::workload`], with what the preparation finds.
+    pub async fn resolved(&self, runtime: &dyn Runtime, server: &MCPServer) -> ServerWorkload {
+        let mut workload = self.workload(server);
+        self.apply(runtime, &workload).await;
+        let found = until("the image is resolved", async || {
+            match runtime.observe(&workload.owner).await.unwrap().prepare?.state {
+                PrepareState::Done(resolved) => Some(resolved),
+                PrepareState::Running { .. } => None,
+                PrepareState::Failed(failure) => panic!("{failure:?}"),
+            }
+        });
+        workload.resolved = Some(found.await);
+        workload
+    }
+
+    /// Plans and executes.
+    pub async fn apply(&self, runtime: &dyn Runtime, workload: &ServerWorkload) {
+        let lowered = runtime.lower(&Workload::Server(Box::new(workload.clone()))).expect("a workload it can run");
+        let observed = runtime.observe(&workload.owner).await.expect("observed");
+        for step in plan(&lowered, &observed) {
+            runtime.execute(&workload.owner, &step).await.expect("executed");
+        }
+    }
+
+    pub async fn remove(&self, runtime: &dyn Runtime, owner: &OwnerKey) {
+        let observed = runtime.observe(owner).await.expect("observed");
+        for step in plan(&Default::default(), &observed) {
+            runtime.execute(owner, &step).await.expect("executed");
+        }
+    }
+
+    /// Containers by name with their states, of this label only if one is given.
+    pub async fn containers(&self, label: Option<String>) -> Vec<String> {
+        let filters = label.map(|label| HashMap::from([("label".to_owned(), vec![label])]));
+        let options = ListContainersOptions { all: true, filters, ..Default::default() };
+        let deadline = Instant::now() + PATIENCE;
+        let found = loop {
+            match self.api.list_containers(Some(options.clone())).await {
+                Ok(found) => break found,
+                // Podman has a state between running and exited that the library does not know.
+                Err(bollard::errors::Error::JsonDataError { .. }) if Instant::now() < deadline => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        };
+        let mut lines: Vec<String> = found
+            .into_iter()
+            .map(|container| {
+                let name = container.names.and_then(|names| names.first().cloned()).unwrap_or_default();
+                format!("{} {:?}", name.trim_start_matches('/'), container.state)
+            })
+            .collect();
+        lines.sort();
+        lines
+    }
+
+    /// Everything on the engine that bears our installation's mark: containers, networks, volumes.
+    pub async fn everything(&self) -> Vec<String> {
+        let label = format!("mcphub.io/installation={}", self.installation.id());
+        let filters = Some(HashMap::from([("label".to_owned(), vec![label.clone()])]));
+        let mut all = self.containers(Some(label)).await;
+        let networks = self.api.list_networks(Some(ListNetworksOptions { filters: filters.clone() })).await.unwrap();
+        all.extend(networks.into_iter().filter_map(|network| network.name));
+        let volumes = self.api.list_volumes(Some(ListVolumesOptions { filters })).await.unwrap();
+        all.extend(volumes.volumes.into_iter().flatten().map(|volume| volume.name));
+        all
+    }
+}
+
+/// Waits for a state.
+pub async fn until<T>(what: &str, mut reached: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = reached().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what}: not in time");
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Waits until the server's handshake succeeded.
+pub async fn until_ready(runtime: &DockerRuntime, owner: &OwnerKey) -> BridgeStatus {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        // An engine that is busy may fail a look; the next one tells.
+        let bridge = runtime.observe(owner).await.ok().and_then(|observed| observed.bridge);
+        if let Some(bridge) = bridge.filter(|bridge| matches!(bridge.phase, Phase::Ready)) {
+            return bridge;
+        }
+        assert!(Instant::now() < deadline, "{owner} is not ready in time");
+        tokio::time::sleep(PAUSE).await;
+    }
+}

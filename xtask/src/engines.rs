@@ -1,0 +1,25 @@
+//! Level `engines`: servers in containers, on engines that each test starts for itself.
+
+use crate::images;
+use crate::needs::Need;
+use crate::shell::{self, Error};
+use crate::{cluster, dist};
+
+/// Root starts engines in network namespaces; their images are ours.
+pub(crate) const NEEDS: [Need; 6] = {
+    let [root, ..] = cluster::NEEDS;
+    let [targets, cc, node, debian] = images::NEEDS;
+    [root, targets, cc, node, debian, Need::Engines]
+};
+
+pub(crate) fn run() -> Result<(), Error> {
+    shell::programs()?;
+    let bridges = dist::bridges()?;
+    let mcpctl = dist::carrying(&bridges, "dev")?;
+    images::for_tests()?;
+    let mut test = shell::cargo(&["test", "--locked", "--package", "mcp-hub-engine-tests"]);
+    test.env("MCP_HUB_TEST_IMAGES", shell::target().join("images"));
+    test.env("MCP_HUB_TEST_BRIDGE", bridges.join(dist::own_target()));
+    test.env("MCP_HUB_TEST_MCPCTL", mcpctl);
+    shell::run(&mut test)
+}
