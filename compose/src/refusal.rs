@@ -64,6 +64,10 @@ impl Page<'_> {
             message: message.into(),
             hint: hint.map(str::to_owned),
         };
+        self.because(because);
+    }
+
+    pub(crate) fn because(&mut self, because: Unsupported) {
         self.ledger.refusals.push(Refusal { object: self.object.clone(), because });
     }
 

@@ -277,7 +277,8 @@ pub fn session_mode(mode: Option<SessionsMode>) -> SessionMode {
     }
 }
 
-fn child_transport(transport: Option<&mcp_hub_crds::server::Transport>) -> launch::ChildTransport {
+/// What a server speaks towards its bridge.
+pub fn child_transport(transport: Option<&mcp_hub_crds::server::Transport>) -> launch::ChildTransport {
     let port = || u16::try_from(transport.and_then(|t| t.port).unwrap_or_default()).unwrap_or_default();
     let path = |default: &str| transport.and_then(|t| t.path.clone()).unwrap_or_else(|| default.to_owned());
     match transport.and_then(|t| t.r#type) {

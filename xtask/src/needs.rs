@@ -17,6 +17,8 @@ pub(crate) enum Need {
     Debian,
     /// A registry of one's own, and what pushes to it.
     Registry,
+    /// A container engine and Compose.
+    Compose,
     /// A Secret Service, on Linux; other systems have their keyring built in.
     Keyring,
     /// Builds libFuzzer, which comes as source.
@@ -42,6 +44,11 @@ impl Need {
             Self::MuslCc => which::which(format!("{}-linux-musl-gcc", std::env::consts::ARCH)).is_ok(),
             Self::Debian => which::which("mmdebstrap").is_ok(),
             Self::Registry => ["docker-registry", "skopeo"].iter().all(|p| which::which(p).is_ok()),
+            Self::Compose => {
+                let mut plugin = Command::new("docker");
+                ["dockerd", "docker", "iptables", "ip", "nsenter", "curl"].iter().all(|p| which::which(p).is_ok())
+                    && (answers(plugin.args(["compose", "version"])) || which::which("docker-compose").is_ok())
+            }
             Self::Cxx => which::which("c++").is_ok(),
             #[cfg(target_os = "linux")]
             Self::Cluster(need) => need.is_there(),
@@ -63,6 +70,7 @@ impl Need {
             Self::MuslCc => apt(&["musl-tools"]),
             Self::Debian => apt(&["mmdebstrap", "debian-archive-keyring"]),
             Self::Registry => apt(&["docker-registry", "skopeo"]),
+            Self::Compose => apt(&["docker.io", "docker-compose", "iptables", "iproute2", "util-linux", "curl"]),
             Self::Cxx => apt(&["g++"]),
             #[cfg(target_os = "linux")]
             Self::Cluster(need) => need.install(),
@@ -89,6 +97,9 @@ impl Need {
             Self::MuslCc => "a C compiler for musl: `apt-get install musl-tools`",
             Self::Debian => "what unpacks Debian's packages: `apt-get install mmdebstrap debian-archive-keyring`",
             Self::Registry => "a registry: `apt-get install docker-registry skopeo`",
+            Self::Compose => {
+                "a container engine with Compose: `apt-get install docker.io docker-compose iptables curl`"
+            }
             Self::Cxx => "a C++ compiler: `apt-get install g++`, or `xcode-select --install`",
             Self::MuslTargets => {
                 "the musl targets: `rustup target add x86_64-unknown-linux-musl aarch64-unknown-linux-musl`"

@@ -152,11 +152,11 @@ fn static_bridge() -> Result<(), Error> {
     }
 }
 
-/// Images of every program, read by the tool that everybody pushes with, and what a real registry says of images, takes and
-/// gives back.
-const IMAGE_NEEDS: [Need; 5] = {
+/// Images of every program, read by the tool that everybody pushes with, what a real registry says of images, takes and
+/// gives back, and a project of Compose that runs them.
+const IMAGE_NEEDS: [Need; 6] = {
     let [targets, cc, node, debian] = images::NEEDS;
-    [targets, cc, node, debian, Need::Registry]
+    [targets, cc, node, debian, Need::Registry, Need::Compose]
 };
 
 fn images() -> Result<(), Error> {
@@ -169,6 +169,8 @@ fn images() -> Result<(), Error> {
         }
     }
     let test = ["test", "--locked", "--package", "mcp-hub-supply", "--test", "distribution", "--", "--ignored"];
+    shell::run(&mut shell::cargo(&test))?;
+    let test = ["test", "--locked", "--package", "mcp-hub-compose", "--test", "stories", "engine", "--", "--ignored"];
     shell::run(&mut shell::cargo(&test))
 }
 

@@ -10,13 +10,13 @@ use mcp_hub_dataplane_api::Era;
 use mcp_hub_dataplane_api::gateway::{Target, UpstreamEra};
 use mcp_hub_dataplane_api::secret::SecretString;
 use mcp_hub_reconcile::gateway;
+use mcp_hub_reconcile::image::bridge_port;
 use mcp_hub_reconcile::installation::Installation;
 use mcp_hub_reconcile::ports::Addresses;
 use mcp_hub_reconcile::status::reason;
-use mcp_hub_reconcile::workload::is_stopped;
+use mcp_hub_reconcile::workload::{child_transport, is_stopped};
 use serde_json::{Value, json};
 
-use super::server::bridge_port_of;
 use super::tokens::{TOKENS_FILE, bridge_variable};
 use super::{Engine, Images, NAME_LABEL, OURS, PART_LABEL, Stack, service, swarm_secret};
 use crate::project::Project;
@@ -62,8 +62,9 @@ pub(super) fn lower(
             }
         } else {
             let bearer = SecretString::new(format!("Bearer ${{{}}}", bridge_variable(server)));
+            let port = bridge_port(&child_transport(server.spec.transport.as_ref()));
             Target::Available {
-                url: format!("http://{}:{}/mcp", upstream.name, bridge_port_of(server)),
+                url: format!("http://{}:{port}/mcp", upstream.name),
                 headers: BTreeMap::from([("authorization".to_owned(), bearer)]),
             }
         };

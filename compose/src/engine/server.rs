@@ -1,7 +1,7 @@
 //! A server: a container whose first process is the bridge, and an installer before it if it comes from a package.
 
 use mcp_hub_crds::MCPServer;
-use mcp_hub_crds::server::{FilesystemPermission, RuntimeChoice, TransportType, Volume};
+use mcp_hub_crds::server::{FilesystemPermission, RuntimeChoice, Volume};
 use mcp_hub_crds::source::{ImageSource, PackageSource, Resolved, ResolvedImage, SecretKeyRef, Source};
 use mcp_hub_dataplane_api::SessionMode;
 use mcp_hub_dataplane_api::launch::{
@@ -41,16 +41,6 @@ const NO_LOG: LogPolicy = LogPolicy { max_bytes: 0, files: 0 };
 const DRAIN: Drain = Drain { accept_ms: 500, finish_ms: 25_000 };
 /// The drain, the five seconds that a server's processes have after it, and some.
 const GRACE: &str = "40s";
-
-/// Port that a server's bridge listens on.
-pub(super) fn bridge_port_of(server: &MCPServer) -> u16 {
-    let transport = server.spec.transport.as_ref();
-    let speaks_http = transport.and_then(|transport| transport.r#type).is_some_and(|kind| kind != TransportType::Stdio);
-    match transport.and_then(|transport| transport.port) {
-        Some(7337) if speaks_http => 7338,
-        _ => 7337,
-    }
-}
 
 /// What a registry said, as resolving would have it in the server's status.
 pub(super) fn resolved(workload: &ServerWorkload, image: &ResolvedImage) -> Resolved {
@@ -174,10 +164,10 @@ pub(super) fn lower(
         page.refuse("spec.replicas", "one machine runs one copy of a server", Some("leave it out"));
     }
     let program = match &from {
-        From::Image(image) => of_image(name, image, facts, args, page, stack),
+        From::Image(image) => of_image(engine, name, image, facts, args, page, stack),
         From::Package(..) => {
-            let start = [RUNNER, "start", PACKAGE_DIR, "--"].map(str::to_owned);
-            Some(start.into_iter().chain(args.iter().cloned()).collect())
+            let start = ["start", PACKAGE_DIR, "--"].map(str::to_owned);
+            Some((RUNNER.to_owned(), start.into_iter().chain(args.iter().cloned()).collect()))
         }
     };
     let who = image::identity(run_as.as_ref(), facts);
@@ -188,8 +178,7 @@ pub(super) fn lower(
         ));
     }
     let user = format!("{}:{}", who.user, who.group);
-    let mut words = program.unwrap_or_default().into_iter();
-    let Some(program) = words.next() else { return };
+    let Some((program, arguments)) = program else { return };
 
     let names: Vec<&str> = env.iter().map(EnvValue::name).collect();
     for ours in [LAUNCH_ENV, SECRETS_ENV] {
@@ -201,11 +190,11 @@ pub(super) fn lower(
     let launch = LaunchSpec {
         owner: Owner { id: owner.id(), namespace: owner.namespace.clone(), name: owner.name.clone() },
         digest: String::new(),
-        listen: ([0, 0, 0, 0], bridge_port_of(server)).into(),
+        listen: ([0, 0, 0, 0], image::bridge_port(transport)).into(),
         token_sha256: token_sha256.clone(),
         child: Child {
             program,
-            args: words.collect(),
+            args: arguments,
             working_dir: String::new(),
             inherit_env: true,
             env: std::collections::BTreeMap::new(),
@@ -345,13 +334,14 @@ fn runs(engine: Engine, choice: RuntimeChoice) -> bool {
 
 /// What the bridge starts of an image.
 fn of_image(
+    engine: Engine,
     name: &str,
     image: &ImageSource,
     facts: Option<&ResolvedImage>,
     args: &[String],
     page: &mut Page<'_>,
     stack: &mut Stack,
-) -> Option<Vec<String>> {
+) -> Option<(String, Vec<String>)> {
     match image.pin_digest {
         _ if facts.is_some() || image.r#ref.contains('@') => {}
         Some(false) => {}
@@ -371,14 +361,7 @@ fn of_image(
             image.r#ref, secret.name
         ));
     }
-    let command = image::command(image, facts, args);
-    let hint = Some("set spec.source.image.command");
-    match &command {
-        None => page.refuse("spec.source.image", "the image's entrypoint is not known", hint),
-        Some(words) if words.is_empty() => page.refuse("spec.source.image", "the image names no program to run", hint),
-        Some(_) => {}
-    }
-    command
+    image::program(engine.name(), image, facts, args).map_err(|unknown| page.because(unknown)).ok()
 }
 
 /// The service that installs a package into a volume, and ends. It reaches the registry, also for a server that reaches

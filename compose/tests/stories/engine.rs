@@ -1,8 +1,7 @@
 //! A generated project on a real engine, which the test starts in a network namespace of its own.
 //!
-//! As root, with `dockerd`, `docker`, Compose, `ip`, `nsenter`, `curl` and `python3`, and with the archives of
-//! `cargo xtask images bridge gateway units fixture`:
-//! `cargo test -p mcp-hub-compose --test stories engine -- --ignored`.
+//! Level `images` of `cargo xtask test` runs it. By hand, as root, it needs `cargo xtask images bridge gateway units fixture`
+//! and then `cargo test -p mcp-hub-compose --test stories engine -- --ignored`.
 
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
