@@ -1,6 +1,6 @@
 //! A container engine of a test's own with images of ours on it, and the runtime that drives it.
 #![cfg(target_os = "linux")]
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
