@@ -122,7 +122,8 @@ pub(super) fn lower(
         let message = "this release keeps no container from the network";
         return Err(no("spec.permissions.network.egress", message, Some("leave it out, or use a cluster")));
     }
-    let (memory, nano_cpus) = limits(resources.as_ref(), facts).map_err(|(field, hint)| {
+    let limits = Limited::of(resources.as_ref(), facts).map_err(|field| {
+        let hint = "leave it out, or use an engine that runs as root or a machine with cgroup v2";
         no(field, &format!("{} cannot limit it on this machine", facts.product), Some(hint))
     })?;
     let mut tmpfs =
@@ -212,8 +213,8 @@ pub(super) fn lower(
         read_only: !unrestricted,
         mounts,
         tmpfs,
-        memory,
-        nano_cpus,
+        memory: limits.memory,
+        nano_cpus: limits.nano_cpus,
         pids: facts.pids_limit.then_some(PIDS),
         network: names::network(owner, facts.isolates_within_network()),
         port,
@@ -237,23 +238,26 @@ pub(super) fn container_id(engine: &str, owner: &OwnerKey) -> ObjectId {
     ObjectId::new(format!("{engine} container"), &owner.name)
 }
 
-/// Bytes, and billionths of a processor; or the field that cannot be limited, with what to do.
-fn limits(
-    resources: Option<&Resources>,
-    facts: &Facts,
-) -> Result<(Option<i64>, Option<i64>), (&'static str, &'static str)> {
-    let wanted = resources.and_then(|resources| resources.limits.as_ref());
-    let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-    let memory = wanted.and_then(|limits| limits.memory.as_ref()).map(Quantity::units).map(number);
-    let cpu = wanted.and_then(|limits| limits.cpu.as_ref()).map(Quantity::millis).map(number);
-    let hint = "leave it out, or use an engine that runs as root or a machine with cgroup v2";
-    if memory.is_some() && !facts.memory_limit {
-        return Err(("spec.resources.limits.memory", hint));
+struct Limited {
+    /// Bytes.
+    memory: Option<i64>,
+    /// Billionths of a processor.
+    nano_cpus: Option<i64>,
+}
+
+impl Limited {
+    /// The limits that are wanted, or the field that this engine cannot limit.
+    fn of(resources: Option<&Resources>, facts: &Facts) -> Result<Self, &'static str> {
+        let wanted = resources.and_then(|resources| resources.limits.as_ref());
+        let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let memory = wanted.and_then(|limits| limits.memory.as_ref()).map(Quantity::units).map(number);
+        let cpu = wanted.and_then(|limits| limits.cpu.as_ref()).map(Quantity::millis).map(number);
+        match (memory, cpu) {
+            (Some(_), _) if !facts.memory_limit => Err("spec.resources.limits.memory"),
+            (_, Some(_)) if !facts.cpu_limit => Err("spec.resources.limits.cpu"),
+            (memory, cpu) => Ok(Self { memory, nano_cpus: cpu.map(|millis| millis.saturating_mul(1_000_000)) }),
+        }
     }
-    if cpu.is_some() && !facts.cpu_limit {
-        return Err(("spec.resources.limits.cpu", hint));
-    }
-    Ok((memory, cpu.map(|millis| millis.saturating_mul(1_000_000))))
 }
 
 /// The user of the spec, else the image's unless that is root, else nobody. With it whether it is another than the image
