@@ -13,13 +13,13 @@ use mcp_hub_crds::manifest::{self, Document};
 use mcp_hub_crds::source::{ImageSource, ResolvedImage};
 use mcp_hub_crds::{MCPServer, Resource};
 use mcp_hub_reconcile::workload::BASE_DIR_ANNOTATION;
-use mcp_hub_supply::{Credentials, Platform, Reference, Registries};
+use mcp_hub_supply::{Credentials, ImageFacts, Platform, Reference, Registries, RegistryError};
 
 use crate::args::{Form, Generate};
 use crate::daemon;
 use crate::error::Error;
-use crate::output;
 use crate::places::Places;
+use crate::{images, output};
 
 pub(crate) async fn run(args: &Generate) -> Result<(), Error> {
     let path = match &args.file {
@@ -117,21 +117,25 @@ async fn resolve(images: &[&ImageSource]) -> BTreeMap<String, ResolvedImage> {
             return found;
         }
     };
-    let credentials = logins();
+    let mut references = BTreeMap::new();
+    for image in images {
+        match image.r#ref.parse::<Reference>() {
+            Ok(reference) => {
+                references.insert(image.r#ref.clone(), reference);
+            }
+            Err(error) => output::say(&format!("warning: {error}")),
+        }
+    }
+    // A helper that fails takes the answers of private registries only.
+    let credentials = images::logins(references.values()).await.unwrap_or_else(|error| {
+        output::say(&format!("warning: {error}"));
+        Credentials::none()
+    });
     let (registries, credentials) = (&registries, &credentials);
-    let questions = images.iter().map(|image| async move {
-        let reference: Reference =
-            image.r#ref.parse().map_err(|error: mcp_hub_supply::reference::ReferenceError| error.to_string())?;
-        let facts =
-            registries.resolve(&reference, credentials, &Platform::own()).await.map_err(|error| error.to_string())?;
-        let image_facts = ResolvedImage {
-            index: facts.index_digest,
-            id: None,
-            entrypoint: facts.entrypoint,
-            cmd: facts.cmd,
-            user: facts.user,
-        };
-        Ok::<_, String>((image.r#ref.clone(), image_facts))
+    let questions = references.iter().map(|(name, reference)| async move {
+        let facts = registries.resolve(reference, credentials, &Platform::own()).await?;
+        let ImageFacts { index_digest, entrypoint, cmd, user, .. } = facts;
+        Ok::<_, RegistryError>((name.clone(), ResolvedImage { index: index_digest, id: None, entrypoint, cmd, user }))
     });
     let mut answers = futures::stream::iter(questions).buffered(AT_ONCE);
     while let Some(answer) = answers.next().await {
@@ -143,17 +147,6 @@ async fn resolve(images: &[&ImageSource]) -> BTreeMap<String, ResolvedImage> {
         }
     }
     found
-}
-
-/// Docker's own logins, as far as they stand in its configuration.
-fn logins() -> Credentials {
-    let folder = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from).or_else(|| {
-        let home = directories::BaseDirs::new()?;
-        Some(home.home_dir().join(".docker"))
-    });
-    let text = folder.and_then(|folder| std::fs::read(folder.join("config.json")).ok());
-    // Logins of helpers are not read, and without one a registry is asked as anybody.
-    text.and_then(|text| Credentials::from_docker_config(&text).ok()).unwrap_or_else(Credentials::none)
 }
 
 /// Writes all files, each whole or not at all, after a look at all that is there.
