@@ -32,6 +32,7 @@ pub(crate) trait Resolve: fmt::Debug + Send + Sync {
 /// What is to be resolved.
 #[derive(Debug)]
 pub(crate) struct Order {
+    pub(crate) owner: OwnerKey,
     pub(crate) source: Source,
     pub(crate) source_digest: String,
     /// Where relative paths start; empty is the user's home.
@@ -93,7 +94,7 @@ impl Preparations {
         let (inner, owner, digest) = (self.0.clone(), owner.clone(), object.digest.clone());
         tokio::spawn(async move {
             let result = match source {
-                Ok(source) => inner.resolver.resolve(Order { source, source_digest, base }).await,
+                Ok(source) => inner.resolver.resolve(Order { owner: owner.clone(), source, source_digest, base }).await,
                 Err(error) => Err(Failure {
                     reason: "SourceUnreadable",
                     message: error.to_string(),

@@ -27,7 +27,7 @@ struct Place {
 
 /// How a registry is told who asks.
 #[derive(Clone)]
-pub(crate) enum Login {
+pub enum Login {
     Password {
         user: String,
         password: SecretString,
@@ -121,7 +121,7 @@ impl Credentials {
     /// The login for an image: the registry's host is to be exactly the entry's, port included, as Docker compares them.
     /// Of several entries for a host the one with the longest path counts that the repository is below, as for a kubelet.
     /// Names with `*` match nothing.
-    pub(crate) fn login(&self, image: &Reference) -> Option<&Login> {
+    pub fn login(&self, image: &Reference) -> Option<&Login> {
         let fitting = self.0.iter().filter(|(place, _)| place.holds(image));
         fitting.max_by_key(|(place, _)| place.path.len()).map(|(_, login)| login)
     }

@@ -22,7 +22,7 @@ pub mod reference;
 pub mod registry;
 mod retry;
 
-pub use credentials::Credentials;
+pub use credentials::{Credentials, Login};
 pub use docker_config::DockerConfig;
 pub use error::RegistryError;
 pub use lock::ImageLock;

@@ -13,7 +13,6 @@ use mcp_hub_reconcile::ports::{Console, ExecOutput, LogLine, LogQuery};
 use tokio::sync::mpsc;
 
 use super::engine::{Engine, EngineError};
-use super::image::Find;
 use super::{EnginePlace, names};
 
 /// Longer lines are cut.

@@ -61,7 +61,8 @@ impl Surroundings {
         self.env.get(name).map(String::as_str)
     }
 
-    fn docker_config(&self) -> PathBuf {
+    /// The folder of docker's own configuration.
+    pub(super) fn docker_config(&self) -> PathBuf {
         self.variable("DOCKER_CONFIG").map_or_else(|| self.home.join(".docker"), PathBuf::from)
     }
 }

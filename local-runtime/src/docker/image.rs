@@ -1,31 +1,93 @@
 //! What an image of an engine starts; one that the engine has not is pulled.
 
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use async_trait::async_trait;
+use bollard::auth::DockerCredentials;
 use bollard::errors::Error as ApiError;
 use bollard::models::ImageInspect;
 use bollard::query_parameters::CreateImageOptions;
 use futures::StreamExt;
-use mcp_hub_crds::source::{ImageSource, Resolved, ResolvedImage, Source};
+use mcp_hub_crds::source::{ImageSource, LocalSecretRef, Resolved, ResolvedImage, SecretKeyRef, Source};
+use mcp_hub_dataplane_api::secret::SecretString;
 use mcp_hub_reconcile::error::{Retry, RuntimeError};
 use mcp_hub_reconcile::observed::Failure;
-use mcp_hub_supply::Reference;
+use mcp_hub_reconcile::owner::OwnerKey;
 use mcp_hub_supply::reference::ReferenceError;
+use mcp_hub_supply::{Credentials, DockerConfig, Login, Reference};
 use serde_json::Value;
 
-use super::detect::NotFound;
+use super::EnginePlace;
 use super::engine::{Engine, EngineError, is_absent};
 use crate::prepare::{Order, Resolve};
-
-/// Gives the engine, if one was found.
-pub(super) trait Find: std::fmt::Debug + Send + Sync {
-    fn engine(&self) -> Result<Engine, NotFound>;
-}
+use crate::secret_source::SecretSource;
 
 #[derive(Debug)]
-pub(super) struct Images<F>(pub(super) F);
+pub(super) struct Images {
+    pub(super) place: Arc<EnginePlace>,
+    pub(super) logins: Logins,
+}
+
+/// How registries are told who pulls.
+#[derive(Debug, Clone)]
+pub(super) struct Logins {
+    /// Docker's `config.json` of this user.
+    pub(super) docker_config: PathBuf,
+    pub(super) secrets: Arc<dyn SecretSource>,
+}
+
+/// Key of a pull secret, as Kubernetes has it.
+const PULL_SECRET: &str = ".dockerconfigjson";
+
+impl Logins {
+    /// The login for an image: the pull secret's if one is named, else the user's own.
+    async fn of(
+        &self,
+        reference: &Reference,
+        pull_secret: Option<&LocalSecretRef>,
+        namespace: &str,
+    ) -> Result<Option<DockerCredentials>, Failure> {
+        let broken = |reason, message: String, hint: &str| Failure {
+            reason,
+            message,
+            hint: Some(hint.to_owned()),
+            retry: Retry::Backoff,
+        };
+        let credentials = match pull_secret {
+            Some(secret) => {
+                let key = SecretKeyRef { name: secret.name.clone(), key: PULL_SECRET.to_owned() };
+                let hint = "`mcpctl secret set NAME .dockerconfigjson < ~/.docker/config.json` keeps it";
+                let value = self.secrets.value(namespace, &key).await;
+                let value = value.map_err(|message| broken("SecretBackendFailed", message, hint))?;
+                let missing = || broken("SecretMissing", format!("secret `{}` has no key `{PULL_SECRET}`", key.name), hint);
+                let value = value.ok_or_else(missing)?;
+                Credentials::from_docker_config(value.expose_secret().as_bytes())
+            }
+            None => match DockerConfig::read(&self.docker_config) {
+                Ok(config) => config.logins([reference]).await,
+                Err(error) => Err(error),
+            },
+        };
+        let credentials =
+            credentials.map_err(|error| broken("ImagePullFailed", error.to_string(), "`docker login` writes it anew"))?;
+        Ok(credentials.login(reference).map(|login| {
+            let text = |secret: &SecretString| Some(secret.expose_secret().to_owned());
+            let for_registry =
+                DockerCredentials { serveraddress: Some(reference.registry().to_owned()), ..Default::default() };
+            match login {
+                Login::Password { user, password } => {
+                    DockerCredentials { username: Some(user.clone()), password: text(password), ..for_registry }
+                }
+                Login::Refresh(token) => DockerCredentials { identitytoken: text(token), ..for_registry },
+                Login::Access(token) => DockerCredentials { registrytoken: text(token), ..for_registry },
+            }
+        }))
+    }
+}
 
 #[async_trait]
-impl<F: Find> Resolve for Images<F> {
+impl Resolve for Images {
     fn progress(&self, source: &Source) -> String {
         match source {
             Source::Image(image) => format!("looking for image {}, pulling it if it is not there", image.r#ref),
@@ -42,44 +104,47 @@ impl<F: Find> Resolve for Images<F> {
                 retry: Retry::OnChange,
             });
         };
-        let engine = self.0.engine().map_err(|missing| failure(EngineError::from(&missing)))?;
+        let engine = self.place.engine().map_err(|missing| failure(EngineError::from(&missing)))?;
         Ok(Resolved {
             source_digest: order.source_digest,
             version: None,
             command: None,
             env: None,
             reads: None,
-            image: Some(find(&engine, image).await?),
+            image: Some(self.find(&engine, image, &order.owner.namespace).await?),
             runner: None,
         })
     }
 }
 
-async fn find(engine: &Engine, image: &ImageSource) -> Result<ResolvedImage, Failure> {
-    let reference: Reference = image.r#ref.parse().map_err(|error: ReferenceError| Failure {
-        reason: "ImageInvalid",
-        message: error.to_string(),
-        hint: None,
-        retry: Retry::OnChange,
-    })?;
-    // As the user wrote it: an engine knows its own images also by names that no registry has.
-    let inspect = || engine.api.inspect_image(&image.r#ref);
-    let found = match inspect().await {
-        Err(error) if is_absent(&error) => {
-            pull(engine, &reference).await?;
-            inspect().await
-        }
-        other => other,
-    };
-    let found = found.map_err(|error| failure(engine.failed("look at image", &image.r#ref, error)))?;
-    facts(engine, image, &reference, found)
+impl Images {
+    async fn find(&self, engine: &Engine, image: &ImageSource, namespace: &str) -> Result<ResolvedImage, Failure> {
+        let reference: Reference = image.r#ref.parse().map_err(|error: ReferenceError| Failure {
+            reason: "ImageInvalid",
+            message: error.to_string(),
+            hint: None,
+            retry: Retry::OnChange,
+        })?;
+        // As the user wrote it: an engine knows its own images also by names that no registry has.
+        let inspect = || engine.api.inspect_image(&image.r#ref);
+        let found = match inspect().await {
+            Err(error) if is_absent(&error) => {
+                let login = self.logins.of(&reference, image.pull_secret_ref.as_ref(), namespace).await?;
+                pull(engine, &reference, login).await?;
+                inspect().await
+            }
+            other => other,
+        };
+        let found = found.map_err(|error| failure(engine.failed("look at image", &image.r#ref, error)))?;
+        facts(engine, image, &reference, found)
+    }
 }
 
-async fn pull(engine: &Engine, reference: &Reference) -> Result<(), Failure> {
+async fn pull(engine: &Engine, reference: &Reference, login: Option<DockerCredentials>) -> Result<(), Failure> {
     let name = reference.to_string();
     // With its tag or digest: without, all tags of a repository would be meant.
     let options = CreateImageOptions { from_image: Some(name.clone()), ..CreateImageOptions::default() };
-    let mut pulled = engine.api.create_image(Some(options), None, None);
+    let mut pulled = engine.api.create_image(Some(options), None, login);
     while let Some(step) = pulled.next().await {
         let why = match step {
             Ok(info) => match info.error_detail.and_then(|detail| detail.message) {
@@ -96,7 +161,12 @@ async fn pull(engine: &Engine, reference: &Reference) -> Result<(), Failure> {
 }
 
 /// Fetches an image that was there when it was resolved, by what a lowered body says of it.
-pub(super) async fn fetch_again(engine: &Engine, image: &Value) -> Result<(), EngineError> {
+pub(super) async fn fetch_again(
+    engine: &Engine,
+    owner: &OwnerKey,
+    image: &Value,
+    logins: &Logins,
+) -> Result<(), EngineError> {
     let text = |field: &str| image[field].as_str().unwrap_or_default();
     let (name, index, id) = (text("ref"), text("index"), text("id"));
     let gone = |problem: String| EngineError::ImageGone { image: name.to_owned(), problem };
@@ -105,7 +175,10 @@ pub(super) async fn fetch_again(engine: &Engine, image: &Value) -> Result<(), En
     }
     let reference: Reference = name.parse().map_err(|error: ReferenceError| gone(error.to_string()))?;
     let pinned: Reference = reference.at(index).parse().map_err(|error: ReferenceError| gone(error.to_string()))?;
-    pull(engine, &pinned).await.map_err(|failure| gone(failure.message))?;
+    let pull_secret = image["pullSecret"].as_str().map(|name| LocalSecretRef { name: name.to_owned() });
+    let login = logins.of(&pinned, pull_secret.as_ref(), &owner.namespace).await;
+    let login = login.map_err(|failure| gone(failure.message))?;
+    pull(engine, &pinned, login).await.map_err(|failure| gone(failure.message))?;
     let found = engine.api.inspect_image(&pinned.to_string()).await;
     let found = found.map_err(|error| engine.failed("look at image", name, error))?;
     match full_id(found.id) {
@@ -123,7 +196,7 @@ fn refused(name: &str, why: &str, engine: &Engine) -> Failure {
     } else if says(&["unauthorized", "authentication required", "denied", "forbidden"]) {
         (
             "ImagePullFailed",
-            "the registry wants a login, or there is no such image: pull it with the engine's own login first"
+            "the registry wants another login, or there is no such image: `docker login`, or set pullSecretRef"
                 .to_owned(),
         )
     } else if says(&["not found", "manifest unknown", "name unknown"]) {

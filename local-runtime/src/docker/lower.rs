@@ -114,10 +114,6 @@ pub(super) fn lower(
         return Err(no(&format!("spec.source.{}", source.kind()), "only images run in containers", hint));
     };
     let ImageSource { r#ref, command: _, pull_secret_ref, pin_digest, verify: _ } = from;
-    if pull_secret_ref.is_some() {
-        let hint = Some("leave it out, and pull the image with the engine's own login first");
-        return Err(no("spec.source.image.pullSecretRef", "the engine's own images are used here", hint));
-    }
     if let Some(Permissions { network: Some(NetworkPermissions { egress: Some(_) }), .. }) = permissions {
         let message = "this release keeps no container from the network";
         return Err(no("spec.permissions.network.egress", message, Some("leave it out, or use a cluster")));
@@ -225,7 +221,12 @@ pub(super) fn lower(
     let body = json!({
         "container": serde_json::to_value(container).unwrap_or_default(),
         // To fetch it again, should somebody remove it.
-        "image": {"ref": r#ref, "index": facts_of_image.index, "id": id},
+        "image": {
+            "ref": r#ref,
+            "index": facts_of_image.index,
+            "id": id,
+            "pullSecret": pull_secret_ref.as_ref().map(|secret| &secret.name),
+        },
         "secrets": secrets,
         "restartedAt": restarted_at,
     });

@@ -49,7 +49,7 @@ use container::{Container, label};
 pub use detect::{Candidate, EngineKind, NotFound, Surroundings, candidates, find};
 pub use engine::{Engine, EngineError, Facts};
 use engine::{is_absent, is_conflict};
-use image::{Find, Images};
+use image::{Images, Logins};
 
 /// A bridge listens and answers within a moment of its start; even on a busy machine that takes far less.
 const BRIDGE_START: Duration = Duration::from_secs(30);
@@ -82,6 +82,7 @@ pub struct DockerRuntime {
     /// While no engine was found.
     nowhere: RuntimeInfo,
     secrets: Arc<dyn SecretSource>,
+    logins: Logins,
     preparations: Preparations,
     /// Owners that have something on the engine: of others it is not asked.
     known: Mutex<HashSet<OwnerKey>>,
@@ -101,7 +102,7 @@ struct EnginePlace {
     missing: Mutex<NotFound>,
 }
 
-impl Find for Arc<EnginePlace> {
+impl EnginePlace {
     fn engine(&self) -> Result<Engine, NotFound> {
         match self.found.get() {
             Some((engine, _)) => Ok(engine.clone()),
@@ -129,6 +130,8 @@ impl DockerRuntime {
         let events = broadcast::Sender::new(EVENTS);
         let place =
             Arc::new(EnginePlace { found: OnceLock::new(), missing: Mutex::new(NotFound { kind, tried: Vec::new() }) });
+        let docker_config = config.around.docker_config().join("config.json");
+        let logins = Logins { docker_config, secrets: secrets.clone() };
         let runtime = Arc::new(Self {
             nowhere: RuntimeInfo {
                 name: kind.as_str().to_owned(),
@@ -137,7 +140,11 @@ impl DockerRuntime {
                 collects_garbage: false,
                 bridge: None,
             },
-            preparations: Preparations::new(Arc::new(Images(place.clone())), events.clone()),
+            preparations: Preparations::new(
+                Arc::new(Images { place: place.clone(), logins: logins.clone() }),
+                events.clone(),
+            ),
+            logins,
             console: ContainerConsole::new(place.clone()),
             place,
             secrets,
@@ -298,7 +305,7 @@ impl DockerRuntime {
             match &error {
                 _ if attempt == ATTEMPTS => return Err(error),
                 // Somebody tidied up: it is fetched again, by its digest.
-                error if error.says("no such image") => image::fetch_again(engine, &object.body["image"]).await?,
+                error if error.says("no such image") => image::fetch_again(engine, owner, &object.body["image"], &self.logins).await?,
                 // The last other server of the network or of this bridge went a moment ago, and took it along.
                 error if ["network", "volume", carry::PROGRAM].iter().any(|what| error.says(what)) => {
                     self.bridges.lock().await.clear();

@@ -5,12 +5,15 @@
 use bollard::models::ContainerCreateBody;
 use bollard::query_parameters::{CreateContainerOptions, RemoveImageOptions};
 use futures::StreamExt;
-use mcp_hub_engine_tests::{Scene, UNITS, until, until_ready};
+use mcp_hub_engine_tests::{IMAGES, Scene, UNITS, given, until, until_ready};
+use mcp_hub_fakeregistry::{Access, PASSWORD, Registry, USER};
 use mcp_hub_reconcile::error::Retry;
 use mcp_hub_reconcile::observed::{Failure, PrepareState};
 use mcp_hub_reconcile::plan::plan;
 use mcp_hub_reconcile::ports::{Runtime, RuntimeEvent, Step};
 use mcp_hub_reconcile::workload::{ServerWorkload, Workload};
+use mcp_hub_supply::bundle::Bundle;
+use mcp_hub_supply::{Credentials, Registries};
 use mcp_hub_test_cluster::EngineKind;
 use serde_json::{Value, json};
 
@@ -128,4 +131,36 @@ async fn an_engine_that_is_away_is_said_to_be_and_what_ran_is_taken_over_when_it
     .await;
     scene.remove(&*runtime, &workload.owner).await;
     assert_eq!(scene.everything().await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_private_image_is_pulled_with_the_secret_that_is_named_and_not_without() {
+    let scene = Scene::up(EngineKind::Docker).await;
+    // In the engine's network, where it is local and so may be asked in clear.
+    let registry = Registry::start(Access::UsersToken).await;
+    let image = registry.image("team/units:1");
+    let logins = json!({"auths": {&registry.host: {"username": USER, "password": PASSWORD}}}).to_string();
+    let credentials = Credentials::from_docker_config(logins.as_bytes()).unwrap();
+    let bundle = Bundle::open(&given(IMAGES).join("units.tar")).await.unwrap();
+    let registries = Registries::new().unwrap();
+    bundle.publish(&bundle.images()[0], &image, &registries, &credentials, &|_| {}).await.unwrap();
+
+    let source = |name: &str| json!({"ref": image.to_string(), "pullSecretRef": {"name": name}});
+    let failure = refusal(&scene, "without", json!({"ref": image.to_string()})).await;
+    assert_eq!(failure.reason, "ImagePullFailed");
+    assert!(failure.hint.unwrap().contains("pullSecretRef"), "{}", failure.message);
+    let failure = refusal(&scene, "missing", source("nobodys")).await;
+    assert_eq!(failure.reason, "SecretMissing");
+
+    scene.secrets.set("team", ".dockerconfigjson", &logins);
+    let runtime = scene.runtime().await;
+    let server = scene.server("private", json!({"source": {"image": source("team")}, "replicas": 1}));
+    let workload = scene.resolved(&*runtime, &server).await;
+    let found = workload.resolved.clone().unwrap().image.unwrap();
+    assert_eq!(found.index, bundle.images()[0].digest(), "the digest that the registry knows it by");
+    scene.apply(&*runtime, &workload).await;
+    until_ready(&runtime, &workload.owner).await;
+    let shown = scene.containers(Some("mcphub.io/name=private".to_owned())).await;
+    let shown = scene.api.inspect_container(shown[0].split(' ').next().unwrap(), None).await.unwrap();
+    assert!(!serde_json::to_string(&shown).unwrap().contains(PASSWORD));
 }

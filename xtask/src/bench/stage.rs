@@ -120,6 +120,8 @@ impl Stage {
         let key = self.write(&format!("{name}.key"), "00".repeat(32))?;
         let mut command = Command::new(&build.gateway);
         command.args(["--listen", &address.to_string()]).arg("--config").arg(config).arg("--sealing-key").arg(key);
+        // As the detached daemon has it, of which the gateway is a part.
+        command.env("MALLOC_ARENA_MAX", "1");
         let served = serve(&mut command, address)?;
         let wanted = format!("mcp_hub_gateway_servers_ready {all}\n");
         until("the gateway to reach every server", || {
