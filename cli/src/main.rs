@@ -113,7 +113,7 @@ fn not_there(command: &str) -> Error {
         "down" | "remove" => "there `mcpctl delete servers NAME` ends a server",
         "add" => "there `mcpctl apply -f PATH` brings a server",
         "secret" => "there secrets are Secrets: `kubectl create secret generic NAME --from-file=KEY=/dev/stdin`",
-        "lock-images" | "publish-images" | "bundle" => "it acts on files and registries, whatever the target",
+        "lock-images" | "publish-images" | "bundle" => "it acts on files and registries only: leave --target out",
         _ => "leave --target out",
     };
     Error::Elsewhere {

@@ -154,7 +154,7 @@ pub(super) fn lower(
         page.refuse(
             "spec.permissions.network.egress",
             "it knows networks with a way out and without, and none in between",
-            Some("leave the list empty for no way out, or run the server by mcpctl or in a cluster"),
+            Some("leave the list empty for no way out, or run the server in a cluster"),
         );
     }
     if resources.as_ref().is_some_and(|resources| resources.requests.is_some()) {

@@ -270,7 +270,7 @@ fn filesystem_of(
 ) -> Result<Option<FilesystemAccess>, Unsupported> {
     let Some(Permissions { network, filesystem }) = permissions else { return Ok(None) };
     if let Some(NetworkPermissions { egress: Some(_) }) = network {
-        let hint = Some("leave it out, or use an image");
+        let hint = Some("leave it out, or use a cluster");
         return Err(no("spec.permissions.network.egress", "a process cannot be kept from the network", hint));
     }
     let mut read: Vec<String> = match filesystem {
