@@ -9,6 +9,7 @@ use mcp_hub_dataplane_api::launch::{
 };
 use mcp_hub_reconcile::image;
 use mcp_hub_reconcile::workload::{EnvValue, ServerWorkload};
+use mcp_hub_supply::Reference;
 use serde_json::{Map, Value, json};
 
 use super::gateway::{mounted_secret, required};
@@ -342,6 +343,9 @@ fn of_image(
     page: &mut Page<'_>,
     stack: &mut Stack,
 ) -> Option<(String, Vec<String>)> {
+    if let Err(problem) = image.r#ref.parse::<Reference>() {
+        page.refuse("spec.source.image.ref", problem.to_string(), Some("name an image as `docker pull` would"));
+    }
     match image.pin_digest {
         _ if facts.is_some() || image.r#ref.contains('@') => {}
         Some(false) => {}

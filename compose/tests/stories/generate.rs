@@ -1,10 +1,10 @@
 //! What manifests become.
 
-use mcp_hub_compose::engine::Engine;
+use mcp_hub_compose::engine::{self, Engine, Images, Key};
 use mcp_hub_compose::project::{NoProject, Project};
 use mcp_hub_compose::{Access, kubernetes};
 
-use crate::{example, file, generate, resources, server};
+use crate::{example, facts, file, generate, resources, server};
 
 /// Every way that a server comes, and what may be said of one.
 const EVERYTHING: &str = r#"
@@ -125,6 +125,7 @@ fn what_an_engine_cannot_honour_is_refused_by_name_all_at_once() {
         server("f", "{source: {image: {ref: 'mcp/files:1', verify: {identity: a, issuer: b}}}}"),
         server("g", "{source: {image: {ref: 'mcp/files:1'}}, kubernetes: {podTemplate: {spec: {}}}, env: [{name: MCP_BRIDGE_LAUNCH, value: x}]}"),
         server("h", "{source: {image: {ref: 'mcp/files:1'}}, env: [{name: A, secretRef: {name: x-y, key: value}}, {name: B, secretRef: {name: x.y, key: value}}]}"),
+        server("i", "{source: {image: {ref: 'mcp/${HOME}:1', command: [/i]}}}"),
         server("mcp-hub", "{source: {image: {ref: 'mcp/files:1'}}}"),
         "---\napiVersion: mcphub.io/v1alpha1\nkind: MCPHub\nmetadata: {name: default}\nspec: {auth: {mode: none}, gateway: {tls: {secretRef: {name: x}}}, openapi: {enabled: true}}\n".to_owned(),
     ]
@@ -136,6 +137,16 @@ fn what_an_engine_cannot_honour_is_refused_by_name_all_at_once() {
     ]
     .concat();
     insta::assert_snapshot!("refused_swarm", generate(Engine::Swarm, &text).unwrap_err());
+}
+
+#[test]
+fn compose_finds_no_names_in_names_of_images() {
+    let project = Project::of(resources(EVERYTHING), None).unwrap();
+    let images = Images::of("registry/${HOME}", "0.1.0");
+    let generated = engine::write(Engine::Compose, &project, &facts(), &images, &Key::new([7; 32])).unwrap();
+    let file = &file(&generated, "compose.yaml").content;
+    assert!(file.contains("image: 'registry/$${HOME}/gateway:0.1.0'"), "{file}");
+    assert!(!file.contains("registry/${HOME}"), "{file}");
 }
 
 #[test]
