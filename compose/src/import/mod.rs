@@ -6,6 +6,7 @@
 mod clients;
 mod compose;
 mod environment;
+mod label;
 mod mounts;
 mod service;
 

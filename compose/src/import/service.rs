@@ -8,6 +8,7 @@ use mcp_hub_dataplane_api::launch::{LAUNCH_ENV, SECRETS_ENV};
 use serde_json::{Map, Value, json};
 
 use super::compose::{Reading, scalar};
+use super::label::Label;
 use super::{environment, mounts};
 use crate::engine::{self, TYPE_LABEL};
 
@@ -38,9 +39,9 @@ pub(super) fn read(
     path: &FieldPath,
     service: &Node,
     labels: &BTreeMap<String, String>,
-    ours: Option<&Value>,
+    ours: Option<&Label>,
 ) -> Option<Map<String, Value>> {
-    let mut spec = ours.and_then(|ours| ours["spec"].as_object().cloned()).unwrap_or_default();
+    let mut spec = ours.map(|ours| ours.spec.clone()).unwrap_or_default();
     let mut volumes = Vec::new();
     let known_volumes = spec.remove("volumes");
     let mut image = None;
@@ -95,7 +96,7 @@ fn source(
     path: &FieldPath,
     service: &Node,
     image: Option<String>,
-    ours: Option<&Value>,
+    ours: Option<&Label>,
     spec: &mut Map<String, Value>,
 ) -> Option<()> {
     if ours.is_some() {
@@ -129,7 +130,7 @@ fn variables(
     reading: &mut Reading<'_>,
     path: &FieldPath,
     node: &Node,
-    ours: Option<&Value>,
+    ours: Option<&Label>,
     spec: &mut Map<String, Value>,
 ) {
     let mut known: Vec<Value> = spec.remove("env").and_then(|env| env.as_array().cloned()).unwrap_or_default();
