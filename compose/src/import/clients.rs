@@ -9,7 +9,8 @@ use mcp_hub_crds::{FieldPath, MCPServer, Resource};
 use serde_json::{Map, Value, json};
 
 use super::environment::{from_secret, secret_for};
-use super::{Imported, Remark, Weight, is_secret};
+use super::secrets::{self, is_secret};
+use super::{Imported, Remark, Weight};
 
 /// Where clients keep their servers, and whose the section is.
 pub(super) const SECTIONS: [(&str, &str); 5] = [
@@ -215,6 +216,12 @@ impl Reading<'_> {
         }
         let name = server.metadata.name.clone().unwrap_or_default();
         if let Source::Remote(remote) = &mut server.spec.source {
+            if let Some(bare) = secrets::bare_url(&remote.url) {
+                let text = "its login, or a parameter, looks like a secret and is left out".to_owned();
+                let hint = Some("give it as a header with a secretRef, if the server takes one".to_owned());
+                self.remark(path.field("url"), Weight::NotTaken, text, hint);
+                remote.url = bare;
+            }
             for header in remote.headers.iter_mut().flatten() {
                 if header.value.as_ref().is_some_and(|value| is_secret(&header.name, value)) {
                     let secret = secret_named(&format!("{name}-{}", header.name));
@@ -224,13 +231,12 @@ impl Reading<'_> {
                 }
             }
         }
-        if let Some(args) = &server.spec.args {
-            for (index, _) in args.iter().enumerate().filter(|(_, arg)| is_secret("", arg)) {
-                let text = "it looks like a secret, and arguments are seen by everybody on the machine".to_owned();
-                let hint = Some("give the server a variable with a secretRef, if it reads one".to_owned());
-                self.remark(path.field("args").index(index), Weight::NotTaken, text, hint);
+        if let Some(args) = server.spec.args.take() {
+            let (kept, places) = secrets::without(args);
+            for place in places {
+                let hint = Some(secrets::ARGUMENT_HINT.to_owned());
+                self.remark(path.field("args").index(place), Weight::NotTaken, secrets::ARGUMENT.to_owned(), hint);
             }
-            let kept: Vec<String> = args.iter().filter(|arg| !is_secret("", arg)).cloned().collect();
             server.spec.args = Some(kept).filter(|args| !args.is_empty());
         }
     }

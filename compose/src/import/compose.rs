@@ -55,7 +55,8 @@ impl Reading<'_> {
         match variables::read(&text) {
             Written::Literal(text) => Some(text),
             Written::Variable { default: Some(default), name } => {
-                self.tell(path, format!("`{default}` is taken, which holds where {name} is not set"));
+                // Which may be a secret.
+                self.tell(path, format!("its default is taken, which holds where {name} is not set"));
                 Some(default)
             }
             Written::Variable { .. } | Written::Secret(_) | Written::Mixed(_) => {

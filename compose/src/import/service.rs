@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::compose::{Reading, scalar};
 use super::label::Label;
-use super::{environment, mounts};
+use super::{environment, mounts, secrets};
 use crate::engine::{self, TYPE_LABEL};
 
 /// What MCP Hub does for every server in its own way.
@@ -342,8 +342,17 @@ fn foreign(
     }
 }
 
-/// A command line as a list, or as text that a shell would take apart.
+/// A command line as a list, or as text that a shell would take apart, without secrets.
 fn words(reading: &mut Reading<'_>, path: &FieldPath, node: &Node) -> Option<Vec<String>> {
+    let (words, places) = secrets::without(written(reading, path, node)?);
+    for place in places {
+        let path = if matches!(node.kind, Kind::List(_)) { path.index(place) } else { path.clone() };
+        reading.miss(&path, secrets::ARGUMENT, Some(secrets::ARGUMENT_HINT));
+    }
+    Some(words)
+}
+
+fn written(reading: &mut Reading<'_>, path: &FieldPath, node: &Node) -> Option<Vec<String>> {
     match &node.kind {
         Kind::Scalar(Value::Null) => None,
         Kind::Scalar(_) => {
