@@ -13,6 +13,7 @@ use mcp_hub_supply::Reference;
 use serde_json::{Map, Value, json};
 
 use super::gateway::{mounted_secret, required};
+use super::tokens::OWN_VARIABLES;
 use super::{
     BRIDGE, Engine, INSTALL, Images, NAME_LABEL, OURS, PART_LABEL, SERVER_LABEL, Stack, TYPE_LABEL, service,
     swarm_secret,
@@ -485,6 +486,11 @@ impl Stack {
     /// Notes a secret. Whether there is a name for it, which no other secret has.
     pub(super) fn needs(&mut self, engine: Engine, field: &str, secret: &SecretKeyRef, page: &mut Page<'_>) -> bool {
         let name = variable(secret);
+        if name.starts_with(OWN_VARIABLES) {
+            let message = format!("its variable would be {name}, and {OWN_VARIABLES}* are MCP Hub's own");
+            page.refuse(field, message, Some("rename the secret"));
+            return false;
+        }
         if let Some(other) = self.variables.get(&name).filter(|other| *other != secret) {
             let message = format!("{name} stands for secret {}, key {} already", other.name, other.key);
             page.refuse(field, message, Some("rename one of the two secrets"));

@@ -126,6 +126,8 @@ fn what_an_engine_cannot_honour_is_refused_by_name_all_at_once() {
         server("g", "{source: {image: {ref: 'mcp/files:1'}}, kubernetes: {podTemplate: {spec: {}}}, env: [{name: MCP_BRIDGE_LAUNCH, value: x}]}"),
         server("h", "{source: {image: {ref: 'mcp/files:1'}}, env: [{name: A, secretRef: {name: x-y, key: value}}, {name: B, secretRef: {name: x.y, key: value}}]}"),
         server("i", "{source: {image: {ref: 'mcp/${HOME}:1', command: [/i]}}}"),
+        server("j", "{source: {image: {ref: 'mcp/files:1'}}, env: [{name: A, secretRef: {name: hub, key: token}}]}"),
+        server("k", "{source: {remote: {url: 'https://x.example.com', headers: [{name: a, secretRef: {name: hub-sealing-key, key: value}}]}}}"),
         server("mcp-hub", "{source: {image: {ref: 'mcp/files:1'}}}"),
         "---\napiVersion: mcphub.io/v1alpha1\nkind: MCPHub\nmetadata: {name: default}\nspec: {auth: {mode: none}, gateway: {tls: {secretRef: {name: x}}}, openapi: {enabled: true}}\n".to_owned(),
     ]
