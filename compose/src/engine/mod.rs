@@ -142,9 +142,9 @@ pub fn write(
         });
     }
     let files = vec![
-        File { name: engine.file(), content: file(engine, &stack), access: Access::Everybody },
-        File { name: gateway::CONFIG_FILE, content: config, access: Access::Everybody },
         File { name: TOKENS_FILE, content: key.file(project, &installation), access: Access::Owner },
+        File { name: gateway::CONFIG_FILE, content: config, access: Access::Everybody },
+        File { name: engine.file(), content: file(engine, &stack), access: Access::Everybody },
     ];
     Ok(Generated { files, notices: stack.notices })
 }

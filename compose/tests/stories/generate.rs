@@ -100,6 +100,9 @@ fn secrets_are_in_one_file_only_and_the_same_manifests_give_the_same_files() {
         };
         let generated = generate(engine, &text).unwrap();
         assert_eq!(generated, generate(engine, &text).unwrap());
+        let names: Vec<&str> = generated.files.iter().map(|file| file.name).collect();
+        let project = if engine == Engine::Compose { "compose.yaml" } else { "stack.yaml" };
+        assert_eq!(names, ["gateway.env", "gateway.json", project], "a project's tokens are there before it is");
         let tokens = file(&generated, "gateway.env");
         assert_eq!(tokens.access, Access::Owner);
         let values: Vec<&str> =
