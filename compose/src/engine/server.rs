@@ -412,11 +412,11 @@ fn mount(
     if let Some(ours) = [BRIDGE_DIR, RUN_DIR, PACKAGE_DIR, SECRETS_DIR].into_iter().find(|folder| is_in(folder)) {
         page.refuse(field(".mountPath"), format!("{ours} is the bridge's own"), Some("choose another path"));
     }
-    if !mount_path.starts_with('/') {
+    if !is_normal(mount_path) {
         page.refuse(
             field(".mountPath"),
-            "a container has no folder that this could be relative to",
-            Some("begin it with /"),
+            "it is not the plain, absolute path of a folder",
+            Some("begin it with /, end it without, and leave `.`, `..` and `//` out"),
         );
     }
     if name == PACKAGE {
@@ -448,6 +448,11 @@ fn mount(
         mount["read_only"] = true.into();
     }
     Some(mount)
+}
+
+/// Whether this is the one way to write an absolute path, so that what is compared with it is what an engine mounts.
+fn is_normal(path: &str) -> bool {
+    path.strip_prefix('/').is_some_and(|path| path.split('/').all(|part| !matches!(part, "" | "." | "..")))
 }
 
 /// A folder of the machine. Relative to the manifest, which lies beside the file if there is no other folder.

@@ -131,6 +131,7 @@ fn what_an_engine_cannot_honour_is_refused_by_name_all_at_once() {
         server("i", "{source: {image: {ref: 'mcp/${HOME}:1', command: [/i]}}}"),
         server("j", "{source: {image: {ref: 'mcp/files:1'}}, env: [{name: A, secretRef: {name: hub, key: token}}]}"),
         server("k", "{source: {remote: {url: 'https://x.example.com', headers: [{name: a, secretRef: {name: hub-sealing-key, key: value}}]}}}"),
+        server("l", "{source: {image: {ref: 'mcp/files:1'}}, volumes: [{name: a, emptyDir: {}, mountPath: //mcp-hub}, {name: b, emptyDir: {}, mountPath: /x/../mcp-hub}, {name: c, emptyDir: {}, mountPath: /tmp/}, {name: d, emptyDir: {}, mountPath: /}]}"),
         server("mcp-hub", "{source: {image: {ref: 'mcp/files:1'}}}"),
         "---\napiVersion: mcphub.io/v1alpha1\nkind: MCPHub\nmetadata: {name: default}\nspec: {auth: {mode: none}, gateway: {tls: {secretRef: {name: x}}}, openapi: {enabled: true}}\n".to_owned(),
     ]
