@@ -192,6 +192,7 @@ fn bring_bridge(engine: Engine, images: &Images, stack: &mut Stack) {
             stack.networks.insert(BRIDGE.to_owned(), json!({"driver": "overlay", "internal": true}));
         }
     }
+    service::bound(engine, &mut service, None);
     stack.volumes.insert(BRIDGE.to_owned(), json!({}));
     let servers = std::mem::take(&mut stack.services);
     stack.services.insert(BRIDGE.to_owned(), Value::Object(service));
