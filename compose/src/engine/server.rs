@@ -34,6 +34,9 @@ pub(crate) const OWN_FOLDERS: [&str; 3] = [BRIDGE_DIR, RUN_DIR, PACKAGE_DIR];
 const PACKAGE: &str = "mcp-hub-package";
 /// Where a Swarm puts secrets.
 const SECRETS_DIR: &str = "/run/secrets";
+/// By which a Swarm begins a template in variables and mounts (`{{.Node.Hostname}}`).
+const TEMPLATE: &str = "{{";
+const EXPANDS: &str = "a Swarm expands `{{`, and knows no way to write it";
 const RUN_BYTES: u64 = 16 << 20;
 /// Counts as memory of the container once it is used.
 const TMP_BYTES: u64 = 256 << 20;
@@ -219,9 +222,11 @@ pub(super) fn lower(
         log: NO_LOG,
         drain: DRAIN,
     };
-    // Written so that it holds no `$`, by which Compose would find names in it.
+    // Written so that it holds no `$`, by which Compose would find names in it, and no template. Two braces in a row stand
+    // in strings only, where the second may be an escape.
+    let launch = in_pod_env(&serde_json::to_string(&launch).unwrap_or_default()).replace(TEMPLATE, "{\\u007b");
     let mut environment = Map::new();
-    environment.insert(LAUNCH_ENV.to_owned(), in_pod_env(&serde_json::to_string(&launch).unwrap_or_default()).into());
+    environment.insert(LAUNCH_ENV.to_owned(), launch.into());
     if who.homeless && !names.contains(&"HOME") {
         environment.insert("HOME".to_owned(), TMP_DIR.into());
     }
@@ -232,6 +237,10 @@ pub(super) fn lower(
     for value in env {
         match value {
             EnvValue::Plain { name, value } => {
+                if is_template(engine, value) {
+                    let hint = Some("make it a secret, which a Swarm takes as it is");
+                    page.refuse(format!("spec.env[{name}]"), EXPANDS, hint);
+                }
                 environment.insert(name.clone(), literal(value).into());
             }
             EnvValue::Secret { name, key, fingerprint: _ } => {
@@ -419,6 +428,9 @@ fn mount(
             Some("begin it with /, end it without, and leave `.`, `..` and `//` out"),
         );
     }
+    if is_template(engine, mount_path) {
+        page.refuse(field(".mountPath"), EXPANDS, Some("choose another path"));
+    }
     if name == PACKAGE {
         page.refuse(field(".name"), "this name is the bridge's own", Some("rename it"));
     }
@@ -448,6 +460,10 @@ fn mount(
         mount["read_only"] = true.into();
     }
     Some(mount)
+}
+
+fn is_template(engine: Engine, text: &str) -> bool {
+    engine == Engine::Swarm && text.contains(TEMPLATE)
 }
 
 /// Whether this is the one way to write an absolute path, so that what is compared with it is what an engine mounts.

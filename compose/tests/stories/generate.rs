@@ -3,6 +3,7 @@
 use mcp_hub_compose::engine::{self, Engine, Images, Key};
 use mcp_hub_compose::project::{NoProject, Project};
 use mcp_hub_compose::{Access, kubernetes};
+use serde_json::{Value, json};
 
 use crate::{example, facts, file, generate, resources, server};
 
@@ -139,10 +140,24 @@ fn what_an_engine_cannot_honour_is_refused_by_name_all_at_once() {
     insta::assert_snapshot!("refused_compose", generate(Engine::Compose, &text).unwrap_err());
     let text = [
         server("a", "{source: {package: {registry: pypi, name: a, version: '1.0'}}}"),
+        server("c", "{source: {image: {ref: 'mcp/files:1'}}, env: [{name: A, value: '{{.Node.Hostname}}'}], volumes: [{name: v, emptyDir: {}, mountPath: '/{{.Task.ID}}'}]}"),
         server("b", "{source: {image: {ref: 'mcp/files:1'}}, runtime: docker, volumes: [{name: v, hostPath: /v, mountPath: /v}]}"),
     ]
     .concat();
     insta::assert_snapshot!("refused_swarm", generate(Engine::Swarm, &text).unwrap_err());
+}
+
+#[test]
+fn a_swarm_finds_no_templates_in_arguments() {
+    let args = "['{{.Node.Hostname}}', '{{{', '\\{{']";
+    let generated =
+        generate(Engine::Swarm, &server("a", &format!("{{source: {{image: {{ref: 'mcp/files:1'}}}}, args: {args}}}")))
+            .unwrap();
+    let file: Value = serde_saphyr::from_str(&file(&generated, "stack.yaml").content).unwrap();
+    let launch = file["services"]["a"]["environment"]["MCP_BRIDGE_LAUNCH"].as_str().unwrap();
+    assert!(!launch.contains("{{"), "{launch}");
+    let launch: Value = serde_json::from_str(launch).unwrap();
+    assert_eq!(launch["child"]["args"], json!(["/app/index.js", "{{.Node.Hostname}}", "{{{", "\\{{"]));
 }
 
 #[test]

@@ -40,6 +40,12 @@ fn spec(engine: Engine) -> impl Strategy<Value = Value> {
             let env: Vec<Value> = env
                 .into_iter()
                 .map(|(name, mut value)| {
+                    // Which a Swarm would expand.
+                    if engine == Engine::Swarm
+                        && let Some(text) = value["value"].as_str()
+                    {
+                        value["value"] = text.replace("{{", "{ {").into();
+                    }
                     value["name"] = name.into();
                     value
                 })
