@@ -345,11 +345,12 @@ fn foreign(
 /// A command line as a list, or as text that a shell would take apart, without secrets.
 fn words(reading: &mut Reading<'_>, path: &FieldPath, node: &Node) -> Option<Vec<String>> {
     let (words, places) = secrets::without(written(reading, path, node)?);
-    for place in places {
-        let path = if matches!(node.kind, Kind::List(_)) { path.index(place) } else { path.clone() };
+    for place in &places {
+        let path = if matches!(node.kind, Kind::List(_)) { path.index(*place) } else { path.clone() };
         reading.miss(&path, secrets::ARGUMENT, Some(secrets::ARGUMENT_HINT));
     }
-    Some(words)
+    // An empty list in the file may mean something; one that is empty now is nothing.
+    (places.is_empty() || !words.is_empty()).then_some(words)
 }
 
 fn written(reading: &mut Reading<'_>, path: &FieldPath, node: &Node) -> Option<Vec<String>> {
@@ -437,7 +438,8 @@ fn ports(
 fn foreign_labels(reading: &mut Reading<'_>, path: &FieldPath, labels: &BTreeMap<String, String>) {
     for name in labels.keys() {
         match name.as_str() {
-            engine::NAME_LABEL | engine::TYPE_LABEL | "mcp-hub.description" => {}
+            // One like ours that is none has been named already.
+            engine::NAME_LABEL | engine::TYPE_LABEL | engine::SERVER_LABEL | "mcp-hub.description" => {}
             _ => reading.tell(&path.field(name), "it has no use here"),
         }
     }
