@@ -174,6 +174,11 @@ fn manifests_become_a_compose_project_and_come_back() {
     hub.write("b.yaml", &manifest("b", "source: {command: {path: ./b}}"));
     let error = hub.fails(INVALID, &generate);
     assert!(error.contains("MCPServer default/b: compose cannot honour spec.source.command"), "{error}");
+    // Why a registry did not answer, and what to do about it.
+    hub.write("c.yaml", &manifest("c", "source: {image: {ref: 'localhost:1/c:1'}}"));
+    let error = hub.fails(INVALID, &generate);
+    assert!(error.contains("warning: ") && error.contains("Connection refused"), "{error}");
+    assert!(error.contains("hint: run it again"), "{error}");
     let kubernetes = hub.fails(INVALID, &["generate", "--format", "kubernetes", "-f", manifests]);
     assert!(kubernetes.contains("kubernetes cannot honour spec.source.command"), "{kubernetes}");
 }
