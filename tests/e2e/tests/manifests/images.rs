@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use mcp_hub_e2e::{Hub, text};
-use mcp_hub_fakeregistry::{Access, PASSWORD, Registry, USER};
+use mcp_hub_fakeregistry::{Access, CONFIG, Fault, PASSWORD, Registry, USER};
 use serde_json::{Value, json};
 
 /// Two servers from two images, in a registry that wants a login, which a helper has.
@@ -137,9 +137,22 @@ async fn locked_images_go_to_a_registry_and_by_file_to_another() {
     let said = scene.run(0, &publish);
     assert!(said.contains(&format!("{team}/mcp/git:1 published (")), "{said}");
     assert!(scene.run(0, &publish).contains("were there)"));
-    let written: Value = serde_json::from_str(&std::fs::read_to_string(own_lock).unwrap()).unwrap();
+    let own = std::fs::read_to_string(&own_lock).unwrap();
+    let written: Value = serde_json::from_str(&own).unwrap();
     let there = &written["images"][format!("{team}/mcp/git:1")];
     assert_eq!(there["platforms"], scene.entry("mcp/git:1")["platforms"]);
+
+    // Somebody stores another image under the name before it is locked.
+    let config = mirror.blob("team/mcp/git", r#"{"os": "linux", "architecture": "amd64"}"#);
+    let other = json!({"schemaVersion": 2, "layers": [],
+        "config": {"mediaType": CONFIG, "digest": config, "size": 40}});
+    let body = other.to_string();
+    let digest = mcp_hub_fakeregistry::digest(body.as_bytes());
+    mirror.fault("GET /v2/team/mcp/git/manifests/1", Fault::Answer { status: 200, headers: Vec::new(), body });
+    let said = scene.run(1, &publish);
+    assert!(said.contains(&format!("got {digest})")) && said.contains("do not run it"), "{said}");
+    assert_eq!(std::fs::read_to_string(&own_lock).unwrap(), own);
+    mirror.mend();
 
     // Only some of them; one that is not locked; two that would become one.
     let (git, gone) = (scene.hub.manifests().join("git.yaml"), scene.hub.home().join("gone.yaml"));
