@@ -213,7 +213,7 @@ fn scan(path: &Path) -> Result<(Index, Files), BundleError> {
     let mut archive = tar::Archive::new(BufReader::with_capacity(PIECE, file));
     let (mut index, mut is_layout, mut files) = (None, false, Files::new());
     let (mut seen, mut last) = (0, String::new());
-    // Raw: extensions, which may be of any size, are read by nobody. No name in a bundle needs one.
+    // Raw: extensions, which may be of any size, are used by nobody. No name in a bundle needs one.
     for entry in archive.entries().map_err(BundleError::NoTar)?.raw(true) {
         let mut entry = entry.map_err(|source| match seen {
             0 => BundleError::NoTar(source),
@@ -223,10 +223,15 @@ fn scan(path: &Path) -> Result<(Index, Files), BundleError> {
         if seen > FILES_MAX {
             return Err(BundleError::NoLayout("it holds more than 100,000 files"));
         }
+        let kind = entry.header().entry_type();
+        if kind.is_pax_local_extensions() || kind.is_pax_global_extensions() {
+            // Their own names stand for nothing: some are in `/tmp`, or beside the file that they are of.
+            continue;
+        }
         let name = name(&entry)?;
         last.clone_from(&name);
-        if !entry.header().entry_type().is_file() {
-            if entry.header().entry_type().is_dir() || !name.starts_with(BLOBS) {
+        if !kind.is_file() {
+            if kind.is_dir() || !name.starts_with(BLOBS) {
                 continue;
             }
             return Err(BundleError::Odd { path: name, found: "no plain file" });

@@ -134,7 +134,11 @@ async fn of_a_damaged_or_malicious_bundle_nothing_is_taken() {
     let mut more = good.clone();
     more.insert(0, ("blobs/".to_owned(), Vec::new(), tar::EntryType::Directory));
     more.push(file("manifest.json", "[]"));
-    more.push(("PaxHeaders.0/x".to_owned(), b"20 path=../../evil\n".to_vec(), tar::EntryType::XHeader));
+    // Nor do extensions of tar, which are under whatever name the program likes that made it.
+    more.insert(0, ("/tmp/GlobalHead.1.1".to_owned(), b"17 comment=harm\n".to_vec(), tar::EntryType::XGlobalHeader));
+    for name in ["PaxHeaders.0/x", "./blobs/sha256/PaxHeaders/x", "/tmp/PaxHeaders/x"] {
+        more.push((name.to_owned(), b"20 path=../../evil\n".to_vec(), tar::EntryType::XHeader));
+    }
     open(&archive(&more)).await.unwrap();
 
     let with = |change: &dyn Fn(&mut Vec<Entry>)| {
