@@ -107,8 +107,13 @@ async fn images_are_locked_to_what_their_names_stand_for() {
     let old = json!({"version": "1.0", "images": {name.clone(): {"tag": name, "digest": digest,
         "platform": "linux/amd64", "last_updated": "2024-05-01T10:00:00.5"}}});
     std::fs::write(scene.lock_file(), old.to_string()).unwrap();
+    let bundle = scene.hub.home().join("images.tar");
+    let save = ["bundle", "save", bundle.to_str().unwrap()];
+    let said = scene.run(0, &save);
+    assert!(said.contains("warning: ") && said.contains("may name one platform only"), "{said}");
     let said = scene.lock(0);
     assert!(said.contains("is of version 1.0: written as 2.0"), "{said}");
+    assert!(!scene.run(0, &save).contains("warning"));
     assert_eq!(scene.entry("mcp/git:1")["last_updated"], "2024-05-01T10:00:00Z");
 
     // The user's own configuration, where nothing else is named.
