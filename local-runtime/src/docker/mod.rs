@@ -305,7 +305,9 @@ impl DockerRuntime {
             match &error {
                 _ if attempt == ATTEMPTS => return Err(error),
                 // Somebody tidied up: it is fetched again, by its digest.
-                error if error.says("no such image") => image::fetch_again(engine, owner, &object.body["image"], &self.logins).await?,
+                error if error.says("no such image") => {
+                    image::fetch_again(engine, owner, &object.body["image"], &self.logins).await?
+                }
                 // The last other server of the network or of this bridge went a moment ago, and took it along.
                 error if ["network", "volume", carry::PROGRAM].iter().any(|what| error.says(what)) => {
                     self.bridges.lock().await.clear();
