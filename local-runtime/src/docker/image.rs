@@ -68,15 +68,18 @@ impl Logins {
                 let missing =
                     || broken("SecretMissing", format!("secret `{}` has no key `{PULL_SECRET}`", key.name), hint);
                 let value = value.ok_or_else(missing)?;
-                Credentials::from_docker_config(value.expose_secret().as_bytes())
+                let credentials = Credentials::from_docker_config(value.expose_secret().as_bytes());
+                let odd = |error| broken("ImagePullFailed", format!("secret `{}`: {error}", key.name), hint);
+                credentials.map_err(odd)?
             }
-            None => match DockerConfig::read(&self.docker_config) {
-                Ok(config) => config.logins([reference]).await,
-                Err(error) => Err(error),
-            },
+            None => {
+                let credentials = match DockerConfig::read(&self.docker_config) {
+                    Ok(config) => config.logins([reference]).await,
+                    Err(error) => Err(error),
+                };
+                credentials.map_err(|error| broken("ImagePullFailed", error.to_string(), &error.hint()))?
+            }
         };
-        let credentials = credentials
-            .map_err(|error| broken("ImagePullFailed", error.to_string(), "`docker login` writes it anew"))?;
         Ok(credentials.login(reference).map(|login| {
             let text = |secret: &SecretString| Some(secret.expose_secret().to_owned());
             let for_registry =
