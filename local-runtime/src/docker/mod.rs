@@ -418,7 +418,10 @@ impl DockerRuntime {
             let found = self.inspect(engine, owner).await?;
             let found = found.ok_or_else(|| EngineError::NotRunning { owner: owner.to_string() })?;
             if !is_running(&found) {
-                let output = self.console.last_lines(engine, &names::container(owner)).await;
+                let name = names::container(owner);
+                let output = self.console.last_lines(engine, &name).await;
+                // What it had to say was read; left there it would be taken for one that ran.
+                self.discard(engine, &name).await?;
                 return Err(EngineError::Ended { owner: owner.to_string(), output });
             }
             if let Some(address) = address(&found, port) {
