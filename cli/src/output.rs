@@ -26,8 +26,16 @@ pub(crate) fn say(text: &str) {
 
 pub(crate) fn error(error: &Error) {
     say(&format!("{} {error}", painted(AnsiColor::Red, "error:")));
-    if let Some(hint) = error.hint() {
-        say(&format!("{} {hint}", painted(AnsiColor::Cyan, "hint:")));
+    if let Some(text) = error.hint() {
+        hint(&text);
+    }
+}
+
+/// What failed and is done without.
+pub(crate) fn warning(error: &Error) {
+    say(&format!("warning: {error}"));
+    if let Some(text) = error.hint() {
+        hint(&text);
     }
 }
 

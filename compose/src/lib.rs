@@ -32,6 +32,8 @@ pub enum Access {
 /// What was made of manifests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Generated {
+    /// In the order in which they are to be written: each after those that it needs, so that a project that is there is
+    /// whole, and its hashes are of tokens that are kept.
     pub files: Vec<File>,
     /// What the user should know or do, one sentence each.
     pub notices: Vec<String>,

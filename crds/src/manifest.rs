@@ -417,10 +417,18 @@ fn whole(value: &mut Value) {
     }
 }
 
+/// Parts of names of secrets.
+const SECRETIVE_PARTS: [&str; 9] =
+    ["TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL", "AUTHORIZATION", "COOKIE"];
+/// Whole words, which are parts of harmless ones, such as `PATH` and `COMPASS`.
+const SECRETIVE_WORDS: [&str; 3] = ["PASS", "PAT", "PWD"];
+
 /// Whether what a variable or header of this name holds is most likely a secret.
 pub fn secretive(name: &str) -> bool {
     let name = name.to_ascii_uppercase();
-    name == "AUTHORIZATION" || ["TOKEN", "KEY", "SECRET", "PASSWORD"].iter().any(|part| name.contains(part))
+    SECRETIVE_PARTS.iter().any(|part| name.contains(part))
+        // The shell's own variable says where one is.
+        || (name != "PWD" && name.split(['_', '-', '.']).any(|word| SECRETIVE_WORDS.contains(&word)))
 }
 
 /// Warnings for values that look like secrets and stand in the file in clear.

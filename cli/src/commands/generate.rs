@@ -113,22 +113,16 @@ async fn resolve(images: &[&ImageSource]) -> BTreeMap<String, ResolvedImage> {
     let registries = match Registries::new() {
         Ok(registries) => registries,
         Err(error) => {
-            output::say(&format!("warning: {error}; {}", error.hint()));
+            output::warning(&error.into());
             return found;
         }
     };
-    let mut references = BTreeMap::new();
-    for image in images {
-        match image.r#ref.parse::<Reference>() {
-            Ok(reference) => {
-                references.insert(image.r#ref.clone(), reference);
-            }
-            Err(error) => output::say(&format!("warning: {error}")),
-        }
-    }
+    // What is no reference is refused with its field.
+    let references: BTreeMap<String, Reference> =
+        images.iter().filter_map(|image| Some((image.r#ref.clone(), image.r#ref.parse().ok()?))).collect();
     // A helper that fails takes the answers of private registries only.
     let credentials = images::logins(references.values()).await.unwrap_or_else(|error| {
-        output::say(&format!("warning: {error}"));
+        output::warning(&error);
         Credentials::none()
     });
     let (registries, credentials) = (&registries, &credentials);
@@ -143,7 +137,7 @@ async fn resolve(images: &[&ImageSource]) -> BTreeMap<String, ResolvedImage> {
             Ok((reference, image)) => {
                 found.insert(reference, image);
             }
-            Err(problem) => output::say(&format!("warning: {problem}")),
+            Err(problem) => output::warning(&problem.into()),
         }
     }
     found

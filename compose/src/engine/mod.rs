@@ -142,9 +142,9 @@ pub fn write(
         });
     }
     let files = vec![
-        File { name: engine.file(), content: file(engine, &stack), access: Access::Everybody },
-        File { name: gateway::CONFIG_FILE, content: config, access: Access::Everybody },
         File { name: TOKENS_FILE, content: key.file(project, &installation), access: Access::Owner },
+        File { name: gateway::CONFIG_FILE, content: config, access: Access::Everybody },
+        File { name: engine.file(), content: file(engine, &stack), access: Access::Everybody },
     ];
     Ok(Generated { files, notices: stack.notices })
 }
@@ -192,6 +192,7 @@ fn bring_bridge(engine: Engine, images: &Images, stack: &mut Stack) {
             stack.networks.insert(BRIDGE.to_owned(), json!({"driver": "overlay", "internal": true}));
         }
     }
+    service::bound(engine, &mut service, None);
     stack.volumes.insert(BRIDGE.to_owned(), json!({}));
     let servers = std::mem::take(&mut stack.services);
     stack.services.insert(BRIDGE.to_owned(), Value::Object(service));

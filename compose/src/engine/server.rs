@@ -9,9 +9,11 @@ use mcp_hub_dataplane_api::launch::{
 };
 use mcp_hub_reconcile::image;
 use mcp_hub_reconcile::workload::{EnvValue, ServerWorkload};
+use mcp_hub_supply::Reference;
 use serde_json::{Map, Value, json};
 
 use super::gateway::{mounted_secret, required};
+use super::tokens::OWN_VARIABLES;
 use super::{
     BRIDGE, Engine, INSTALL, Images, NAME_LABEL, OURS, PART_LABEL, SERVER_LABEL, Stack, TYPE_LABEL, service,
     swarm_secret,
@@ -32,6 +34,9 @@ pub(crate) const OWN_FOLDERS: [&str; 3] = [BRIDGE_DIR, RUN_DIR, PACKAGE_DIR];
 const PACKAGE: &str = "mcp-hub-package";
 /// Where a Swarm puts secrets.
 const SECRETS_DIR: &str = "/run/secrets";
+/// By which a Swarm begins a template in variables and mounts (`{{.Node.Hostname}}`).
+const TEMPLATE: &str = "{{";
+const EXPANDS: &str = "a Swarm expands `{{`, and knows no way to write it";
 const RUN_BYTES: u64 = 16 << 20;
 /// Counts as memory of the container once it is used.
 const TMP_BYTES: u64 = 256 << 20;
@@ -217,9 +222,11 @@ pub(super) fn lower(
         log: NO_LOG,
         drain: DRAIN,
     };
-    // Written so that it holds no `$`, by which Compose would find names in it.
+    // Written so that it holds no `$`, by which Compose would find names in it, and no template. Two braces in a row stand
+    // in strings only, where the second may be an escape.
+    let launch = in_pod_env(&serde_json::to_string(&launch).unwrap_or_default()).replace(TEMPLATE, "{\\u007b");
     let mut environment = Map::new();
-    environment.insert(LAUNCH_ENV.to_owned(), in_pod_env(&serde_json::to_string(&launch).unwrap_or_default()).into());
+    environment.insert(LAUNCH_ENV.to_owned(), launch.into());
     if who.homeless && !names.contains(&"HOME") {
         environment.insert("HOME".to_owned(), TMP_DIR.into());
     }
@@ -230,6 +237,10 @@ pub(super) fn lower(
     for value in env {
         match value {
             EnvValue::Plain { name, value } => {
+                if is_template(engine, value) {
+                    let hint = Some("make it a secret, which a Swarm takes as it is");
+                    page.refuse(format!("spec.env[{name}]"), EXPANDS, hint);
+                }
                 environment.insert(name.clone(), literal(value).into());
             }
             EnvValue::Secret { name, key, fingerprint: _ } => {
@@ -342,6 +353,9 @@ fn of_image(
     page: &mut Page<'_>,
     stack: &mut Stack,
 ) -> Option<(String, Vec<String>)> {
+    if let Err(problem) = image.r#ref.parse::<Reference>() {
+        page.refuse("spec.source.image.ref", problem.to_string(), Some("name an image as `docker pull` would"));
+    }
     match image.pin_digest {
         _ if facts.is_some() || image.r#ref.contains('@') => {}
         Some(false) => {}
@@ -407,12 +421,15 @@ fn mount(
     if let Some(ours) = [BRIDGE_DIR, RUN_DIR, PACKAGE_DIR, SECRETS_DIR].into_iter().find(|folder| is_in(folder)) {
         page.refuse(field(".mountPath"), format!("{ours} is the bridge's own"), Some("choose another path"));
     }
-    if !mount_path.starts_with('/') {
+    if !is_normal(mount_path) {
         page.refuse(
             field(".mountPath"),
-            "a container has no folder that this could be relative to",
-            Some("begin it with /"),
+            "it is not the plain, absolute path of a folder",
+            Some("begin it with /, end it without, and leave `.`, `..` and `//` out"),
         );
+    }
+    if is_template(engine, mount_path) {
+        page.refuse(field(".mountPath"), EXPANDS, Some("choose another path"));
     }
     if name == PACKAGE {
         page.refuse(field(".name"), "this name is the bridge's own", Some("rename it"));
@@ -443,6 +460,15 @@ fn mount(
         mount["read_only"] = true.into();
     }
     Some(mount)
+}
+
+fn is_template(engine: Engine, text: &str) -> bool {
+    engine == Engine::Swarm && text.contains(TEMPLATE)
+}
+
+/// Whether this is the one way to write an absolute path, so that what is compared with it is what an engine mounts.
+fn is_normal(path: &str) -> bool {
+    path.strip_prefix('/').is_some_and(|path| path.split('/').all(|part| !matches!(part, "" | "." | "..")))
 }
 
 /// A folder of the machine. Relative to the manifest, which lies beside the file if there is no other folder.
@@ -481,6 +507,11 @@ impl Stack {
     /// Notes a secret. Whether there is a name for it, which no other secret has.
     pub(super) fn needs(&mut self, engine: Engine, field: &str, secret: &SecretKeyRef, page: &mut Page<'_>) -> bool {
         let name = variable(secret);
+        if name.starts_with(OWN_VARIABLES) {
+            let message = format!("its variable would be {name}, and {OWN_VARIABLES}* are MCP Hub's own");
+            page.refuse(field, message, Some("rename the secret"));
+            return false;
+        }
         if let Some(other) = self.variables.get(&name).filter(|other| *other != secret) {
             let message = format!("{name} stands for secret {}, key {} already", other.name, other.key);
             page.refuse(field, message, Some("rename one of the two secrets"));

@@ -5,6 +5,7 @@ use mcp_hub_crds::server::ResourceAmounts;
 use serde_json::{Map, Value, json};
 
 use super::Engine;
+use crate::variables::literal;
 
 /// Processes and threads of one container: twenty times what the published servers have.
 const PIDS: u32 = 512;
@@ -13,7 +14,7 @@ const PIDS: u32 = 512;
 pub(super) fn hardened(engine: Engine, image: &str, user: &str, read_only: bool) -> Map<String, Value> {
     let mut service = Map::new();
     let mut set = |key: &str, value: Value| service.insert(key.to_owned(), value);
-    set("image", image.into());
+    set("image", literal(image).into());
     set("user", user.into());
     set("read_only", read_only.into());
     set("cap_drop", json!(["ALL"]));

@@ -17,6 +17,8 @@ use crate::project::Project;
 /// The file that holds secrets.
 pub const TOKENS_FILE: &str = "gateway.env";
 const KEY: &str = "MCP_HUB_KEY";
+/// What the names of all variables in it begin with. Those of secrets do not.
+pub(super) const OWN_VARIABLES: &str = "MCP_HUB_";
 /// By which the owner mark of processes tells a project's from a daemon's.
 const INSTALLATION: &str = "compose";
 

@@ -9,7 +9,8 @@ use mcp_hub_crds::{FieldPath, MCPServer, Resource};
 use serde_json::{Map, Value, json};
 
 use super::environment::{from_secret, secret_for};
-use super::{Imported, Remark, Weight, is_secret};
+use super::secrets::{self, is_secret};
+use super::{Imported, Remark, Weight};
 
 /// Where clients keep their servers, and whose the section is.
 pub(super) const SECTIONS: [(&str, &str); 5] = [
@@ -55,16 +56,20 @@ impl Reading<'_> {
         self.imported.remarks.push(Remark { file: self.file.to_owned(), at: None, path, text, hint, weight });
     }
 
+    fn miss(&mut self, path: FieldPath, text: &str) {
+        self.remark(path, Weight::NotTaken, text.to_owned(), None);
+    }
+
     fn server(&mut self, path: &FieldPath, section: &str, name: &str, entry: &Value) {
         let Some(entry) = entry.as_object() else {
-            return self.remark(path.clone(), Weight::NotTaken, "expected a mapping".to_owned(), None);
+            return self.miss(path.clone(), "expected a mapping");
         };
         if section == "extensions"
             && matches!(entry.get("type").and_then(Value::as_str), Some("builtin" | "platform" | "frontend"))
         {
             return self.remark(path.clone(), Weight::Told, "no MCP server: it is the client's own".to_owned(), None);
         }
-        let Common { entry, later } = self.common(path, entry.clone());
+        let Common { entry, later, .. } = self.common(path, entry.clone());
         let one = json!({"mcpServers": {name: entry}});
         let documents = match manifest::parse(&one.to_string(), Path::new("import.json")) {
             Ok(documents) => documents,
@@ -111,31 +116,31 @@ impl Reading<'_> {
     }
 
     /// An entry with the words of `.mcp.json`, and fields of the spec that those have no word for.
-    fn common(&mut self, path: &FieldPath, entry: Map<String, Value>) -> Common {
-        let mut common = Common { entry: Map::new(), later: Map::new() };
+    fn common(&mut self, path: &FieldPath, mut entry: Map<String, Value>) -> Common {
+        let mut common = Common::default();
+        // Zed once nested the command.
+        if entry.get("command").is_some_and(Value::is_object)
+            && let Some(Value::Object(nested)) = entry.remove("command")
+        {
+            let named = |key: String| if key == "path" { "command".to_owned() } else { key };
+            entry.extend(nested.into_iter().map(|(key, value)| (named(key), value)));
+        }
         for (key, value) in entry {
             match key.as_str() {
+                // What clients write for nothing.
+                _ if value.is_null() => {}
                 // Goose.
                 "cmd" => common.set("command", value),
-                "env" | "envs" if value.is_object() => {
-                    for (name, value) in value.as_object().cloned().unwrap_or_default() {
-                        common.variable(&name, value);
-                    }
-                }
+                "env" | "envs" => common.env.extend(self.members(&path.field(&key), value)),
+                "headers" | "http_headers" => common.headers.extend(self.members(&path.field(&key), value)),
                 "uri" => common.set("url", value),
                 "env_keys" => {
                     for name in value.as_array().into_iter().flatten().filter_map(Value::as_str) {
-                        common.variable(name, format!("${{{name}}}").into());
+                        common.env.insert(name.to_owned(), format!("${{{name}}}").into());
                     }
                 }
                 // Windsurf and Gemini CLI.
                 "serverUrl" | "httpUrl" => common.set("url", value),
-                // Zed once nested the command.
-                "command" if value.is_object() => {
-                    for (key, value) in value.as_object().cloned().unwrap_or_default() {
-                        common.set(if key == "path" { "command" } else { key.as_str() }, value);
-                    }
-                }
                 // Codex.
                 "bearer_token_env_var" => {
                     if let Some(name) = value.as_str() {
@@ -145,25 +150,21 @@ impl Reading<'_> {
                         common.header("Authorization", format!("${{{name}}}"));
                     }
                 }
-                "http_headers" => {
-                    for (name, value) in value.as_object().into_iter().flatten() {
-                        common.header(name, value.as_str().unwrap_or_default().to_owned());
-                    }
-                }
                 "env_http_headers" => {
-                    for (name, variable) in value.as_object().into_iter().flatten() {
-                        common.header(name, format!("${{{}}}", variable.as_str().unwrap_or_default()));
+                    for (name, variable) in self.members(&path.field(&key), value) {
+                        match variable.as_str() {
+                            Some(variable) => common.header(&name, format!("${{{variable}}}")),
+                            None => self.miss(path.field(&key).field(&name), "expected the name of a variable"),
+                        }
                     }
                 }
                 "requestOptions" => {
-                    for (name, value) in value["headers"].as_object().into_iter().flatten() {
-                        common.header(name, value.as_str().unwrap_or_default().to_owned());
-                    }
-                    for other in
-                        value.as_object().into_iter().flatten().map(|(key, _)| key).filter(|key| *key != "headers")
-                    {
-                        let text = "it has no counterpart".to_owned();
-                        self.remark(path.field(&key).field(other), Weight::NotTaken, text, None);
+                    for (option, value) in self.members(&path.field(&key), value) {
+                        let path = path.field(&key).field(&option);
+                        match option.as_str() {
+                            "headers" => common.headers.extend(self.members(&path, value)),
+                            _ => self.miss(path, "it has no counterpart"),
+                        }
                     }
                 }
                 "enabled" => common.set("disabled", (value == false).into()),
@@ -183,7 +184,23 @@ impl Reading<'_> {
                 _ => common.set(&key, value),
             }
         }
+        for (key, section) in [("env", &mut common.env), ("headers", &mut common.headers)] {
+            if !section.is_empty() {
+                common.entry.insert(key.to_owned(), Value::Object(std::mem::take(section)));
+            }
+        }
         common
+    }
+
+    /// The members of a mapping; what is none is said.
+    fn members(&mut self, path: &FieldPath, value: Value) -> Map<String, Value> {
+        match value {
+            Value::Object(members) => members,
+            _ => {
+                self.miss(path.clone(), "expected a mapping");
+                Map::new()
+            }
+        }
     }
 
     /// Takes values out that look like secrets, and says which secrets are to be set instead.
@@ -199,6 +216,12 @@ impl Reading<'_> {
         }
         let name = server.metadata.name.clone().unwrap_or_default();
         if let Source::Remote(remote) = &mut server.spec.source {
+            if let Some(bare) = secrets::bare_url(&remote.url) {
+                let text = "its login, or a parameter, looks like a secret and is left out".to_owned();
+                let hint = Some("give it as a header with a secretRef, if the server takes one".to_owned());
+                self.remark(path.field("url"), Weight::NotTaken, text, hint);
+                remote.url = bare;
+            }
             for header in remote.headers.iter_mut().flatten() {
                 if header.value.as_ref().is_some_and(|value| is_secret(&header.name, value)) {
                     let secret = secret_named(&format!("{name}-{}", header.name));
@@ -208,40 +231,34 @@ impl Reading<'_> {
                 }
             }
         }
-        if let Some(args) = &server.spec.args {
-            for (index, _) in args.iter().enumerate().filter(|(_, arg)| is_secret("", arg)) {
-                let text = "it looks like a secret, and arguments are seen by everybody on the machine".to_owned();
-                let hint = Some("give the server a variable with a secretRef, if it reads one".to_owned());
-                self.remark(path.field("args").index(index), Weight::NotTaken, text, hint);
+        if let Some(args) = server.spec.args.take() {
+            let (kept, places) = secrets::without(args);
+            for place in places {
+                let hint = Some(secrets::ARGUMENT_HINT.to_owned());
+                self.remark(path.field("args").index(place), Weight::NotTaken, secrets::ARGUMENT.to_owned(), hint);
             }
-            let kept: Vec<String> = args.iter().filter(|arg| !is_secret("", arg)).cloned().collect();
             server.spec.args = Some(kept).filter(|args| !args.is_empty());
         }
     }
 }
 
 /// See [`Reading::common`].
+#[derive(Default)]
 struct Common {
     entry: Map<String, Value>,
+    /// Until they are put into the entry.
+    env: Map<String, Value>,
+    headers: Map<String, Value>,
     later: Map<String, Value>,
 }
 
 impl Common {
     fn set(&mut self, key: &str, value: Value) {
-        // Null is what clients write for nothing.
-        if !value.is_null() {
-            self.entry.insert(key.to_owned(), value);
-        }
-    }
-
-    fn variable(&mut self, name: &str, value: Value) {
-        let env = self.entry.entry("env").or_insert_with(|| json!({}));
-        env[name] = value;
+        self.entry.insert(key.to_owned(), value);
     }
 
     fn header(&mut self, name: &str, value: String) {
-        let headers = self.entry.entry("headers").or_insert_with(|| json!({}));
-        headers[name] = value.into();
+        self.headers.insert(name.to_owned(), value.into());
     }
 
     fn tools(&mut self, list: &str, names: Value) {

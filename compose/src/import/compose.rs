@@ -8,7 +8,7 @@ use mcp_hub_crds::tree::{Kind, Node, Position};
 use mcp_hub_crds::{FieldPath, MCPServer};
 use serde_json::{Map, Value, json};
 
-use super::{Imported, Relative, Remark, Weight, checked, service};
+use super::{Imported, Relative, Remark, Weight, checked, label, service};
 use crate::engine::{NAME_LABEL, PART_LABEL, SERVER_LABEL};
 use crate::variables::{self, Written};
 
@@ -55,7 +55,8 @@ impl Reading<'_> {
         match variables::read(&text) {
             Written::Literal(text) => Some(text),
             Written::Variable { default: Some(default), name } => {
-                self.tell(path, format!("`{default}` is taken, which holds where {name} is not set"));
+                // Which may be a secret.
+                self.tell(path, format!("its default is taken, which holds where {name} is not set"));
                 Some(default)
             }
             Written::Variable { .. } | Written::Secret(_) | Written::Mixed(_) => {
@@ -157,22 +158,14 @@ fn server(
     if name.as_str() != key {
         reading.tell(path, format!("it is named `{name}` here"));
     }
-    let ours = labels.get(SERVER_LABEL).and_then(|label| match serde_json::from_str::<Value>(label) {
-        Ok(label) if label.get("spec").is_some_and(Value::is_object) => Some(label),
-        Ok(_) | Err(_) => {
-            reading.miss(
-                &path.field("labels").field(SERVER_LABEL),
-                "it cannot be read",
-                Some("generate the file anew"),
-            );
-            None
-        }
-    });
+    let ours = labels
+        .get(SERVER_LABEL)
+        .and_then(|text| label::read(reading, &path.field("labels").field(SERVER_LABEL), text));
     let spec = service::read(reading, path, node, labels, ours.as_ref())?;
     let mut metadata = Map::new();
     metadata.insert("name".to_owned(), name.as_str().into());
-    if let Some(labels) = ours.as_ref().and_then(|ours| ours.get("labels")).filter(|labels| labels.is_object()) {
-        metadata.insert("labels".to_owned(), labels.clone());
+    if let Some(labels) = ours.and_then(|ours| ours.labels) {
+        metadata.insert("labels".to_owned(), json!(labels));
     }
     if let Some(description) = labels.get(DESCRIPTION_LABEL) {
         metadata.insert("annotations".to_owned(), json!({DESCRIPTION: description}));

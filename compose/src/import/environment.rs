@@ -7,7 +7,7 @@ use mcp_hub_crds::tree::{Kind, Node};
 use serde_json::{Value, json};
 
 use super::compose::{Reading, scalar};
-use super::is_secret;
+use super::secrets::is_secret;
 use crate::variables::{self, Written, variable};
 
 /// One variable; without a value it is taken from the environment of whoever starts the project.

@@ -6,7 +6,9 @@
 mod clients;
 mod compose;
 mod environment;
+mod label;
 mod mounts;
+mod secrets;
 mod service;
 
 use std::fmt;
@@ -167,62 +169,4 @@ fn checked(manifest: &Value) -> Result<MCPServer, ManifestErrors> {
         Resource::Hub(_) => None,
     });
     server.ok_or_else(|| ManifestErrors(Vec::new()))
-}
-
-/// Values that are tokens by their look, whatever they are called (the prefixes that their issuers document).
-const TOKEN_PREFIXES: [&str; 14] = [
-    "ghp_",
-    "gho_",
-    "ghs_",
-    "ghu_",
-    "github_pat_",
-    "glpat-",
-    "sk-",
-    "sk_live_",
-    "rk_live_",
-    "xoxb-",
-    "xoxp-",
-    "AKIA",
-    "AIza",
-    "npm_",
-];
-
-/// Whether a value should not be copied.
-fn is_secret(name: &str, value: &str) -> bool {
-    // `MAX_TOKENS=4096`, `USE_KEYRING=true`.
-    let is_plain = matches!(value, "" | "true" | "false") || (value.len() <= 6 && value.parse::<f64>().is_ok());
-    let has_login = value
-        .split_once("://")
-        .and_then(|(_, rest)| rest.split(['/', '?']).next()?.rsplit_once('@'))
-        .is_some_and(|(login, _)| login.split_once(':').is_some_and(|(_, password)| !password.is_empty()));
-    let is_token = TOKEN_PREFIXES.iter().any(|prefix| value.starts_with(prefix)) && value.len() >= 16;
-    (manifest::secretive(name) && !is_plain) || has_login || is_token
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_looks_like_a_secret_is_known_by_its_name_or_by_its_value() {
-        for (name, value) in [
-            ("GITHUB_TOKEN", "x"),
-            ("API_KEY", "0123456789"),
-            ("PLAIN", "ghp_0123456789abcdef"),
-            ("DATABASE_URL", "postgres://me:pass@db:5432/x"),
-            ("authorization", "Bearer x"),
-        ] {
-            assert!(is_secret(name, value), "{name}={value}");
-        }
-        for (name, value) in [
-            ("MAX_TOKENS", "4096"),
-            ("USE_KEYRING", "true"),
-            ("TOKEN", ""),
-            ("URL", "https://example.com/@me"),
-            ("URL", "postgres://me@db/x"),
-            ("NOTE", "sk-ip"),
-        ] {
-            assert!(!is_secret(name, value), "{name}={value}");
-        }
-    }
 }

@@ -8,7 +8,8 @@ use mcp_hub_dataplane_api::launch::{LAUNCH_ENV, SECRETS_ENV};
 use serde_json::{Map, Value, json};
 
 use super::compose::{Reading, scalar};
-use super::{environment, mounts};
+use super::label::Label;
+use super::{environment, mounts, secrets};
 use crate::engine::{self, TYPE_LABEL};
 
 /// What MCP Hub does for every server in its own way.
@@ -38,9 +39,9 @@ pub(super) fn read(
     path: &FieldPath,
     service: &Node,
     labels: &BTreeMap<String, String>,
-    ours: Option<&Value>,
+    ours: Option<&Label>,
 ) -> Option<Map<String, Value>> {
-    let mut spec = ours.and_then(|ours| ours["spec"].as_object().cloned()).unwrap_or_default();
+    let mut spec = ours.map(|ours| ours.spec.clone()).unwrap_or_default();
     let mut volumes = Vec::new();
     let known_volumes = spec.remove("volumes");
     let mut image = None;
@@ -95,7 +96,7 @@ fn source(
     path: &FieldPath,
     service: &Node,
     image: Option<String>,
-    ours: Option<&Value>,
+    ours: Option<&Label>,
     spec: &mut Map<String, Value>,
 ) -> Option<()> {
     if ours.is_some() {
@@ -129,7 +130,7 @@ fn variables(
     reading: &mut Reading<'_>,
     path: &FieldPath,
     node: &Node,
-    ours: Option<&Value>,
+    ours: Option<&Label>,
     spec: &mut Map<String, Value>,
 ) {
     let mut known: Vec<Value> = spec.remove("env").and_then(|env| env.as_array().cloned()).unwrap_or_default();
@@ -341,8 +342,17 @@ fn foreign(
     }
 }
 
-/// A command line as a list, or as text that a shell would take apart.
+/// A command line as a list, or as text that a shell would take apart, without secrets.
 fn words(reading: &mut Reading<'_>, path: &FieldPath, node: &Node) -> Option<Vec<String>> {
+    let (words, places) = secrets::without(written(reading, path, node)?);
+    for place in places {
+        let path = if matches!(node.kind, Kind::List(_)) { path.index(place) } else { path.clone() };
+        reading.miss(&path, secrets::ARGUMENT, Some(secrets::ARGUMENT_HINT));
+    }
+    Some(words)
+}
+
+fn written(reading: &mut Reading<'_>, path: &FieldPath, node: &Node) -> Option<Vec<String>> {
     match &node.kind {
         Kind::Scalar(Value::Null) => None,
         Kind::Scalar(_) => {

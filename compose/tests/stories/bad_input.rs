@@ -4,6 +4,7 @@ use std::path::Path;
 
 use mcp_hub_compose::import::{self, NotImported, Relative};
 use proptest::prelude::*;
+use serde_json::{Value, json};
 
 fn read(name: &str, text: &str) -> Result<import::Imported, NotImported> {
     import::read(Path::new(name), text, Relative::Kept)
@@ -62,7 +63,116 @@ fn a_service_that_is_nothing_is_named_and_the_others_are_taken() {
     );
 }
 
+#[test]
+fn a_label_like_ours_is_read_as_a_manifest_is_and_asks_for_no_more_than_ours() {
+    let imported = |label: &str, rest: &str| {
+        let file = format!("services: {{a: {{image: x, labels: {{mcphub.io/server: '{label}'}}, {rest}}}}}");
+        let imported = read("c.yaml", &file).unwrap();
+        let said: Vec<String> = imported.remarks.iter().map(|remark| remark.text.clone()).collect();
+        (serde_json::to_value(&imported.servers[0].spec).unwrap(), said.join("; "))
+    };
+    for (label, wanted) in [
+        (r#"{"spec": {"source": {"image": "str"}}}"#, "it cannot be read: spec.source.image: "),
+        (r#"{"spec": {"source": {"image": {"ref": "x"}}, "resources": "x"}}"#, "it cannot be read: spec.resources: "),
+        (r#"{"spec": {"source": {"image": {"ref": "x"}}, "resources": {"limits": 7}}}"#, "it cannot be read: "),
+        (r#"{"spec": "x"}"#, "it cannot be read: spec: "),
+        ("[]", "it cannot be read: "),
+        (r#"{"spec": {"source": {"command": {"path": "/bin/sh"}}}}"#, "no generated file has spec.source.command there"),
+        (r#"{"spec": {"source": {"remote": {"url": "https://x.example.com"}}}}"#, "no generated file has spec.source.remote"),
+        (
+            r#"{"spec": {"source": {"image": {"ref": "x"}}, "env": [{"name": "A", "value": "b"}]}}"#,
+            "no generated file has spec.env with values there",
+        ),
+        (
+            r#"{"spec": {"source": {"image": {"ref": "x"}}, "kubernetes": {"podTemplate": {}}}}"#,
+            "no generated file has spec.kubernetes there",
+        ),
+    ] {
+        let (spec, said) = imported(label, "mem_limit: 1g");
+        assert!(said.contains(wanted), "{label}: {said}");
+        assert_eq!(spec, json!({"source": {"image": {"ref": "x"}}, "resources": {"limits": {"memory": "1024Mi"}}}));
+    }
+    let source = r#""source": {"image": {"ref": "x"}}"#;
+    let wide = r#""permissions": {"filesystem": "unrestricted"}, "runAs": {"user": 0, "allowRoot": true}"#;
+    let (spec, said) = imported(&format!(r#"{{"spec": {{{source}, {wide}}}}}"#), "scale: 1");
+    assert_eq!(spec["permissions"]["filesystem"], "unrestricted");
+    assert!(said.contains("lets the server write to its root") && said.contains("lets the server run as root"), "{said}");
+}
+
+#[test]
+fn an_entry_of_a_client_with_sections_of_the_wrong_type_says_so() {
+    for (entry, wanted) in [
+        (r#"{"command": "npx", "args": ["a"], "env": "x", "env_keys": ["A"]}"#, "mcpServers.a.env: not taken: expected a mapping"),
+        (r#"{"command": {"path": "npx", "args": ["a"], "env": 7}, "env_keys": ["A"]}"#, "mcpServers.a.env: not taken: expected a"),
+        (r#"{"url": "https://x.example.com", "headers": 1, "http_headers": {"A": "b"}}"#, "mcpServers.a.headers: not taken"),
+        (r#"{"url": "https://x.example.com", "bearer_token_env_var": "X", "headers": []}"#, "mcpServers.a.headers: not taken"),
+        (r#"{"url": "https://x.example.com", "env_http_headers": {"A": 1}}"#, "mcpServers.a.env_http_headers.A: not taken"),
+        (r#"{"url": "https://x.example.com", "requestOptions": "x"}"#, "mcpServers.a.requestOptions: not taken"),
+    ] {
+        let imported = read("x.json", &format!(r#"{{"mcpServers": {{"a": {entry}}}}}"#)).unwrap();
+        let said: Vec<String> = imported.remarks.iter().map(ToString::to_string).collect();
+        assert!(said.iter().any(|remark| remark.contains(wanted)), "{entry}: {said:?}");
+        assert_eq!(imported.servers.len(), 1, "{entry}");
+    }
+}
+
+/// Any JSON, of few and short values.
+fn json_value() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i32>().prop_map(Value::from),
+        "[a-zA-Z_${}:/-]{0,6}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 12, 3, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+            prop::collection::btree_map("image|ref|limits|headers|path|env|A", inner, 0..3).prop_map(|map| json!(map)),
+        ]
+    })
+}
+
 proptest! {
+    #[test]
+    fn no_label_makes_it_panic(
+        spec in prop::collection::btree_map("source|resources|env|volumes|permissions|runAs", json_value(), 0..4),
+        source in any::<bool>(),
+    ) {
+        crate::keep_rules();
+        let mut spec = json!(spec);
+        if source {
+            spec["source"] = json!({"image": {"ref": "x"}});
+        }
+        let label = json!({"spec": spec}).to_string();
+        let service = json!({
+            "image": "y", "labels": {"mcphub.io/server": label}, "mem_limit": "1g", "cpus": 1, "environment": {"A": "b"},
+            "volumes": ["./a:/a"], "deploy": {"resources": {"limits": {"memory": "1g"}}},
+        });
+        read("a.yaml", &json!({"services": {"a": service}}).to_string()).ok();
+    }
+
+    #[test]
+    fn no_entry_of_a_client_makes_it_panic(
+        entry in prop::collection::btree_map(
+            "command|cmd|args|env|envs|env_keys|url|uri|headers|http_headers|env_http_headers|requestOptions\
+             |bearer_token_env_var|enabled|enabled_tools|disabled_tools|startup_timeout_sec|name|type",
+            json_value(),
+            0..6,
+        ),
+        section in prop::sample::select(&["mcpServers", "servers", "context_servers", "mcp_servers", "extensions"][..]),
+        is_remote in any::<bool>(),
+    ) {
+        crate::keep_rules();
+        let mut entry = json!(entry);
+        if is_remote {
+            entry["url"] = "https://x.example.com/mcp".into();
+        } else {
+            entry["command"] = "npx".into();
+        }
+        read("a.json", &json!({section: {"a": entry.clone()}}).to_string()).ok();
+        read("a.json", &json!({section: [entry]}).to_string()).ok();
+    }
+
     #[test]
     fn nothing_that_is_read_makes_it_panic(text in r"(?s).{0,300}", toml in any::<bool>()) {
         crate::keep_rules();

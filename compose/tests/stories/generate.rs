@@ -1,10 +1,11 @@
 //! What manifests become.
 
-use mcp_hub_compose::engine::Engine;
+use mcp_hub_compose::engine::{self, Engine, Images, Key};
 use mcp_hub_compose::project::{NoProject, Project};
 use mcp_hub_compose::{Access, kubernetes};
+use serde_json::{Value, json};
 
-use crate::{example, file, generate, resources, server};
+use crate::{example, facts, file, generate, resources, server};
 
 /// Every way that a server comes, and what may be said of one.
 const EVERYTHING: &str = r#"
@@ -100,6 +101,9 @@ fn secrets_are_in_one_file_only_and_the_same_manifests_give_the_same_files() {
         };
         let generated = generate(engine, &text).unwrap();
         assert_eq!(generated, generate(engine, &text).unwrap());
+        let names: Vec<&str> = generated.files.iter().map(|file| file.name).collect();
+        let project = if engine == Engine::Compose { "compose.yaml" } else { "stack.yaml" };
+        assert_eq!(names, ["gateway.env", "gateway.json", project], "a project's tokens are there before it is");
         let tokens = file(&generated, "gateway.env");
         assert_eq!(tokens.access, Access::Owner);
         let values: Vec<&str> =
@@ -125,6 +129,10 @@ fn what_an_engine_cannot_honour_is_refused_by_name_all_at_once() {
         server("f", "{source: {image: {ref: 'mcp/files:1', verify: {identity: a, issuer: b}}}}"),
         server("g", "{source: {image: {ref: 'mcp/files:1'}}, kubernetes: {podTemplate: {spec: {}}}, env: [{name: MCP_BRIDGE_LAUNCH, value: x}]}"),
         server("h", "{source: {image: {ref: 'mcp/files:1'}}, env: [{name: A, secretRef: {name: x-y, key: value}}, {name: B, secretRef: {name: x.y, key: value}}]}"),
+        server("i", "{source: {image: {ref: 'mcp/${HOME}:1', command: [/i]}}}"),
+        server("j", "{source: {image: {ref: 'mcp/files:1'}}, env: [{name: A, secretRef: {name: hub, key: token}}]}"),
+        server("k", "{source: {remote: {url: 'https://x.example.com', headers: [{name: a, secretRef: {name: hub-sealing-key, key: value}}]}}}"),
+        server("l", "{source: {image: {ref: 'mcp/files:1'}}, volumes: [{name: a, emptyDir: {}, mountPath: //mcp-hub}, {name: b, emptyDir: {}, mountPath: /x/../mcp-hub}, {name: c, emptyDir: {}, mountPath: /tmp/}, {name: d, emptyDir: {}, mountPath: /}]}"),
         server("mcp-hub", "{source: {image: {ref: 'mcp/files:1'}}}"),
         "---\napiVersion: mcphub.io/v1alpha1\nkind: MCPHub\nmetadata: {name: default}\nspec: {auth: {mode: none}, gateway: {tls: {secretRef: {name: x}}}, openapi: {enabled: true}}\n".to_owned(),
     ]
@@ -132,10 +140,34 @@ fn what_an_engine_cannot_honour_is_refused_by_name_all_at_once() {
     insta::assert_snapshot!("refused_compose", generate(Engine::Compose, &text).unwrap_err());
     let text = [
         server("a", "{source: {package: {registry: pypi, name: a, version: '1.0'}}}"),
+        server("c", "{source: {image: {ref: 'mcp/files:1'}}, env: [{name: A, value: '{{.Node.Hostname}}'}], volumes: [{name: v, emptyDir: {}, mountPath: '/{{.Task.ID}}'}]}"),
         server("b", "{source: {image: {ref: 'mcp/files:1'}}, runtime: docker, volumes: [{name: v, hostPath: /v, mountPath: /v}]}"),
     ]
     .concat();
     insta::assert_snapshot!("refused_swarm", generate(Engine::Swarm, &text).unwrap_err());
+}
+
+#[test]
+fn a_swarm_finds_no_templates_in_arguments() {
+    let args = "['{{.Node.Hostname}}', '{{{', '\\{{']";
+    let generated =
+        generate(Engine::Swarm, &server("a", &format!("{{source: {{image: {{ref: 'mcp/files:1'}}}}, args: {args}}}")))
+            .unwrap();
+    let file: Value = serde_saphyr::from_str(&file(&generated, "stack.yaml").content).unwrap();
+    let launch = file["services"]["a"]["environment"]["MCP_BRIDGE_LAUNCH"].as_str().unwrap();
+    assert!(!launch.contains("{{"), "{launch}");
+    let launch: Value = serde_json::from_str(launch).unwrap();
+    assert_eq!(launch["child"]["args"], json!(["/app/index.js", "{{.Node.Hostname}}", "{{{", "\\{{"]));
+}
+
+#[test]
+fn compose_finds_no_names_in_names_of_images() {
+    let project = Project::of(resources(EVERYTHING), None).unwrap();
+    let images = Images::of("registry/${HOME}", "0.1.0");
+    let generated = engine::write(Engine::Compose, &project, &facts(), &images, &Key::new([7; 32])).unwrap();
+    let file = &file(&generated, "compose.yaml").content;
+    assert!(file.contains("image: 'registry/$${HOME}/gateway:0.1.0'"), "{file}");
+    assert!(!file.contains("registry/${HOME}"), "{file}");
 }
 
 #[test]

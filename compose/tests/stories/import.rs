@@ -101,6 +101,27 @@ services:
 }
 
 #[test]
+fn secrets_are_copied_from_nowhere() {
+    let compose = r#"
+services:
+  list: {image: x, entrypoint: [serve, --password, hunter2], command: ["--token=hunter2", stdio]}
+  text: {image: x, command: "serve --api-key hunter2 --header 'Cookie: hunter2' --level info"}
+  url: {image: x, command: ["--db", "postgres://me:hunter2@db/x", "stdio"]}
+  default: {image: x, command: ["--key", "${KEY:-hunter2}"]}
+  names: {image: x, environment: {DB_PASS: hunter2, PASSPHRASE: hunter2, GITHUB_PAT: hunter2, CREDENTIALS: hunter2, WEB: "https://hunter2@x"}}
+"#;
+    let clients = r#"{"mcpServers": {
+        "two": {"command": "npx", "args": ["-y", "a@1.0.0", "--api-key", "hunter2", "stdio"]},
+        "one": {"command": "npx", "args": ["-y", "mcp-remote@1.0.0", "https://x.example.com/?key=hunter2", "--header=Authorization: hunter2"]},
+        "run": {"command": "docker", "args": ["run", "-i", "x", "--token", "hunter2"]},
+        "far": {"url": "https://me:hunter2@x.example.com/mcp?api_key=hunter2&page=2", "headers": {"Cookie": "hunter2"}}
+    }}"#;
+    let shown = [("compose.yaml", compose), ("mcp.json", clients)].map(|(name, text)| shown(read(name, text))).concat();
+    assert!(!shown.contains("hunter2"), "{shown}");
+    insta::assert_snapshot!("secrets", shown);
+}
+
+#[test]
 fn configurations_of_clients() {
     for (name, file, text) in [
         (

@@ -40,6 +40,12 @@ fn spec(engine: Engine) -> impl Strategy<Value = Value> {
             let env: Vec<Value> = env
                 .into_iter()
                 .map(|(name, mut value)| {
+                    // Which a Swarm would expand.
+                    if engine == Engine::Swarm
+                        && let Some(text) = value["value"].as_str()
+                    {
+                        value["value"] = text.replace("{{", "{ {").into();
+                    }
                     value["name"] = name.into();
                     value
                 })
@@ -89,8 +95,9 @@ fn again(engine: Engine, spec: &Value) -> (MCPServer, MCPServer) {
     let manifest = json!({"apiVersion": "mcphub.io/v1alpha1", "kind": "MCPServer", "metadata": {"name": "a", "labels": {"b": "c"}}, "spec": spec});
     let Some(Resource::Server(before)) = crate::resources(&manifest.to_string()).pop() else { panic!("no server") };
     let generated = crate::generate(engine, &manifest.to_string()).unwrap_or_else(|refused| panic!("{refused}"));
-    let yaml = &generated.files[0].content;
-    let imported = crate::import::read(generated.files[0].name, yaml);
+    let project = generated.files.last().unwrap();
+    let yaml = &project.content;
+    let imported = crate::import::read(project.name, yaml);
     assert_eq!(imported.remarks, [], "{yaml}");
     let [after] = &imported.servers[..] else { panic!("{:?}", imported.servers) };
     (before, after.clone())
@@ -133,9 +140,10 @@ fn an_edit_in_the_file_counts() {
     let manifest =
         json!({"apiVersion": "mcphub.io/v1alpha1", "kind": "MCPServer", "metadata": {"name": "a"}, "spec": spec});
     let generated = crate::generate(Engine::Compose, &manifest.to_string()).unwrap();
+    let file = &crate::file(&generated, "compose.yaml").content;
     let digest = format!("mcp/files:1@sha256:{}", "5a".repeat(32));
-    let edited = generated.files[0].content.replace(&digest, "mcp/files:2").replace("'info'", "'debug'");
-    assert_ne!(edited, generated.files[0].content);
+    let edited = file.replace(&digest, "mcp/files:2").replace("'info'", "'debug'");
+    assert_ne!(&edited, file);
     let imported = crate::import::read("compose.yaml", &edited);
     let spec = serde_json::to_value(&imported.servers[0].spec).unwrap();
     assert_eq!(spec["source"]["image"]["ref"], "mcp/files:2");
