@@ -158,9 +158,8 @@ fn server(
     if name.as_str() != key {
         reading.tell(path, format!("it is named `{name}` here"));
     }
-    let ours = labels
-        .get(SERVER_LABEL)
-        .and_then(|text| label::read(reading, &path.field("labels").field(SERVER_LABEL), text));
+    let ours =
+        labels.get(SERVER_LABEL).and_then(|text| label::read(reading, &path.field("labels").field(SERVER_LABEL), text));
     let spec = service::read(reading, path, node, labels, ours.as_ref())?;
     let mut metadata = Map::new();
     metadata.insert("name".to_owned(), name.as_str().into());

@@ -77,8 +77,14 @@ fn a_label_like_ours_is_read_as_a_manifest_is_and_asks_for_no_more_than_ours() {
         (r#"{"spec": {"source": {"image": {"ref": "x"}}, "resources": {"limits": 7}}}"#, "it cannot be read: "),
         (r#"{"spec": "x"}"#, "it cannot be read: spec: "),
         ("[]", "it cannot be read: "),
-        (r#"{"spec": {"source": {"command": {"path": "/bin/sh"}}}}"#, "no generated file has spec.source.command there"),
-        (r#"{"spec": {"source": {"remote": {"url": "https://x.example.com"}}}}"#, "no generated file has spec.source.remote"),
+        (
+            r#"{"spec": {"source": {"command": {"path": "/bin/sh"}}}}"#,
+            "no generated file has spec.source.command there",
+        ),
+        (
+            r#"{"spec": {"source": {"remote": {"url": "https://x.example.com"}}}}"#,
+            "no generated file has spec.source.remote",
+        ),
         (
             r#"{"spec": {"source": {"image": {"ref": "x"}}, "env": [{"name": "A", "value": "b"}]}}"#,
             "no generated file has spec.env with values there",
@@ -96,17 +102,35 @@ fn a_label_like_ours_is_read_as_a_manifest_is_and_asks_for_no_more_than_ours() {
     let wide = r#""permissions": {"filesystem": "unrestricted"}, "runAs": {"user": 0, "allowRoot": true}"#;
     let (spec, said) = imported(&format!(r#"{{"spec": {{{source}, {wide}}}}}"#), "scale: 1");
     assert_eq!(spec["permissions"]["filesystem"], "unrestricted");
-    assert!(said.contains("lets the server write to its root") && said.contains("lets the server run as root"), "{said}");
+    assert!(
+        said.contains("lets the server write to its root") && said.contains("lets the server run as root"),
+        "{said}"
+    );
 }
 
 #[test]
 fn an_entry_of_a_client_with_sections_of_the_wrong_type_says_so() {
     for (entry, wanted) in [
-        (r#"{"command": "npx", "args": ["a"], "env": "x", "env_keys": ["A"]}"#, "mcpServers.a.env: not taken: expected a mapping"),
-        (r#"{"command": {"path": "npx", "args": ["a"], "env": 7}, "env_keys": ["A"]}"#, "mcpServers.a.env: not taken: expected a"),
-        (r#"{"url": "https://x.example.com", "headers": 1, "http_headers": {"A": "b"}}"#, "mcpServers.a.headers: not taken"),
-        (r#"{"url": "https://x.example.com", "bearer_token_env_var": "X", "headers": []}"#, "mcpServers.a.headers: not taken"),
-        (r#"{"url": "https://x.example.com", "env_http_headers": {"A": 1}}"#, "mcpServers.a.env_http_headers.A: not taken"),
+        (
+            r#"{"command": "npx", "args": ["a"], "env": "x", "env_keys": ["A"]}"#,
+            "mcpServers.a.env: not taken: expected a mapping",
+        ),
+        (
+            r#"{"command": {"path": "npx", "args": ["a"], "env": 7}, "env_keys": ["A"]}"#,
+            "mcpServers.a.env: not taken: expected a",
+        ),
+        (
+            r#"{"url": "https://x.example.com", "headers": 1, "http_headers": {"A": "b"}}"#,
+            "mcpServers.a.headers: not taken",
+        ),
+        (
+            r#"{"url": "https://x.example.com", "bearer_token_env_var": "X", "headers": []}"#,
+            "mcpServers.a.headers: not taken",
+        ),
+        (
+            r#"{"url": "https://x.example.com", "env_http_headers": {"A": 1}}"#,
+            "mcpServers.a.env_http_headers.A: not taken",
+        ),
         (r#"{"url": "https://x.example.com", "requestOptions": "x"}"#, "mcpServers.a.requestOptions: not taken"),
     ] {
         let imported = read("x.json", &format!(r#"{{"mcpServers": {{"a": {entry}}}}}"#)).unwrap();
