@@ -245,7 +245,7 @@ async fn readiness_is_a_handshake_and_health_is_the_bridge_itself() {
 
 #[tokio::test]
 async fn a_containers_server_waits_for_its_secrets_from_whoever_has_the_token() {
-    let mut spec = pod(&["stdio"]);
+    let mut spec = pod(&["stdio", "--era", "legacy"]);
     spec.child.secret_env = vec!["TOKEN".to_owned()];
     let bridge = Bridge::in_pod(spec, plain(), &[]).await;
     bridge.until(|status| matches!(&status.phase, Phase::WaitingForSecrets { missing } if missing == &["TOKEN"])).await;

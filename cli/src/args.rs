@@ -595,7 +595,7 @@ pub(crate) struct LockFile {
 
 #[derive(Debug, Args)]
 pub(crate) struct Transport {
-    /// Registry that is spoken to without TLS; registries of this machine are anyway
+    /// Registry that is spoken to over plain HTTP, as those of this machine always are
     #[arg(long, value_name = "HOST[:PORT]")]
     pub(crate) plain_http: Vec<String>,
 }

@@ -313,8 +313,14 @@ impl Daemon {
                     self.closing.store(true, Ordering::Relaxed);
                 }
                 let known = self.store.origins().map_err(|error| sync_failed(&error))?;
+                let mut ended = Ok(());
                 for origin in known.into_iter().filter(|origin| origin.path != own) {
-                    self.unfollow(&origin.path).await?;
+                    // Each for itself: what does not end keeps nothing else running.
+                    ended = ended.and(self.unfollow(&origin.path).await.map(drop));
+                }
+                if ended.is_err() {
+                    self.closing.store(false, Ordering::Relaxed);
+                    return ended;
                 }
                 vec![own]
             }

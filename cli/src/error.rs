@@ -190,7 +190,7 @@ impl Error {
                 source => source.hint().map(str::to_owned),
             },
             Self::Lock { .. } => Some("`mcpctl lock-images` writes it anew once it is out of the way".to_owned()),
-            Self::Credentials(_) => Some("`docker login` writes Docker's config.json".to_owned()),
+            Self::Credentials(error) => Some(error.hint()),
             Self::Silent { .. }
             | Self::File { .. }
             | Self::Http { .. }

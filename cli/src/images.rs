@@ -61,13 +61,20 @@ pub(crate) fn read_lock(LockFile { path }: &LockFile) -> Result<Option<ImageLock
     text.parse().map(Some).map_err(|source| Error::Lock { path: path.clone(), source })
 }
 
-/// A lock file with at least one image.
+/// A lock file with at least one image, which is to be moved.
 pub(crate) fn locked(file: &LockFile) -> Result<ImageLock, Error> {
-    read_lock(file)?.filter(|lock| lock.images().len() > 0).ok_or_else(|| Error::NotFound {
+    let path = file.path.display();
+    let lock = read_lock(file)?.filter(|lock| lock.images().len() > 0).ok_or_else(|| Error::NotFound {
         what: "locked image in",
-        name: file.path.display().to_string(),
+        name: path.to_string(),
         hint: Some("`mcpctl lock-images` locks those of your manifests".to_owned()),
-    })
+    })?;
+    if lock.is_old() {
+        // Its digests are those of indexes or of one platform's manifests; it does not say which.
+        output::say(&format!("warning: {path} is of version 1.0: of some images it may name one platform only"));
+        output::hint("`mcpctl lock-images` writes it as 2.0, with all platforms");
+    }
+    Ok(lock)
 }
 
 /// Writes a lock file whole or not at all. Returns whether it is another than before.

@@ -225,7 +225,7 @@ pub struct Resolved {
 pub struct ResolvedImage {
     /// Digest of the image index.
     pub index: String,
-    /// Its id in the container engine of one machine, which is what runs there.
+    /// Its id in a container engine of one machine, which is what runs there: `docker:sha256:…`.
     pub id: Option<String>,
     pub entrypoint: Option<Vec<String>>,
     pub cmd: Option<Vec<String>>,

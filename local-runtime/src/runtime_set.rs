@@ -51,6 +51,8 @@ impl RuntimeSet {
             (Source::Package(_) | Source::Command(_), None) | (_, Some(RuntimeChoice::Process)) => {
                 return Ok(Some(&*self.process));
             }
+            // Where it is already: its data stay behind when it moves because another engine happens to answer.
+            (Source::Image(_), None) if let Some((_, engine)) = self.home_of(server) => return Ok(Some(&**engine)),
             (Source::Image(_), None) => return self.engine_for_images().map(Some),
             (_, Some(RuntimeChoice::Docker)) => EngineKind::Docker,
             (_, Some(RuntimeChoice::Podman)) => EngineKind::Podman,
@@ -68,6 +70,14 @@ impl RuntimeSet {
                 "leave spec.runtime out".to_owned(),
             )
         })
+    }
+
+    /// The engine that the server's image was found on, unless another was chosen for all since.
+    fn home_of(&self, server: &ServerWorkload) -> Option<&(EngineKind, Arc<DockerRuntime>)> {
+        let id = server.resolved.as_ref()?.image.as_ref()?.id.as_deref()?;
+        let kind = id.split_once(':')?.0;
+        let chosen = |known: EngineKind| self.images.is_none_or(|images| images == known);
+        self.engines.iter().find(|(known, _)| known.as_str() == kind && chosen(*known))
     }
 
     fn engine_for_images(&self) -> Result<&dyn Runtime, Unsupported> {
@@ -121,7 +131,11 @@ impl Runtime for RuntimeSet {
     async fn owners(&self) -> Result<Vec<OwnerKey>, RuntimeError> {
         let mut owners = Vec::new();
         for runtime in self.all() {
-            owners.extend(runtime.owners().await?);
+            match runtime.owners().await {
+                Ok(found) => owners.extend(found),
+                // What others have left is not to wait for an engine that is away.
+                Err(error) => tracing::warn!(runtime = runtime.info().name, %error, "not looked for leftovers"),
+            }
         }
         owners.sort();
         owners.dedup();

@@ -12,8 +12,8 @@ use crate::reference::Reference;
 
 /// Documents that are asked for at once.
 const AT_ONCE: usize = 4;
-/// Largest sum of an image's index and manifests, which are kept in memory while it is on its way. An index for twenty
-/// platforms, with provenance of each, takes 200 KB.
+/// Largest sum of the indexes and manifests of what is on its way at once, an image or a bundle, which are kept in memory.
+/// An index for twenty platforms, with provenance of each, takes 200 KB; most images take a tenth of that.
 const DOCUMENTS_MAX: usize = 32 << 20;
 
 /// Where images lie: a repository of a registry, or an archive.
@@ -32,6 +32,25 @@ pub(crate) trait Source {
 pub(crate) struct Blob {
     pub(crate) digest: String,
     pub(crate) size: u64,
+}
+
+/// What may still be kept in memory of documents.
+pub(crate) struct Room(usize);
+
+impl Room {
+    pub(crate) fn new() -> Self {
+        Self(DOCUMENTS_MAX)
+    }
+
+    fn take(&mut self, document: &Bytes, image: &Reference) -> Result<(), RegistryError> {
+        let left = self.0.checked_sub(document.len());
+        self.0 = left.ok_or_else(|| RegistryError::TooLarge {
+            what: "the sum of all manifests up to those",
+            image: image.to_string(),
+            limit: DOCUMENTS_MAX,
+        })?;
+        Ok(())
+    }
 }
 
 /// All of an image, for every platform.
@@ -55,8 +74,14 @@ pub(crate) struct Named {
 
 impl Tree {
     /// Reads all documents of an image.
-    pub(crate) async fn read<S: Source>(source: &S, image: &Reference, digest: &str) -> Result<Self, S::Error> {
+    pub(crate) async fn read<S: Source>(
+        source: &S,
+        image: &Reference,
+        digest: &str,
+        room: &mut Room,
+    ) -> Result<Self, S::Error> {
         let body = source.document(digest).await?;
+        room.take(&body, image)?;
         let mut blobs = BTreeMap::new();
         let mut manifests = Vec::new();
         let media_type = match documents::parse(&body, image)? {
@@ -65,17 +90,12 @@ impl Tree {
                 manifest.media_type()
             }
             Document::Index(index) => {
-                let mut left = DOCUMENTS_MAX;
                 let digests = index.digests(image)?;
                 let bodies = digests.into_iter().map(|digest| async { (source.document(&digest).await, digest) });
                 let mut bodies = stream::iter(bodies).buffered(AT_ONCE);
                 while let Some((body, digest)) = bodies.next().await {
                     let body = body?;
-                    left = left.checked_sub(body.len()).ok_or_else(|| RegistryError::TooLarge {
-                        what: "the sum of all manifests",
-                        image: image.to_string(),
-                        limit: DOCUMENTS_MAX,
-                    })?;
+                    room.take(&body, image)?;
                     let manifest = documents::parse(&body, image)?.manifest(image)?;
                     gather(&manifest, image, &mut blobs)?;
                     manifests.push(Named { digest, media_type: manifest.media_type(), body });

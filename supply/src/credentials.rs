@@ -57,8 +57,27 @@ pub enum CredentialsError {
         #[source]
         source: io::Error,
     },
+    /// What is wrong with a file's content.
+    #[error("{path}: {error}", path = .path.display())]
+    In { path: PathBuf, error: Box<CredentialsError> },
     #[error("docker-credential-{helper} did not give the login for {registry}: {problem}")]
     Helper { helper: String, registry: String, problem: String },
+}
+
+impl CredentialsError {
+    /// What the user does next.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Json { .. } => "mend it, or move it away and `docker login` again".to_owned(),
+            Self::Login { host } => format!("`docker login {host}` writes it anew"),
+            Self::Read { .. } => "see that it is a file which you may read".to_owned(),
+            Self::In { error, .. } => error.hint(),
+            Self::Helper { helper, .. } => format!(
+                "see that docker-credential-{helper} is on the PATH and works, or take it out of `credsStore` and \
+                 `credHelpers` in Docker's config.json"
+            ),
+        }
+    }
 }
 
 #[derive(Deserialize)]

@@ -40,9 +40,10 @@ impl DockerConfig {
     /// Reads a `config.json`; one that is not there is nobody's login.
     ///
     /// # Errors
-    /// If it cannot be read or is no such document. Neither shows a value.
+    /// If it cannot be read or is no such document. Each names the file, and none shows a value.
     pub fn read(path: &Path) -> Result<Self, CredentialsError> {
         let failed = |source| CredentialsError::Read { path: path.to_owned(), source };
+        let odd = |error| CredentialsError::In { path: path.to_owned(), error: Box::new(error) };
         let file = match std::fs::File::open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
@@ -51,8 +52,8 @@ impl DockerConfig {
         let mut text = Vec::new();
         io::Read::read_to_end(&mut io::Read::take(file, MAX_BYTES), &mut text).map_err(failed)?;
         let stores = serde_json::from_slice(&text)
-            .map_err(|error| CredentialsError::Json { line: error.line(), column: error.column() })?;
-        Ok(Self { credentials: Credentials::of_user(&text)?, stores })
+            .map_err(|error| odd(CredentialsError::Json { line: error.line(), column: error.column() }))?;
+        Ok(Self { credentials: Credentials::of_user(&text).map_err(odd)?, stores })
     }
 
     /// The logins for these images. A store's login counts before the file's.
@@ -67,14 +68,21 @@ impl DockerConfig {
         let registries: BTreeSet<&str> = images.into_iter().map(Reference::registry).collect();
         for registry in registries {
             let key = if registry == DOCKER_HUB { HUB_KEY } else { registry };
-            let helper = self.stores.cred_helpers.get(registry).or(self.stores.cred_helpers.get(key));
-            if let Some(helper) = helper.or(self.stores.creds_store.as_ref())
+            if let Some(helper) = self.stores.helper(registry, key)
                 && let Some(login) = ask(helper, key).await?
             {
                 credentials.add(key, login);
             }
         }
         Ok(credentials)
+    }
+}
+
+impl Stores {
+    /// Who has a registry's login. An empty name stands for the file, as for Docker.
+    fn helper(&self, registry: &str, key: &str) -> Option<&str> {
+        let own = self.cred_helpers.get(registry).or(self.cred_helpers.get(key));
+        own.or(self.creds_store.as_ref()).map(String::as_str).filter(|helper| !helper.is_empty())
     }
 }
 
@@ -129,4 +137,50 @@ async fn ask(helper: &str, registry: &str) -> Result<Option<Login>, CredentialsE
         TOKEN_USER => Login::Refresh(answer.secret),
         _ => Login::Password { user: answer.username, password: answer.secret },
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    async fn login(config: &Value) -> Result<Option<Login>, CredentialsError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        std::fs::write(&path, config.to_string()).unwrap();
+        let image: Reference = "ghcr.io/a/b:1".parse().unwrap();
+        Ok(DockerConfig::read(&path)?.logins([&image]).await?.login(&image).cloned())
+    }
+
+    #[tokio::test]
+    async fn a_store_without_a_name_is_the_file() {
+        let auths = json!({"ghcr.io": {"username": "u", "password": "hunter2"}});
+        for stores in [
+            json!({"credsStore": ""}),
+            json!({"credHelpers": {"ghcr.io": ""}}),
+            json!({"credsStore": "no-such", "credHelpers": {"ghcr.io": ""}}),
+            json!({"credHelpers": {"a.io": "no-such"}}),
+        ] {
+            let mut config = stores;
+            config["auths"] = auths.clone();
+            let login = login(&config).await;
+            assert!(matches!(login, Ok(Some(Login::Password { .. }))), "{config}: {login:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_used_is_named_with_what_to_do() {
+        for (config, wanted, hint) in [
+            (json!({"credsStore": "no-such"}), "docker-credential-no-such did not give the login for ghcr.io", "PATH"),
+            (json!({"credsStore": "../evil"}), "docker-credential-../evil did not give", "`credsStore`"),
+            (json!({"credsStore": ["hunter2"]}), "/config.json: the registry credentials are no Docker", "mend"),
+            (json!({"auths": {"ghcr.io": {"auth": "hunter2"}}}), "/config.json: the registry credentials for", "login"),
+        ] {
+            let error = login(&config).await.unwrap_err();
+            assert!(error.to_string().contains(wanted), "{error}");
+            assert!(error.hint().contains(hint), "{}", error.hint());
+            assert!(!format!("{error:?}{error}{}", error.hint()).contains("hunter2"), "{error:?}");
+        }
+    }
 }

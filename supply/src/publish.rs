@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 
-use crate::content::{Blob, Named, Source, Tree};
+use crate::content::{Blob, Named, Room, Source, Tree};
 use crate::credentials::Credentials;
 use crate::error::RegistryError;
 use crate::progress::{Event, Tell};
@@ -47,7 +47,7 @@ impl Registries {
         tell: Tell<'_>,
     ) -> Result<Published, RegistryError> {
         let source = Repository { registries: self, session: self.session(from, credentials, None), tell };
-        let tree = Tree::read(&source, from, from.version()).await?;
+        let tree = Tree::read(&source, from, from.version(), &mut Room::new()).await?;
         let mount = (from.registry() == to.registry() && from.repository() != to.repository())
             .then(|| from.repository().to_owned());
         self.publish((&source, &tree), to, mount.as_deref(), credentials, tell).await

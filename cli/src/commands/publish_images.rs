@@ -5,7 +5,7 @@ use std::path::Path;
 use jiff::Timestamp;
 use mcp_hub_supply::lock::Locked;
 use mcp_hub_supply::progress::Event;
-use mcp_hub_supply::{Credentials, ImageLock, Reference, Registries};
+use mcp_hub_supply::{Credentials, ImageLock, Reference, Registries, RegistryError};
 
 use crate::args::{LockFile, PublishImages};
 use crate::error::Error;
@@ -40,7 +40,7 @@ pub(crate) async fn run(local: &Local, args: &PublishImages) -> Result<(), Error
         return Err(Error::Images { failed, of: locked.len(), done: "published", so: None });
     }
     match &args.write_lock {
-        Some(path) => write_lock(path, &names, &registries, &credentials).await,
+        Some(path) => write_lock(path, locked.iter().copied().zip(&names), &registries, &credentials).await,
         None => Ok(()),
     }
 }
@@ -55,17 +55,24 @@ fn only<'a>(lock: &'a ImageLock, wanted: &[Reference], LockFile { path }: &LockF
     wanted.iter().map(|image| lock.get(image).ok_or_else(|| missing(image))).collect()
 }
 
-/// What the registry says now of what it was given.
+/// What the registry says now of what it was given. Others may write to it as well, and what they write is locked by
+/// nobody who looked at it.
 async fn write_lock(
     path: &Path,
-    names: &[Reference],
+    published: impl Iterator<Item = (&Locked, &Reference)>,
     registries: &Registries,
     credentials: &Credentials,
 ) -> Result<(), Error> {
     let file = LockFile { path: path.to_owned() };
     let (old, mut lock) = (images::read_lock(&file)?.unwrap_or_default(), ImageLock::default());
-    for name in names {
+    for (locked, name) in published {
         let pinned = registries.pin(name, credentials, &|_| {}).await?;
+        if pinned.digest != locked.digest {
+            let (image, wanted) = (name.to_string(), locked.digest.clone());
+            return Err(
+                RegistryError::DigestMismatch { what: "what is stored", image, wanted, got: pinned.digest }.into()
+            );
+        }
         lock.pin(name.clone(), pinned, old.get(name), Timestamp::now());
     }
     images::write_lock(path, &lock)?;

@@ -9,8 +9,11 @@ use std::path::PathBuf;
 
 use bollard::models::{ContainerCreateBody, HostConfig, Mount, MountType, VolumeCreateRequest};
 use bollard::query_parameters::{
-    ContainerArchiveInfoOptions, CreateContainerOptions, RemoveContainerOptions, UploadToContainerOptions,
+    ContainerArchiveInfoOptions, CreateContainerOptions, RemoveContainerOptions, RemoveVolumeOptions,
+    UploadToContainerOptions,
 };
+
+use sha2::{Digest, Sha256};
 
 use super::container::label;
 use super::engine::{Engine, EngineError, is_absent, is_conflict};
@@ -20,6 +23,9 @@ use super::{lower, names};
 pub(super) const PROGRAM: &str = "mcp-bridge";
 /// Marks what is no server's.
 const ROLE: &str = "mcphub.io/role";
+const HELPER: &str = "bridge";
+/// Names a helper's volume.
+const VOLUME: &str = "mcphub.io/volume";
 
 /// A bridge that can be brought into containers.
 #[derive(Debug, Clone)]
@@ -115,10 +121,11 @@ impl Bridges {
                 std::fs::read(&path).map_err(|source| EngineError::File { path, source })?
             }
         };
-        let labels = HashMap::from([
-            (label::INSTALLATION.to_owned(), installation.to_owned()),
-            (ROLE.to_owned(), "bridge".to_owned()),
-        ]);
+        // Kept ones lay in a folder for a while.
+        if !hex::encode(Sha256::digest(&program)).starts_with(&bridge.digest) {
+            return Err(EngineError::NoBridge { architecture: engine.facts().architecture.clone() });
+        }
+        let labels = labels(installation);
         let request =
             VolumeCreateRequest { name: Some(volume.to_owned()), labels: Some(labels.clone()), ..Default::default() };
         engine.api.create_volume(request).await.map_err(|error| engine.failed("create", volume, error))?;
@@ -130,6 +137,46 @@ impl Bridges {
         self.keep(bridge);
         Ok(())
     }
+}
+
+/// Makes a volume of the user's data if it is not there. A new one is open to whoever runs there; engines would give it to
+/// root, who runs nothing here.
+pub(super) async fn open(engine: &Engine, installation: &str, volume: &str, image: &str) -> Result<(), EngineError> {
+    match engine.api.inspect_volume(volume).await {
+        Ok(_) => return Ok(()),
+        Err(error) if is_absent(&error) => {}
+        Err(error) => return Err(engine.failed("inspect", volume, error)),
+    }
+    // Without our mark: what users keep there is not ours to remove.
+    let request = VolumeCreateRequest { name: Some(volume.to_owned()), ..Default::default() };
+    engine.api.create_volume(request).await.map_err(|error| engine.failed("create", volume, error))?;
+    let helper = Helper::create(engine, volume, image, labels(installation)).await?;
+    let opened = helper.upload("/", &root()).await;
+    helper.remove().await?;
+    if opened.is_err() {
+        // Closed it would be taken for done; nothing is in it yet.
+        engine.api.remove_volume(volume, None::<RemoveVolumeOptions>).await.unwrap_or_default();
+    }
+    opened
+}
+
+/// Removes helpers that somebody left who was killed.
+pub(super) async fn remove_helpers(engine: &Engine, mark: &str) -> Result<(), EngineError> {
+    for labels in engine.labels(&[mark.to_owned(), format!("{ROLE}={HELPER}")]).await? {
+        if let Some(volume) = labels.get(VOLUME) {
+            Helper { engine, name: helper_of(volume) }.remove().await?;
+        }
+    }
+    Ok(())
+}
+
+fn labels(installation: &str) -> HashMap<String, String> {
+    let text = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    HashMap::from([text(label::INSTALLATION, installation), text(ROLE, HELPER)])
+}
+
+fn helper_of(volume: &str) -> String {
+    format!("{volume}-fill")
 }
 
 /// The container that is never started.
@@ -145,7 +192,9 @@ impl<'a> Helper<'a> {
         image: &str,
         labels: HashMap<String, String>,
     ) -> Result<Self, EngineError> {
-        let name = format!("{volume}-fill");
+        let name = helper_of(volume);
+        let mut labels = labels;
+        labels.insert(VOLUME.to_owned(), volume.to_owned());
         let mount = Mount {
             target: Some(lower::BRIDGE_DIR.to_owned()),
             typ: Some(MountType::VOLUME),
@@ -185,8 +234,14 @@ impl<'a> Helper<'a> {
             Err(error) if is_absent(&error) => {}
             Err(error) => return Err(self.engine.failed("look into", &self.name, error)),
         }
-        let archive = archive(program).map_err(|source| EngineError::File { path: PROGRAM.into(), source })?;
-        let options = UploadToContainerOptions { path: lower::BRIDGE_DIR.to_owned(), ..Default::default() };
+        self.upload(lower::BRIDGE_DIR, &archive(program)).await
+    }
+
+    async fn upload(&self, path: &str, archive: &std::io::Result<Vec<u8>>) -> Result<(), EngineError> {
+        let failed = |source: &std::io::Error| EngineError::File { path: PROGRAM.into(), source: source.kind().into() };
+        let archive = archive.as_ref().map_err(failed)?.clone();
+        let api = &self.engine.api;
+        let options = UploadToContainerOptions { path: path.to_owned(), ..Default::default() };
         let sent = api.upload_to_container(&self.name, Some(options), bollard::body_full(archive.into())).await;
         sent.map_err(|error| self.engine.failed("fill", &self.name, error))
     }
@@ -200,6 +255,19 @@ impl<'a> Helper<'a> {
             _ => Ok(()),
         }
     }
+}
+
+/// The folder that the volume is mounted at, for everybody, as `/tmp` is. Named from above: engines leave the folder that they
+/// unpack into as it is.
+fn root() -> std::io::Result<Vec<u8>> {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Directory);
+    header.set_mode(0o1777);
+    header.set_size(0);
+    header.set_mtime(0);
+    let mut archive = tar::Builder::new(Vec::new());
+    archive.append_data(&mut header, format!("{}/", lower::BRIDGE_DIR.trim_start_matches('/')), std::io::empty())?;
+    archive.into_inner()
 }
 
 /// One file, executable for everybody.

@@ -1,15 +1,17 @@
 //! A server's container: what it is asked to be, and what the engine says that it is, in one shape that can be compared.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use bollard::models::{
-    ContainerCreateBody, ContainerInspectResponse, HostConfig, Mount as ApiMount, MountBindOptions, MountPoint,
-    MountType, MountVolumeOptions, PortBinding, RestartPolicy, RestartPolicyNameEnum,
+    ContainerCreateBody, ContainerInspectResponse, HostConfig, Mount as ApiMount, MountBindOptions, MountType,
+    MountVolumeOptions, PortBinding, RestartPolicy, RestartPolicyNameEnum,
 };
 use mcp_hub_reconcile::lower::Object;
 use mcp_hub_reconcile::owner::{OwnerKey, OwnerKind};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use super::detect::EngineKind;
 
 /// Labels that a container carries. Of one installation only what has its label is seen.
 pub(super) mod label {
@@ -17,6 +19,8 @@ pub(super) mod label {
     pub(crate) const NAMESPACE: &str = "mcphub.io/namespace";
     pub(crate) const NAME: &str = "mcphub.io/name";
     pub(crate) const UID: &str = "mcphub.io/uid";
+    /// Which engine it was made for: one that goes by two names is two engines to us.
+    pub(crate) const ENGINE: &str = "mcphub.io/engine";
     pub(crate) const DIGEST: &str = "mcphub.io/digest";
     /// The lowered body, for what an engine does not show.
     pub(crate) const BODY: &str = "mcphub.io/body";
@@ -24,27 +28,8 @@ pub(super) mod label {
 
 /// Address at which published ports are reached.
 const LOOPBACK: &str = "127.0.0.1";
-/// Beginning of an image's id.
-const ID: &str = "sha256:";
 const CAPABILITIES: &str = "ALL";
-/// What Podman gives a container that asks for nothing; Docker gives some more.
-const GIVEN: &[&str] = &[
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "NET_BIND_SERVICE",
-    "SETFCAP",
-    "SETGID",
-    "SETPCAP",
-    "SETUID",
-    "SYS_CHROOT",
-];
 const NO_NEW_PRIVILEGES: &str = "no-new-privileges";
-/// Names of other namespaces than a container's own.
-const SHARED: &[&str] = &["host", "container:", "ns:"];
-
 /// All that we set of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -75,8 +60,6 @@ pub(super) struct Container {
     pub(super) network: String,
     /// The bridge's port in the container; published on a free one of the loopback address.
     pub(super) port: u16,
-    /// No capability, none to be had, no namespace of the machine or of another container.
-    pub(super) confined: bool,
     /// The engine restarts nothing: we do, and know why.
     pub(super) restarted_by_engine: bool,
     pub(super) running: bool,
@@ -143,49 +126,42 @@ impl Container {
         }
     }
 
-    /// What the engine shows of a container, where `wanted` says what to look for.
-    pub(super) fn shown(found: &ContainerInspectResponse, wanted: &Self) -> Self {
-        let config = found.config.clone().unwrap_or_default();
+    /// Volumes with the user's data.
+    pub(super) fn data_volumes(&self) -> impl Iterator<Item = &str> {
+        let others = self.mounts.iter().filter(|(path, _)| *path != super::lower::BRIDGE_DIR);
+        others.filter_map(|(_, mount)| match &mount.from {
+            MountedFrom::Volume(name) => Some(name.as_str()),
+            MountedFrom::Host(_) => None,
+        })
+    }
+
+    /// What a container that was made as `self` is now: an engine can change these of a container, and nothing else.
+    pub(super) fn now(&self, found: &ContainerInspectResponse) -> Self {
         let host = found.host_config.clone().unwrap_or_default();
-        let env = config.env.unwrap_or_default();
-        // Of the image's variables nothing was asked.
-        let env = env.iter().filter_map(|variable| variable.split_once('='));
-        let env = env.filter(|(name, _)| wanted.env.contains_key(*name));
         let limit = |number: Option<i64>| number.filter(|number| *number > 0);
-        // Docker shows what it was asked for, which on a desktop is not what the machine behind it mounts; Podman only that.
-        let mounts: BTreeMap<String, Mount> = match &host.mounts {
-            Some(mounts) => mounts.iter().filter_map(Mount::shown).collect(),
-            None => found.mounts.iter().flatten().filter_map(Mount::mounted).collect(),
-        };
         let networks = found.network_settings.as_ref().and_then(|settings| settings.networks.as_ref());
         let mut networks: Vec<&str> = networks.into_iter().flatten().map(|(name, _)| name.as_str()).collect();
         networks.sort_unstable();
         let policy = host.restart_policy.as_ref().and_then(|policy| policy.name);
-        let state = found.state.clone().unwrap_or_default();
         Self {
-            // By what it was asked for: a tag may mean another image by now.
-            image: if wanted.image.starts_with(ID) { id_of(found) } else { config.image.unwrap_or_default() },
-            command: config.entrypoint.unwrap_or_default(),
-            env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
-            user: config.user.unwrap_or_default(),
-            working_dir: config.working_dir.filter(|_| wanted.working_dir.is_some()),
-            read_only: host.readonly_rootfs.unwrap_or(false),
-            mounts,
-            tmpfs: wanted.tmpfs.iter().filter_map(|(path, options)| shown_tmpfs(&host, path, options)).collect(),
             memory: limit(host.memory),
             nano_cpus: limit(host.nano_cpus),
             pids: limit(host.pids_limit),
             // One that was attached to another network besides could be reached from there.
             network: networks.join(","),
-            port: if only_port(&host) == Some(wanted.port) { wanted.port } else { 0 },
-            confined: is_confined(&host),
             restarted_by_engine: !matches!(
                 policy,
                 None | Some(RestartPolicyNameEnum::EMPTY | RestartPolicyNameEnum::NO)
             ),
-            running: state.running.unwrap_or(false) && !state.paused.unwrap_or(false),
+            running: is_running(found),
+            ..self.clone()
         }
     }
+}
+
+/// Whether its processes run.
+pub(super) fn is_running(found: &ContainerInspectResponse) -> bool {
+    found.state.as_ref().is_some_and(|state| state.running.unwrap_or(false) && !state.paused.unwrap_or(false))
 }
 
 impl Mount {
@@ -207,69 +183,6 @@ impl Mount {
             },
         }
     }
-
-    fn mounted(point: &MountPoint) -> Option<(String, Self)> {
-        let from = match point.typ.as_deref()? {
-            "bind" => MountedFrom::Host(point.source.clone()?),
-            "volume" => MountedFrom::Volume(point.name.clone()?),
-            _ => return None,
-        };
-        Some((point.destination.clone()?, Self { from, read_only: !point.rw.unwrap_or(true) }))
-    }
-
-    fn shown(mount: &ApiMount) -> Option<(String, Self)> {
-        let source = mount.source.clone().unwrap_or_default();
-        let from = match mount.typ? {
-            MountType::BIND => MountedFrom::Host(source),
-            MountType::VOLUME => MountedFrom::Volume(source),
-            _ => return None,
-        };
-        Some((mount.target.clone()?, Self { from, read_only: mount.read_only.unwrap_or(false) }))
-    }
-}
-
-/// A folder in memory as it was asked for, if that is what it is. Podman adds options, and folders of its own.
-fn shown_tmpfs(host: &HostConfig, path: &str, wanted: &str) -> Option<(String, String)> {
-    let found = host.tmpfs.as_ref()?.get(path)?;
-    let own = |option: &&str| !matches!(*option, "rprivate" | "tmpcopyup");
-    let set = |options: &str| options.split(',').filter(own).map(str::to_owned).collect::<BTreeSet<_>>();
-    let same = set(found) == set(wanted);
-    Some((path.to_owned(), if same { wanted.to_owned() } else { found.clone() }))
-}
-
-/// The one port that is published, if it is so on the loopback address only.
-fn only_port(host: &HostConfig) -> Option<u16> {
-    let ports = host.port_bindings.as_ref()?;
-    let mut ports = ports.iter().filter(|(_, bindings)| bindings.as_ref().is_some_and(|all| !all.is_empty()));
-    let (Some((name, Some(bindings))), None) = (ports.next(), ports.next()) else { return None };
-    let local = bindings.iter().all(|binding| binding.host_ip.as_deref() == Some(LOOPBACK));
-    if local { name.strip_suffix("/tcp")?.parse().ok() } else { None }
-}
-
-fn is_confined(host: &HostConfig) -> bool {
-    let none = |list: &Option<Vec<String>>| list.as_ref().is_none_or(Vec::is_empty);
-    let own =
-        |mode: &Option<String>| mode.as_ref().is_none_or(|mode| !SHARED.iter().any(|shared| mode.starts_with(shared)));
-    let dropped: BTreeSet<&str> =
-        host.cap_drop.iter().flatten().map(|name| name.strip_prefix("CAP_").unwrap_or(name)).collect();
-    // Podman names what `ALL` took away.
-    let drops = dropped.contains(CAPABILITIES) || GIVEN.iter().all(|name| dropped.contains(name));
-    let options = host.security_opt.iter().flatten();
-    let keeps = options.clone().any(|option| option.starts_with(NO_NEW_PRIVILEGES) && !option.ends_with("false"));
-    let unconfined = options.clone().any(|option| option.ends_with("unconfined") || option.ends_with("disable"));
-    drops
-        && keeps
-        && !unconfined
-        && !host.privileged.unwrap_or(false)
-        && none(&host.cap_add)
-        && host.devices.as_ref().is_none_or(Vec::is_empty)
-        && [&host.pid_mode, &host.ipc_mode, &host.uts_mode, &host.network_mode, &host.userns_mode].into_iter().all(own)
-}
-
-/// Podman leaves the algorithm out.
-fn id_of(found: &ContainerInspectResponse) -> String {
-    let id = found.image.clone().unwrap_or_default();
-    if id.starts_with(ID) { id } else { format!("{ID}{id}") }
 }
 
 /// The published port of a running container.
@@ -280,13 +193,14 @@ pub(super) fn published(found: &ContainerInspectResponse, port: u16) -> Option<u
 }
 
 /// The labels of an owner's object.
-pub(super) fn labels(owner: &OwnerKey, object: &Object) -> HashMap<String, String> {
+pub(super) fn labels(engine: EngineKind, owner: &OwnerKey, object: &Object) -> HashMap<String, String> {
     let text = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     HashMap::from([
         text(label::INSTALLATION, &owner.installation),
         text(label::NAMESPACE, &owner.namespace),
         text(label::NAME, &owner.name),
         text(label::UID, &owner.uid),
+        text(label::ENGINE, engine.as_str()),
         text(label::DIGEST, &object.digest),
         text(label::BODY, &object.body.to_string()),
     ])

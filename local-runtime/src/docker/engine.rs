@@ -21,6 +21,8 @@ use crate::wire::Address;
 
 /// Longest wait for an answer to any one request. Pulls and logs are streams, which it does not bound as a whole.
 const ANSWER: u64 = 60;
+/// Longest wait for a document about what is there, which takes milliseconds: whoever waits for a stuck engine holds up others.
+const LOOK: Duration = Duration::from_secs(10);
 /// Largest document that is read: labels and mounts of thousands of containers.
 const ANSWER_MAX: usize = 32 << 20;
 /// An engine that is there says so within milliseconds; one that is starting is found at the next look.
@@ -81,7 +83,7 @@ pub enum EngineError {
         #[source]
         source: Box<ApiError>,
     },
-    #[error("there is a container {name} that is not ours")]
+    #[error("there is a container or network {name} that is not ours")]
     NameTaken { name: String },
     #[error("image {image} is not there any more: {problem}")]
     ImageGone { image: String, problem: String },
@@ -110,6 +112,21 @@ pub enum EngineError {
     },
 }
 
+/// What is usually behind an engine's words.
+fn usual(message: &str) -> Option<&'static str> {
+    let message = message.to_lowercase();
+    let known = [
+        ("bind source path does not exist", "the folder of spec.volumes[].hostPath has to be there"),
+        ("no such file or directory", "check spec.volumes[].hostPath and the image's user"),
+        ("address pools", "the engine has no addresses left for another network: remove unused ones"),
+        ("no space left", "the engine's disk is full"),
+        ("range of cpus", "the machine has fewer processors than spec.resources.limits.cpu"),
+        ("unable to find user", "set spec.runAs.user to a number"),
+        ("minimum memory limit", "raise spec.resources.limits.memory"),
+    ];
+    known.into_iter().find(|(words, _)| message.contains(words)).map(|(_, hint)| hint)
+}
+
 impl EngineError {
     /// Whether the engine refused something with these words, which is all that it says of the reason.
     pub(super) fn says(&self, words: &str) -> bool {
@@ -133,10 +150,11 @@ impl From<EngineError> for RuntimeError {
             EngineError::Address { .. } => ("EngineNotFound", hint("check DOCKER_HOST"), Retry::Backoff),
             EngineError::Unreachable { .. } => (
                 "EngineUnreachable",
-                hint("is it running? servers in containers are looked after again when it is"),
+                hint("is it running? its servers are looked after again when it is; start the daemon anew if it moved"),
                 Retry::Backoff,
             ),
-            EngineError::Refused { .. } | EngineError::Failed { .. } => ("EngineRefused", None, Retry::Backoff),
+            EngineError::Refused { message, .. } => ("EngineRefused", usual(message).and_then(hint), Retry::Backoff),
+            EngineError::Failed { .. } => ("EngineRefused", None, Retry::Backoff),
             EngineError::NameTaken { .. } => ("NameTaken", hint("remove or rename it"), Retry::Backoff),
             EngineError::ImageGone { .. } => {
                 ("ImageGone", hint("pull or build it again, or change spec.source"), Retry::Backoff)
@@ -215,14 +233,14 @@ impl Engine {
         Ok(Self { api, address: direct, facts })
     }
 
-    /// The labels of all containers that bear this one, running or not.
-    pub(super) async fn labels(&self, label: &str) -> Result<Vec<HashMap<String, String>>, EngineError> {
+    /// The labels of all containers that bear these, running or not.
+    pub(super) async fn labels(&self, labels: &[String]) -> Result<Vec<HashMap<String, String>>, EngineError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "PascalCase")]
         struct Summary {
             labels: Option<HashMap<String, String>>,
         }
-        let filters = serde_json::json!({"label": [label]}).to_string();
+        let filters = serde_json::json!({"label": labels}).to_string();
         let query: String = url::form_urlencoded::byte_serialize(filters.as_bytes()).collect();
         let path = format!("/containers/json?all=true&filters={query}");
         let found = self.get(&path).await.and_then(|found| found.ok_or_else(|| absent("containers")));
@@ -262,7 +280,7 @@ impl Engine {
                 status => Err(refused(status.as_u16(), body["message"].as_str().unwrap_or_default().to_owned())),
             }
         };
-        tokio::time::timeout(Duration::from_secs(ANSWER), asked).await.unwrap_or(Err(ApiError::RequestTimeoutError))
+        tokio::time::timeout(LOOK, asked).await.unwrap_or(Err(ApiError::RequestTimeoutError))
     }
 
     pub fn facts(&self) -> &Facts {

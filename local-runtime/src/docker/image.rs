@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bollard::auth::DockerCredentials;
@@ -19,12 +20,14 @@ use mcp_hub_supply::{Credentials, DockerConfig, Login, Reference};
 use serde_json::Value;
 
 use super::EnginePlace;
+use super::detect::EngineKind;
 use super::engine::{Engine, EngineError, is_absent};
 use crate::prepare::{Order, Resolve};
 use crate::secret_source::SecretSource;
 
 #[derive(Debug)]
 pub(super) struct Images {
+    pub(super) kind: EngineKind,
     pub(super) place: Arc<EnginePlace>,
     pub(super) logins: Logins,
 }
@@ -37,6 +40,8 @@ pub(super) struct Logins {
     pub(super) secrets: Arc<dyn SecretSource>,
 }
 
+/// A pull that shows nothing for so long has stalled: engines tell of each part of a layer.
+const SILENCE: Duration = Duration::from_secs(300);
 /// Key of a pull secret, as Kubernetes has it.
 const PULL_SECRET: &str = ".dockerconfigjson";
 
@@ -60,17 +65,21 @@ impl Logins {
                 let hint = "`mcpctl secret set NAME .dockerconfigjson < ~/.docker/config.json` keeps it";
                 let value = self.secrets.value(namespace, &key).await;
                 let value = value.map_err(|message| broken("SecretBackendFailed", message, hint))?;
-                let missing = || broken("SecretMissing", format!("secret `{}` has no key `{PULL_SECRET}`", key.name), hint);
+                let missing =
+                    || broken("SecretMissing", format!("secret `{}` has no key `{PULL_SECRET}`", key.name), hint);
                 let value = value.ok_or_else(missing)?;
-                Credentials::from_docker_config(value.expose_secret().as_bytes())
+                let credentials = Credentials::from_docker_config(value.expose_secret().as_bytes());
+                let odd = |error| broken("ImagePullFailed", format!("secret `{}`: {error}", key.name), hint);
+                credentials.map_err(odd)?
             }
-            None => match DockerConfig::read(&self.docker_config) {
-                Ok(config) => config.logins([reference]).await,
-                Err(error) => Err(error),
-            },
+            None => {
+                let credentials = match DockerConfig::read(&self.docker_config) {
+                    Ok(config) => config.logins([reference]).await,
+                    Err(error) => Err(error),
+                };
+                credentials.map_err(|error| broken("ImagePullFailed", error.to_string(), &error.hint()))?
+            }
         };
-        let credentials =
-            credentials.map_err(|error| broken("ImagePullFailed", error.to_string(), "`docker login` writes it anew"))?;
         Ok(credentials.login(reference).map(|login| {
             let text = |secret: &SecretString| Some(secret.expose_secret().to_owned());
             let for_registry =
@@ -136,7 +145,7 @@ impl Images {
             other => other,
         };
         let found = found.map_err(|error| failure(engine.failed("look at image", &image.r#ref, error)))?;
-        facts(engine, image, &reference, found)
+        facts(self.kind, engine, image, &reference, found)
     }
 }
 
@@ -145,7 +154,10 @@ async fn pull(engine: &Engine, reference: &Reference, login: Option<DockerCreden
     // With its tag or digest: without, all tags of a repository would be meant.
     let options = CreateImageOptions { from_image: Some(name.clone()), ..CreateImageOptions::default() };
     let mut pulled = engine.api.create_image(Some(options), None, login);
-    while let Some(step) = pulled.next().await {
+    loop {
+        let step = tokio::time::timeout(SILENCE, pulled.next()).await;
+        let silent = || refused(&name, &format!("nothing came for {} s", SILENCE.as_secs()), engine);
+        let Some(step) = step.map_err(|_| silent())? else { return Ok(()) };
         let why = match step {
             Ok(info) => match info.error_detail.and_then(|detail| detail.message) {
                 Some(message) => message,
@@ -157,7 +169,6 @@ async fn pull(engine: &Engine, reference: &Reference, login: Option<DockerCreden
         };
         return Err(refused(&name, &why, engine));
     }
-    Ok(())
 }
 
 /// Fetches an image that was there when it was resolved, by what a lowered body says of it.
@@ -165,20 +176,29 @@ pub(super) async fn fetch_again(
     engine: &Engine,
     owner: &OwnerKey,
     image: &Value,
+    container_image: &str,
     logins: &Logins,
 ) -> Result<(), EngineError> {
     let text = |field: &str| image[field].as_str().unwrap_or_default();
     let (name, index, id) = (text("ref"), text("index"), text("id"));
+    let by_tag = !container_image.starts_with("sha256:");
     let gone = |problem: String| EngineError::ImageGone { image: name.to_owned(), problem };
-    if index == id {
+    if index == id && !by_tag {
         return Err(gone("it is of no registry".to_owned()));
     }
     let reference: Reference = name.parse().map_err(|error: ReferenceError| gone(error.to_string()))?;
-    let pinned: Reference = reference.at(index).parse().map_err(|error: ReferenceError| gone(error.to_string()))?;
+    let pinned = match by_tag {
+        true => reference,
+        false => reference.at(index).parse().map_err(|error: ReferenceError| gone(error.to_string()))?,
+    };
     let pull_secret = image["pullSecret"].as_str().map(|name| LocalSecretRef { name: name.to_owned() });
     let login = logins.of(&pinned, pull_secret.as_ref(), &owner.namespace).await;
     let login = login.map_err(|failure| gone(failure.message))?;
     pull(engine, &pinned, login).await.map_err(|failure| gone(failure.message))?;
+    if by_tag {
+        // Whatever it means now is what was asked for.
+        return Ok(());
+    }
     let found = engine.api.inspect_image(&pinned.to_string()).await;
     let found = found.map_err(|error| engine.failed("look at image", name, error))?;
     match full_id(found.id) {
@@ -193,7 +213,7 @@ fn refused(name: &str, why: &str, engine: &Engine) -> Failure {
     let (reason, hint) = if says(&["no matching manifest", "no image found in manifest list", "no child with platform"])
     {
         ("WrongPlatform", format!("use an image for linux/{}", engine.facts().architecture))
-    } else if says(&["unauthorized", "authentication required", "denied", "forbidden"]) {
+    } else if says(&["unauthorized", "authentication required", "denied", "forbidden", "username or password"]) {
         (
             "ImagePullFailed",
             "the registry wants another login, or there is no such image: `docker login`, or set pullSecretRef"
@@ -216,6 +236,7 @@ fn refused(name: &str, why: &str, engine: &Engine) -> Failure {
 }
 
 fn facts(
+    kind: EngineKind,
     engine: &Engine,
     image: &ImageSource,
     reference: &Reference,
@@ -248,7 +269,8 @@ fn facts(
     let config = found.config.unwrap_or_default();
     Ok(ResolvedImage {
         index: digest.unwrap_or_else(|| id.clone()),
-        id: Some(id),
+        // With whose it is: on another engine the same image may have another one, or not be there.
+        id: Some(format!("{}:{id}", kind.as_str())),
         entrypoint: config.entrypoint.filter(|words| !words.is_empty()),
         cmd: config.cmd.filter(|words| !words.is_empty()),
         user: config.user.filter(|user| !user.is_empty()),

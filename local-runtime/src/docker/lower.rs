@@ -1,7 +1,7 @@
 //! What a server becomes on a container engine: nothing while it is paused, a preparation while its image is not known,
 //! else one container with the bridge before the image's program.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use mcp_hub_crds::Quantity;
@@ -118,6 +118,12 @@ pub(super) fn lower(
         let message = "this release keeps no container from the network";
         return Err(no("spec.permissions.network.egress", message, Some("leave it out, or use a cluster")));
     }
+    if !facts.pids_limit {
+        degraded.push(Degraded {
+            field: "spec.resources".to_owned(),
+            message: format!("{} cannot bound the number of processes on this machine", facts.product),
+        });
+    }
     let limits = Limited::of(resources.as_ref(), facts).map_err(|field| {
         let hint = "leave it out, or use an engine that runs as root or a machine with cgroup v2";
         no(field, &format!("{} cannot limit it on this machine", facts.product), Some(hint))
@@ -125,16 +131,21 @@ pub(super) fn lower(
     let mut tmpfs =
         BTreeMap::from([(RUN_DIR.to_owned(), SCRATCH.to_owned()), (TMP_DIR.to_owned(), SCRATCH.to_owned())]);
     let mut mounts = BTreeMap::new();
+    let mut taken = BTreeSet::new();
     for volume in volumes {
-        match mounted(volume, owner, host, Path::new(base_dir))
-            .map_err(|(what, message, hint)| no(&format!("spec.volumes[{}]{what}", volume.name), &message, hint))?
-        {
+        let refused =
+            |(what, message, hint): Refusal| no(&format!("spec.volumes[{}]{what}", volume.name), &message, hint);
+        let path = clean(&volume.mount_path).map_err(refused)?;
+        if !taken.insert(path.clone()) {
+            return Err(refused((".mountPath", format!("another volume is at {path} already"), None)));
+        }
+        match mounted(volume, owner, host, Path::new(base_dir), facts).map_err(refused)? {
             Place::Memory(options) => {
-                tmpfs.insert(volume.mount_path.clone(), options);
+                tmpfs.insert(path, options);
             }
             Place::Mount(mount) => {
-                tmpfs.remove(&volume.mount_path);
-                mounts.insert(volume.mount_path.clone(), mount);
+                tmpfs.remove(&path);
+                mounts.insert(path, mount);
             }
         }
     }
@@ -142,7 +153,10 @@ pub(super) fn lower(
         return Ok(Lowered { objects: Vec::new(), degraded });
     }
     let known = resolved.as_ref().and_then(|resolved| resolved.image.as_ref());
-    let Some((facts_of_image, id)) = known.and_then(|image| Some((image, image.id.as_ref()?))) else {
+    // An id is one engine's: on another the image is looked for anew.
+    let own = format!("{engine}:");
+    let Some((facts_of_image, id)) = known.and_then(|image| Some((image, image.id.as_ref()?.strip_prefix(&*own)?)))
+    else {
         let body = json!({
             "source": serde_json::to_value(source).unwrap_or_default(),
             "sourceDigest": source_digest,
@@ -201,7 +215,7 @@ pub(super) fn lower(
     let unrestricted =
         permissions.as_ref().and_then(|permissions| permissions.filesystem) == Some(FilesystemPermission::Unrestricted);
     let container = Container {
-        image: if *pin_digest == Some(false) { r#ref.clone() } else { id.clone() },
+        image: if *pin_digest == Some(false) { r#ref.clone() } else { id.to_owned() },
         command: vec![format!("{BRIDGE_DIR}/{}", carry::PROGRAM), "pod".to_owned(), RUN_DIR.to_owned()],
         env: plain,
         user,
@@ -214,7 +228,6 @@ pub(super) fn lower(
         pids: facts.pids_limit.then_some(PIDS),
         network: names::network(owner, facts.isolates_within_network()),
         port,
-        confined: true,
         restarted_by_engine: false,
         running: true,
     };
@@ -251,8 +264,10 @@ impl Limited {
     fn of(resources: Option<&Resources>, facts: &Facts) -> Result<Self, &'static str> {
         let wanted = resources.and_then(|resources| resources.limits.as_ref());
         let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-        let memory = wanted.and_then(|limits| limits.memory.as_ref()).map(Quantity::units).map(number);
-        let cpu = wanted.and_then(|limits| limits.cpu.as_ref()).map(Quantity::millis).map(number);
+        // None is what engines take for no limit.
+        let some = |number: &i64| *number > 0;
+        let memory = wanted.and_then(|limits| limits.memory.as_ref()).map(Quantity::units).map(number).filter(some);
+        let cpu = wanted.and_then(|limits| limits.cpu.as_ref()).map(Quantity::millis).map(number).filter(some);
         match (memory, cpu) {
             (Some(_), _) if !facts.memory_limit => Err("spec.resources.limits.memory"),
             (_, Some(_)) if !facts.cpu_limit => Err("spec.resources.limits.cpu"),
@@ -284,23 +299,49 @@ enum Place {
 
 type Refusal = (&'static str, String, Option<&'static str>);
 
-fn mounted(volume: &Volume, owner: &OwnerKey, host: &Host, base: &Path) -> Result<Place, Refusal> {
-    let Volume { name: _, mount_path, read_only, host_path, empty_dir, pvc, config_map } = volume;
-    if !mount_path.starts_with('/') {
+/// A path in a container as the engine reads it, so that none is there twice under two names.
+fn clean(path: &str) -> Result<String, Refusal> {
+    if !path.starts_with('/') {
         let message = "a container has no folder that this could be relative to".to_owned();
         return Err((".mountPath", message, Some("begin it with /")));
     }
+    let parts: Vec<&str> = path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    if parts.is_empty() || parts.contains(&"..") {
+        return Err((".mountPath", "it has to be a folder below /, named without `..`".to_owned(), None));
+    }
+    let path = format!("/{}", parts.join("/"));
     for own in [BRIDGE_DIR, RUN_DIR] {
-        if mount_path == own || mount_path.starts_with(&format!("{own}/")) {
+        if own == path || Path::new(&path).starts_with(own) || Path::new(own).starts_with(&path) {
             return Err((".mountPath", format!("{own} is the bridge's own"), None));
         }
     }
+    Ok(path)
+}
+
+/// Whoever has an engine's socket has the machine.
+fn holds_an_engine(path: &Path, facts: &Facts) -> bool {
+    let usual = ["/run/docker.sock", "/var/run/docker.sock", "/run/podman/podman.sock", "/var/run/podman/podman.sock"];
+    let own = facts.address.strip_prefix("unix://");
+    usual.into_iter().chain(own).any(|socket| Path::new(socket).starts_with(path))
+}
+
+fn mounted(volume: &Volume, owner: &OwnerKey, host: &Host, base: &Path, facts: &Facts) -> Result<Place, Refusal> {
+    // Its path was looked at.
+    let Volume { name: _, mount_path: _, read_only, host_path, empty_dir, pvc, config_map } = volume;
     let read_only = read_only.unwrap_or(false);
     if config_map.is_some() {
         return Err((".configMap", "a machine has no ConfigMaps".to_owned(), Some("use hostPath")));
     }
     let from = match (host_path, pvc) {
-        (Some(path), _) => MountedFrom::Host(host.absolute(base, path).to_string_lossy().into_owned()),
+        (Some(path), _) => {
+            let path = host.absolute(base, path);
+            if holds_an_engine(&path, facts) {
+                let message =
+                    "it holds the socket of a container engine, which is all rights on the machine".to_owned();
+                return Err((".hostPath", message, Some("mount the folder that the server needs")));
+            }
+            MountedFrom::Host(path.to_string_lossy().into_owned())
+        }
         (None, Some(claim)) => MountedFrom::Volume(names::data_volume(&owner.installation, &owner.namespace, claim)),
         (None, None) => {
             let limit = empty_dir.as_ref().and_then(|folder| folder.size_limit.as_ref()).map(Quantity::units);

@@ -12,6 +12,7 @@ mod engine;
 mod image;
 mod lower;
 mod names;
+mod pacing;
 mod watch;
 
 use std::collections::{HashMap, HashSet};
@@ -20,9 +21,10 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use bollard::models::{ContainerInspectResponse, NetworkCreateRequest};
+use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum, NetworkCreateRequest};
 use bollard::query_parameters::{
-    CreateContainerOptions, ListVolumesOptions, RemoveContainerOptions, RemoveVolumeOptions, StopContainerOptions,
+    CreateContainerOptions, ListNetworksOptions, ListVolumesOptions, RemoveContainerOptions, RemoveVolumeOptions,
+    StopContainerOptions,
 };
 use futures::stream::BoxStream;
 use mcp_hub_dataplane_api::status::Phase;
@@ -45,11 +47,12 @@ use crate::secret_source::{self, SecretSource, Secrets};
 
 pub use carry::{Bridge, BridgeImage, Bridges, DIGITS};
 use console::ContainerConsole;
-use container::{Container, label};
+use container::{Container, is_running, label};
 pub use detect::{Candidate, EngineKind, NotFound, Surroundings, candidates, find};
 pub use engine::{Engine, EngineError, Facts};
 use engine::{is_absent, is_conflict};
 use image::{Images, Logins};
+use pacing::Pacing;
 
 /// A bridge listens and answers within a moment of its start; even on a busy machine that takes far less.
 const BRIDGE_START: Duration = Duration::from_secs(30);
@@ -57,6 +60,8 @@ const BRIDGE_START: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(10);
 /// The server's processes have five seconds of it; what is left then is killed by the engine.
 const GRACE_SECONDS: i32 = 10;
+/// Longest wait at the start for what runs already; a list takes milliseconds.
+const ADOPTION: Duration = Duration::from_secs(5);
 /// What others remove while a container is made is made again, this often.
 const ATTEMPTS: usize = 3;
 /// Containers made at a time. An engine serialises much of it, and one that is asked for fifty at once answers none in time.
@@ -90,6 +95,7 @@ pub struct DockerRuntime {
     /// Volumes with a bridge, whole. Held while anything is made that servers share.
     bridges: tokio::sync::Mutex<HashSet<String>>,
     turns: Semaphore,
+    pacing: Pacing,
     events: broadcast::Sender<RuntimeEvent>,
     console: ContainerConsole,
     watcher: OnceLock<AbortHandle>,
@@ -141,7 +147,7 @@ impl DockerRuntime {
                 bridge: None,
             },
             preparations: Preparations::new(
-                Arc::new(Images { place: place.clone(), logins: logins.clone() }),
+                Arc::new(Images { kind, place: place.clone(), logins: logins.clone() }),
                 events.clone(),
             ),
             logins,
@@ -152,12 +158,14 @@ impl DockerRuntime {
             followers: Mutex::default(),
             bridges: tokio::sync::Mutex::default(),
             turns: Semaphore::new(PARALLEL),
+            pacing: Pacing::default(),
             events,
             watcher: OnceLock::new(),
             config,
         });
         runtime.look().await;
-        runtime.adopt().await;
+        // One that hangs is asked again by the watcher; a daemon has more to do than to wait for it.
+        tokio::time::timeout(ADOPTION, runtime.adopt()).await.unwrap_or_default();
         let watcher = tokio::spawn(watch::run(Arc::downgrade(&runtime))).abort_handle();
         runtime.watcher.set(watcher).unwrap_or_default();
         runtime
@@ -227,16 +235,22 @@ impl DockerRuntime {
 
     /// All owners of this installation with a container.
     async fn listed(&self, engine: &Engine) -> Result<Vec<OwnerKey>, EngineError> {
-        let found = engine.labels(&self.mark()).await?;
+        let found = engine.labels(&self.marks()).await?;
         let mut owners: Vec<OwnerKey> = found.iter().filter_map(container::owner).collect();
         owners.sort();
         owners.dedup();
         Ok(owners)
     }
 
-    /// The label of all that is this installation's.
+    /// The label of all that is this installation's, whichever engine it is on.
     fn mark(&self) -> String {
         format!("{}={}", label::INSTALLATION, self.config.installation.id())
+    }
+
+    /// Labels of what this runtime made. An engine may be found under two names, as Podman behind Docker's socket, and is
+    /// driven as two then; neither touches what the other made.
+    fn marks(&self) -> Vec<String> {
+        vec![self.mark(), format!("{}={}", label::ENGINE, self.config.kind.as_str())]
     }
 
     /// The owner's container, if there is one with its mark.
@@ -246,7 +260,14 @@ impl DockerRuntime {
         owner: &OwnerKey,
     ) -> Result<Option<ContainerInspectResponse>, EngineError> {
         let found = engine.container(&names::container(owner)).await?;
-        Ok(found.filter(|found| is_of(found, owner)))
+        Ok(found.filter(|found| self.is_of(found, owner)))
+    }
+
+    fn is_of(&self, found: &ContainerInspectResponse, owner: &OwnerKey) -> bool {
+        labels_of(found).is_some_and(|labels| {
+            let engine = labels.get(label::ENGINE).map(String::as_str);
+            container::owner(labels).as_ref() == Some(owner) && engine == Some(self.config.kind.as_str())
+        })
     }
 
     fn control(&self, owner: &OwnerKey, address: SocketAddr) -> Control {
@@ -262,9 +283,9 @@ impl DockerRuntime {
     ) -> Result<(), EngineError> {
         let wanted = container_of(&object.id.to_string(), &object.body)?;
         let found = self.inspect(engine, owner).await?;
-        let runs_it = found.as_ref().is_some_and(|found| {
-            digest_of(found) == Some(object.digest.as_str()) && Container::shown(found, &wanted) == wanted
-        });
+        let runs_it = found
+            .as_ref()
+            .is_some_and(|found| digest_of(found) == Some(object.digest.as_str()) && wanted.now(found) == wanted);
         if !runs_it {
             if found.is_some() {
                 self.end(engine, owner).await?;
@@ -298,14 +319,12 @@ impl DockerRuntime {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
-            // One that never ran is not worth to be kept.
-            if !matches!(error, EngineError::NameTaken { .. }) {
-                self.discard(engine, &name).await?;
-            }
             match &error {
                 _ if attempt == ATTEMPTS => return Err(error),
                 // Somebody tidied up: it is fetched again, by its digest.
-                error if error.says("no such image") => image::fetch_again(engine, owner, &object.body["image"], &self.logins).await?,
+                error if error.says("no such image") => {
+                    image::fetch_again(engine, owner, &object.body["image"], &wanted.image, &self.logins).await?
+                }
                 // The last other server of the network or of this bridge went a moment ago, and took it along.
                 error if ["network", "volume", carry::PROGRAM].iter().any(|what| error.says(what)) => {
                     self.bridges.lock().await.clear();
@@ -326,23 +345,37 @@ impl DockerRuntime {
     ) -> Result<(), EngineError> {
         self.provide(engine, wanted).await?;
         let options = CreateContainerOptions { name: Some(name.to_owned()), ..Default::default() };
-        match engine.api.create_container(Some(options), wanted.request(container::labels(owner, object))).await {
+        match engine
+            .api
+            .create_container(Some(options), wanted.request(container::labels(self.config.kind, owner, object)))
+            .await
+        {
             Ok(_) => {}
             Err(error) if is_conflict(&error) => return Err(EngineError::NameTaken { name: name.to_owned() }),
             Err(error) => return Err(engine.failed("create", name, error)),
         }
-        engine.api.start_container(name, None).await.map_err(|error| engine.failed("start", name, error))
+        let started = engine.api.start_container(name, None).await;
+        if let Err(error) = started {
+            // One that never ran is not worth to be kept. What stands in the way of that is no reason to hide this.
+            self.discard(engine, name).await.unwrap_or_default();
+            return Err(engine.failed("start", name, error));
+        }
+        Ok(())
     }
 
     async fn provide(&self, engine: &Engine, wanted: &Container) -> Result<(), EngineError> {
         // One at a time: of two that make a network of one name at once, Docker makes two.
         let mut whole = self.bridges.lock().await;
         self.network(engine, &wanted.network).await?;
+        let installation = self.config.installation.id();
         if let Some(volume) = wanted.bridge_volume()
             && !whole.contains(volume)
         {
-            self.config.bridges.bring(engine, self.config.installation.id(), volume, &wanted.image).await?;
+            self.config.bridges.bring(engine, installation, volume, &wanted.image).await?;
             whole.insert(volume.to_owned());
+        }
+        for volume in wanted.data_volumes() {
+            carry::open(engine, installation, volume, &wanted.image).await?;
         }
         Ok(())
     }
@@ -350,7 +383,11 @@ impl DockerRuntime {
     /// The network of a namespace, on which no container reaches another.
     async fn network(&self, engine: &Engine, name: &str) -> Result<(), EngineError> {
         match engine.api.inspect_network(name, None).await {
-            Ok(_) => return Ok(()),
+            Ok(found) if found.labels.as_ref().is_some_and(|labels| labels.contains_key(label::INSTALLATION)) => {
+                return Ok(());
+            }
+            // Somebody else's may let its containers talk to each other.
+            Ok(_) => return Err(EngineError::NameTaken { name: name.to_owned() }),
             Err(error) if is_absent(&error) => {}
             Err(error) => return Err(engine.failed("inspect network", name, error)),
         }
@@ -381,7 +418,10 @@ impl DockerRuntime {
             let found = self.inspect(engine, owner).await?;
             let found = found.ok_or_else(|| EngineError::NotRunning { owner: owner.to_string() })?;
             if !is_running(&found) {
-                let output = self.console.last_lines(engine, &names::container(owner)).await;
+                let name = names::container(owner);
+                let output = self.console.last_lines(engine, &name).await;
+                // What it had to say was read; left there it would be taken for one that ran.
+                self.discard(engine, &name).await?;
                 return Err(EngineError::Ended { owner: owner.to_string(), output });
             }
             if let Some(address) = address(&found, port) {
@@ -397,6 +437,7 @@ impl DockerRuntime {
             if started.elapsed() > BRIDGE_START {
                 return Err(EngineError::Mute { owner: owner.to_string() });
             }
+            tokio::time::sleep(LOOK).await;
         }
     }
 
@@ -443,30 +484,36 @@ impl DockerRuntime {
     async fn remove(&self, engine: &Engine, owner: &OwnerKey) -> Result<(), EngineError> {
         self.end(engine, owner).await?;
         self.preparations.forget(owner);
+        self.pacing.forget(owner);
         let follower = self.followers.lock().unwrap_or_else(PoisonError::into_inner).remove(owner);
         follower.into_iter().for_each(|(_, follower)| follower.abort());
-        self.tidy(engine, owner).await?;
+        self.tidy(engine).await?;
         self.known().remove(owner);
         self.tell(RuntimeEvent::Changed(owner.clone()));
         Ok(())
     }
 
-    /// Removes what nobody uses any more: the engine refuses what somebody does.
-    async fn tidy(&self, engine: &Engine, owner: &OwnerKey) -> Result<(), EngineError> {
-        let network = names::network(owner, engine.facts().isolates_within_network());
+    /// Removes what nobody uses any more of what servers share: the engine refuses what somebody does.
+    async fn tidy(&self, engine: &Engine) -> Result<(), EngineError> {
+        // Nobody is about to use what goes: whoever makes something holds this, and makes it again if it went.
+        let mut whole = self.bridges.lock().await;
+        let filters = || Some(HashMap::from([("label".to_owned(), vec![self.mark()])]));
         let used = |error: &bollard::errors::Error| {
             matches!(
                 error,
                 bollard::errors::Error::DockerResponseServerError { status_code: 403 | 404 | 409 | 500, .. }
             )
         };
-        match engine.api.remove_network(&network).await {
-            Err(error) if !used(&error) => return Err(engine.failed("remove network", &network, error)),
-            _ => {}
+        carry::remove_helpers(engine, &self.mark()).await?;
+        let found = engine.api.list_networks(Some(ListNetworksOptions { filters: filters() })).await;
+        let found = found.map_err(|error| engine.failed("list", "networks", error))?;
+        for network in found.into_iter().filter_map(|network| network.name) {
+            match engine.api.remove_network(&network).await {
+                Err(error) if !used(&error) => return Err(engine.failed("remove network", &network, error)),
+                _ => {}
+            }
         }
-        let mut whole = self.bridges.lock().await;
-        let options = ListVolumesOptions { filters: Some(HashMap::from([("label".to_owned(), vec![self.mark()])])) };
-        let found = engine.api.list_volumes(Some(options)).await;
+        let found = engine.api.list_volumes(Some(ListVolumesOptions { filters: filters() })).await;
         let found = found.map_err(|error| engine.failed("list", "volumes", error))?;
         for volume in found.volumes.into_iter().flatten() {
             match engine.api.remove_volume(&volume.name, None::<RemoveVolumeOptions>).await {
@@ -505,6 +552,8 @@ impl Runtime for DockerRuntime {
         let Ok(engine) = self.place.engine() else { return Ok(Vec::new()) };
         let owners = self.listed(&engine).await?;
         self.known().extend(owners.iter().cloned());
+        // What a daemon left that was killed in the middle of a removal.
+        self.tidy(&engine).await?;
         Ok(owners)
     }
 
@@ -514,7 +563,10 @@ impl Runtime for DockerRuntime {
             return Ok(observed);
         }
         let engine = self.here()?;
-        let Some(found) = self.inspect(&engine, owner).await? else { return Ok(observed) };
+        let Some(found) = self.inspect(&engine, owner).await? else {
+            self.known().remove(owner);
+            return Ok(observed);
+        };
         let labels = found.config.as_ref().and_then(|config| config.labels.clone()).unwrap_or_default();
         let mut body = container::body(&labels).unwrap_or_default();
         let wanted = container_of(&names::container(owner), &body);
@@ -540,7 +592,7 @@ impl Runtime for DockerRuntime {
                 } else {
                     observed.failure = Some(ended(&found));
                 }
-                body["container"] = serde_json::to_value(Container::shown(&found, &wanted)).unwrap_or_default();
+                body["container"] = serde_json::to_value(wanted.now(&found)).unwrap_or_default();
             }
             // The mark was lost.
             Err(_) => digest = None,
@@ -562,15 +614,8 @@ impl Runtime for DockerRuntime {
         let engine = self.here()?;
         match step {
             Step::Prepare(_) => {}
-            Step::Apply(object) => {
-                let secrets = self.secrets_of(owner, object).await?;
-                self.apply(&engine, owner, object, &secrets).await?;
-            }
-            Step::Replace(object) => {
-                let secrets = self.secrets_of(owner, object).await?;
-                self.end(&engine, owner).await?;
-                self.apply(&engine, owner, object, &secrets).await?;
-            }
+            Step::Apply(object) => self.bring(&engine, owner, object, false).await?,
+            Step::Replace(object) => self.bring(&engine, owner, object, true).await?,
             Step::Remove(_) => self.remove(&engine, owner).await?,
         }
         Ok(Progress::Done)
@@ -586,8 +631,34 @@ impl Runtime for DockerRuntime {
 }
 
 impl DockerRuntime {
-    async fn secrets_of(&self, owner: &OwnerKey, object: &Object) -> Result<Secrets, EngineError> {
-        Ok(secret_source::values(&*self.secrets, owner, &object.body).await?)
+    /// Applies the object, unless it failed so often that it is too early.
+    async fn bring(&self, engine: &Engine, owner: &OwnerKey, object: &Object, anew: bool) -> Result<(), RuntimeError> {
+        let found = self.inspect(engine, owner).await?;
+        if let Some(found) = found.as_ref().filter(|found| has_ended(found)) {
+            // Noted once, by removing what tells of it.
+            let Failure { reason, message, hint, retry } = ended(found);
+            self.pacing.failed(owner, &object.digest, &RuntimeError { reason, message, hint, retry, source: None });
+            self.discard(engine, &names::container(owner)).await?;
+        }
+        self.pacing.check(owner, &object.digest)?;
+        let brought = async {
+            let secrets = secret_source::values(&*self.secrets, owner, &object.body).await?;
+            if anew {
+                self.end(engine, owner).await?;
+            }
+            self.apply(engine, owner, object, &secrets).await
+        };
+        match brought.await {
+            Ok(()) => {
+                self.pacing.started(owner);
+                Ok(())
+            }
+            Err(error) => {
+                let error = RuntimeError::from(error);
+                self.pacing.failed(owner, &object.digest, &error);
+                Err(error)
+            }
+        }
     }
 }
 
@@ -610,16 +681,14 @@ fn labels_of(found: &ContainerInspectResponse) -> Option<&HashMap<String, String
     found.config.as_ref()?.labels.as_ref()
 }
 
-fn is_of(found: &ContainerInspectResponse, owner: &OwnerKey) -> bool {
-    labels_of(found).and_then(container::owner).as_ref() == Some(owner)
-}
-
 fn digest_of(found: &ContainerInspectResponse) -> Option<&str> {
     labels_of(found)?.get(label::DIGEST).map(String::as_str)
 }
 
-fn is_running(found: &ContainerInspectResponse) -> bool {
-    found.state.as_ref().is_some_and(|state| state.running.unwrap_or(false) && !state.paused.unwrap_or(false))
+/// Whether it ran, and ended by itself.
+fn has_ended(found: &ContainerInspectResponse) -> bool {
+    let state = found.state.as_ref().and_then(|state| state.status);
+    matches!(state, Some(ContainerStateStatusEnum::EXITED | ContainerStateStatusEnum::DEAD))
 }
 
 fn address(found: &ContainerInspectResponse, port: u16) -> Option<SocketAddr> {

@@ -33,7 +33,8 @@ pub(super) fn bridge_volume(installation_id: &str, digest: &str) -> String {
 
 /// A volume of the user's data, which we make and never remove.
 pub(super) fn data_volume(installation_id: &str, namespace: &str, claim: &str) -> String {
-    format!("mcphub-{}-{namespace}-{claim}", installation(installation_id))
+    // A namespace has no dot, so that no two claims are one.
+    format!("mcphub-{}-data-{namespace}.{claim}", installation(installation_id))
 }
 
 fn part(name: &str) -> String {

@@ -2,15 +2,16 @@
 
 use std::collections::HashMap;
 use std::sync::Weak;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bollard::query_parameters::{EventsOptions, KillContainerOptions};
 use futures::StreamExt;
 use mcp_hub_reconcile::ports::RuntimeEvent;
 
+use super::container::is_running;
 use super::engine::Engine;
-use super::{DockerRuntime, container, is_running};
+use super::{DockerRuntime, container};
 use crate::follow::Place;
 
 /// How often it is looked for an engine while there is none: a look costs a few calls on files that are not there.
@@ -29,27 +30,36 @@ pub(super) async fn run(runtime: Weak<DockerRuntime>) {
             tokio::time::sleep(LOOK_FOR).await;
             continue;
         };
-        // Listening comes first: what changes between the two is told twice, not never.
+        // From before the look at what is there: what changes in between is told twice, not never.
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).map(|now| now.as_secs().to_string()).ok();
         let mut events = engine.api.events(Some(EventsOptions {
+            since,
             filters: Some(HashMap::from([
                 ("type".to_owned(), vec!["container".to_owned()]),
-                ("label".to_owned(), vec![strong.mark()]),
+                ("label".to_owned(), strong.marks()),
             ])),
             ..EventsOptions::default()
         }));
         if strong.adopt().await {
             strong.tell(RuntimeEvent::Resync);
-            pause = RECONNECT.0;
         }
         drop(strong);
+        let began = Instant::now();
         while let Some(Ok(event)) = events.next().await {
             let Some(strong) = runtime.upgrade() else { return };
             let attributes = event.actor.and_then(|actor| actor.attributes).unwrap_or_default();
             if let Some(owner) = container::owner(&attributes).filter(|_| matters(event.action.as_deref())) {
-                strong.known().insert(owner.clone());
+                // Of one that is gone nothing is to be remembered.
+                if matches!(event.action.as_deref(), Some("create" | "start")) {
+                    strong.known().insert(owner.clone());
+                }
                 strong.tell(RuntimeEvent::Changed(owner));
             }
         }
+        if began.elapsed() > RECONNECT.1 {
+            pause = RECONNECT.0;
+        }
+        tracing::debug!(address = engine.facts().address, "the engine's events ended");
         let Some(strong) = runtime.upgrade() else { return };
         // Servers in its containers show that it is away.
         strong.tell(RuntimeEvent::Resync);

@@ -1,9 +1,11 @@
 //! Bundles as they are read: all of one is looked at before any of it is used, and nothing is unpacked.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::File;
 use std::io::{self, BufReader, Read, SeekFrom};
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use futures::stream::{self, BoxStream, StreamExt};
@@ -12,7 +14,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use super::{BLOBS, BundleError, INDEX_FILE, LAYOUT_FILE, NAME, REF_NAME};
-use crate::content::{Blob, Source, Tree};
+use crate::content::{Blob, Room, Source, Tree};
 use crate::credentials::Credentials;
 use crate::progress::Tell;
 use crate::publish::Published;
@@ -48,7 +50,8 @@ struct Span {
 pub struct Bundled {
     /// Its full name, as it was saved.
     pub name: Reference,
-    tree: Tree,
+    /// Of whichever images have the same digest.
+    tree: Arc<Tree>,
 }
 
 impl Bundled {
@@ -71,18 +74,15 @@ impl Bundle {
         let scanned = tokio::task::spawn_blocking(move || scan(&owned)).await;
         let (index, files) = scanned.map_err(|error| BundleError::Read(io::Error::other(error)))??;
         let mut bundle = Self { path: path.to_owned(), images: Vec::new(), files };
+        let (mut trees, mut room) = (BTreeMap::new(), Room::new());
         for (name, digest) in index.images()? {
-            let source = Part { bundle: &bundle, image: &name };
-            let tree = Tree::read(&source, &name, &digest).await?;
-            for blob in tree.blobs.values() {
-                let span = source.span(&blob.digest)?;
-                if span.size != blob.size {
-                    return Err(BundleError::Odd {
-                        path: super::path_of(&blob.digest),
-                        found: "of another size than its manifest says",
-                    });
+            let tree = match trees.entry(digest) {
+                Entry::Occupied(known) => Arc::clone(known.get()),
+                Entry::Vacant(place) => {
+                    let tree = Part { bundle: &bundle, image: &name }.tree(place.key(), &mut room).await?;
+                    Arc::clone(place.insert(Arc::new(tree)))
                 }
-            }
+            };
             bundle.images.push(Bundled { name, tree });
         }
         if bundle.images.is_empty() {
@@ -123,6 +123,20 @@ struct Part<'a> {
 }
 
 impl Part<'_> {
+    /// The documents of the image, if the rest of it is there.
+    async fn tree(&self, digest: &str, room: &mut Room) -> Result<Tree, BundleError> {
+        let tree = Tree::read(self, self.image, digest, room).await?;
+        for blob in tree.blobs.values() {
+            if self.span(&blob.digest)?.size != blob.size {
+                return Err(BundleError::Odd {
+                    path: super::path_of(&blob.digest),
+                    found: "of another size than its manifest says",
+                });
+            }
+        }
+        Ok(tree)
+    }
+
     fn span(&self, digest: &str) -> Result<Span, BundleError> {
         let missing = || BundleError::Missing { digest: digest.to_owned(), image: self.image.to_string() };
         self.bundle.files.get(digest).copied().ok_or_else(missing)
@@ -167,11 +181,11 @@ impl Source for Part<'_> {
 
 #[derive(Deserialize)]
 struct Index {
-    manifests: Vec<Entry>,
+    manifests: Vec<Listed>,
 }
 
 #[derive(Deserialize)]
-struct Entry {
+struct Listed {
     digest: String,
     #[serde(default)]
     annotations: BTreeMap<String, String>,
@@ -199,7 +213,7 @@ fn scan(path: &Path) -> Result<(Index, Files), BundleError> {
     let mut archive = tar::Archive::new(BufReader::with_capacity(PIECE, file));
     let (mut index, mut is_layout, mut files) = (None, false, Files::new());
     let (mut seen, mut last) = (0, String::new());
-    // Raw: extensions, which may be of any size, are read by nobody. No name in a bundle needs one.
+    // Raw: extensions, which may be of any size, are used by nobody. No name in a bundle needs one.
     for entry in archive.entries().map_err(BundleError::NoTar)?.raw(true) {
         let mut entry = entry.map_err(|source| match seen {
             0 => BundleError::NoTar(source),
@@ -209,10 +223,15 @@ fn scan(path: &Path) -> Result<(Index, Files), BundleError> {
         if seen > FILES_MAX {
             return Err(BundleError::NoLayout("it holds more than 100,000 files"));
         }
+        let kind = entry.header().entry_type();
+        if kind.is_pax_local_extensions() || kind.is_pax_global_extensions() {
+            // Their own names stand for nothing: some are in `/tmp`, or beside the file that they are of.
+            continue;
+        }
         let name = name(&entry)?;
         last.clone_from(&name);
-        if !entry.header().entry_type().is_file() {
-            if entry.header().entry_type().is_dir() || !name.starts_with(BLOBS) {
+        if !kind.is_file() {
+            if kind.is_dir() || !name.starts_with(BLOBS) {
                 continue;
             }
             return Err(BundleError::Odd { path: name, found: "no plain file" });

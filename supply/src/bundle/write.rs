@@ -1,4 +1,4 @@
-//! Bundles as they are written: nothing but what passes by is in memory.
+//! Bundles as they are written: of layers nothing but what passes by is in memory.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::{BundleError, INDEX_FILE, LAYOUT, LAYOUT_FILE, NAME, REF_NAME, path_of};
-use crate::content::{Blob, Check, Source, Tree};
+use crate::content::{Blob, Check, Room, Source, Tree};
 use crate::credentials::Credentials;
 use crate::documents::INDEX;
 use crate::layout::header;
@@ -40,9 +40,9 @@ pub async fn save(
         tell,
     });
     let sources: Vec<_> = sources.collect();
-    let mut trees = Vec::new();
+    let (mut trees, mut room) = (Vec::new(), Room::new());
     for ((image, digest), source) in images.iter().zip(&sources) {
-        trees.push(Tree::read(source, image, digest).await?);
+        trees.push(Tree::read(source, image, digest, &mut room).await?);
     }
     let mut tar = Tar(out);
     tar.file(LAYOUT_FILE, LAYOUT).await?;

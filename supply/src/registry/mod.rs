@@ -89,8 +89,8 @@ impl Registries {
         Ok(Self { http, plain: BTreeSet::new(), patience: PATIENCE, first_wait: FIRST_WAIT })
     }
 
-    /// Speaks plain HTTP with these registries (`HOST` or `HOST:PORT`) too; without being told it does so only with
-    /// registries of this machine.
+    /// Speaks plain HTTP, and not TLS, with these registries (`HOST` or `HOST:PORT`) too, as it does with those of this
+    /// machine.
     #[must_use]
     pub fn plain_http(self, registries: impl IntoIterator<Item = String>) -> Self {
         Self { plain: registries.into_iter().collect(), ..self }

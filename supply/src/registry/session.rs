@@ -118,11 +118,11 @@ impl<'a> Session<'a> {
     }
 
     /// The answer, whatever it is, after the registry was told who asks if it wants to know. A token that has expired is
-    /// renewed.
+    /// renewed. Where the registry only leads to, nobody is told who asks, or hears where a login is to go.
     pub(super) async fn ask(&self, ask: &Ask<'_>) -> Result<Response<Incoming>, RegistryError> {
         let used = self.authorization().clone();
-        let response = self.follow(ask, used.as_ref()).await?;
-        if response.status() != StatusCode::UNAUTHORIZED {
+        let (response, from) = self.follow(ask, used.as_ref()).await?;
+        if response.status() != StatusCode::UNAUTHORIZED || !self.is_home(&from) {
             return Ok(response);
         }
         let headers = response.headers().get_all(WWW_AUTHENTICATE).iter();
@@ -133,7 +133,7 @@ impl<'a> Session<'a> {
             answer if answer == used => Ok(response),
             answer => {
                 self.authorization().clone_from(&answer);
-                self.follow(ask, answer.as_ref()).await
+                self.follow(ask, answer.as_ref()).await.map(|(response, _)| response)
             }
         }
     }
@@ -142,12 +142,13 @@ impl<'a> Session<'a> {
         self.authorization.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Follows redirects. The registry's token stays with the registry, and what was encrypted stays so.
+    /// Follows redirects, and says where the answer is from. The registry's token stays with the registry, and what was
+    /// encrypted stays so.
     async fn follow(
         &self,
         ask: &Ask<'_>,
         authorization: Option<&HeaderValue>,
-    ) -> Result<Response<Incoming>, RegistryError> {
+    ) -> Result<(Response<Incoming>, Url), RegistryError> {
         let mut at = Url::parse(ask.url).map_err(|_| self.redirect("from an address that is none"))?;
         for _ in 0..=REDIRECTS {
             let mut request = self.request(&ask.method, &at, authorization)?;
@@ -158,7 +159,7 @@ impl<'a> Session<'a> {
             *request.body_mut() = full(ask.body.clone());
             let response = self.send(request, ask.patience).await?;
             if !response.status().is_redirection() {
-                return Ok(response);
+                return Ok((response, at));
             }
             if !ask.method.is_safe() {
                 return Err(self.redirect("what is to be stored"));
@@ -176,13 +177,15 @@ impl<'a> Session<'a> {
         authorization: Option<&HeaderValue>,
     ) -> Result<Request<Body>, RegistryError> {
         let mut request = Request::builder().method(method).uri(at.as_str()).header(USER_AGENT, AGENT);
-        let home = Url::parse(&self.base).map_err(|_| self.redirect("from an address that is none"))?;
-        if home.origin() == at.origin()
-            && let Some(authorization) = authorization
-        {
+        if let Some(authorization) = authorization.filter(|_| self.is_home(at)) {
             request = request.header(AUTHORIZATION, authorization);
         }
         request.body(full(Bytes::new())).map_err(|_| self.redirect("to an address that is none"))
+    }
+
+    /// Whether a place is the registry's own: the same scheme, host and port.
+    fn is_home(&self, at: &Url) -> bool {
+        Url::parse(&self.base).is_ok_and(|home| home.origin() == at.origin())
     }
 
     /// Where an answer leads.

@@ -134,7 +134,11 @@ async fn of_a_damaged_or_malicious_bundle_nothing_is_taken() {
     let mut more = good.clone();
     more.insert(0, ("blobs/".to_owned(), Vec::new(), tar::EntryType::Directory));
     more.push(file("manifest.json", "[]"));
-    more.push(("PaxHeaders.0/x".to_owned(), b"20 path=../../evil\n".to_vec(), tar::EntryType::XHeader));
+    // Nor do extensions of tar, which are under whatever name the program likes that made it.
+    more.insert(0, ("/tmp/GlobalHead.1.1".to_owned(), b"17 comment=harm\n".to_vec(), tar::EntryType::XGlobalHeader));
+    for name in ["PaxHeaders.0/x", "./blobs/sha256/PaxHeaders/x", "/tmp/PaxHeaders/x"] {
+        more.push((name.to_owned(), b"20 path=../../evil\n".to_vec(), tar::EntryType::XHeader));
+    }
     open(&archive(&more)).await.unwrap();
 
     let with = |change: &dyn Fn(&mut Vec<Entry>)| {
@@ -205,6 +209,48 @@ async fn of_a_damaged_or_malicious_bundle_nothing_is_taken() {
         let error = open(&bytes).await.expect_err(wanted);
         assert!(told(&error).contains(wanted), "wanted `{wanted}`, got `{}`", told(&error));
     }
+}
+
+/// An index with a manifest under each of these names.
+fn index_of_all<'a>(images: impl Iterator<Item = (&'a [u8], String)>) -> Entry {
+    let entries = images.map(|(manifest, name)| {
+        let mut index: Value = serde_json::from_str(&index_of(manifest, &name)).unwrap();
+        index["manifests"][0].take()
+    });
+    file("index.json", json!({"schemaVersion": 2, "manifests": entries.collect::<Vec<_>>()}).to_string())
+}
+
+#[tokio::test]
+async fn what_a_bundle_lists_takes_bounded_memory_however_often_it_lists_it() {
+    const NAMES: usize = 9;
+    // Nearly 4 MiB each.
+    let manifest: Value = serde_json::from_slice(&good()[2].1).unwrap();
+    let manifests: Vec<Vec<u8>> = (0..NAMES)
+        .map(|number| {
+            let mut manifest = manifest.clone();
+            manifest["annotations"] = json!({"number": number, "of no use": " ".repeat((4 << 20) - 2000)});
+            manifest.to_string().into_bytes()
+        })
+        .collect();
+    let named = |number: usize| format!("ghcr.io/a/b:{number}");
+
+    let mut entries = good();
+    entries[2] = blob(&manifests[0]);
+    entries[1] = index_of_all((0..NAMES).map(|number| (&*manifests[0], named(number))));
+    let bundle = open(&archive(&entries)).await.unwrap();
+    let images: Vec<_> = bundle.images().iter().map(|image| (image.name.to_string(), image.digest())).collect();
+    let one = digest(&manifests[0]);
+    assert_eq!(images, (0..NAMES).map(|number| (named(number), &*one)).collect::<Vec<_>>());
+
+    entries.extend(manifests[1..].iter().map(|manifest| blob(manifest)));
+    entries[1] = index_of_all(manifests.iter().enumerate().map(|(number, manifest)| (&**manifest, named(number))));
+    // Not to be shown: it is large.
+    let error = open(&archive(&entries)).await.map(drop).unwrap_err();
+    assert!(
+        told(&error).contains("all manifests up to those of `ghcr.io/a/b:8` is over the limit"),
+        "{}",
+        told(&error)
+    );
 }
 
 #[tokio::test]

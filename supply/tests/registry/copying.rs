@@ -225,6 +225,28 @@ async fn tokens_are_for_what_is_done_and_renewed_when_they_expire() {
 }
 
 #[tokio::test]
+async fn a_store_that_takes_uploads_is_not_told_who_sends_them() {
+    for takes_pieces in [false, true] {
+        let from = Registry::start(Access::Everybody).await;
+        let (to, store) = (Registry::start(Access::UsersToken).await, Registry::start(Access::UsersToken).await);
+        let image = from.push("a", None, "linux/amd64", &json!({}));
+        let place = format!("http://{}/v2/b/blobs/uploads/1", store.host);
+        to.fault("POST", answer(202, &[("location", &place)], ""));
+        if takes_pieces {
+            store.fault("PATCH", answer(202, &[], ""));
+        }
+        let (source, target) = (from.image(&format!("a@{image}")), to.image("b:1"));
+        let copied = impatient().copy(&source, &target, &password(&to.host), &tell_nobody).await;
+        let error = copied.unwrap_err();
+        assert!(matches!(error, RegistryError::Unauthorized { status: 401, .. }), "{error:?}");
+        assert_eq!(store.count(if takes_pieces { "PUT" } else { "PATCH" }), if takes_pieces { 1 } else { 2 });
+        let requests = store.requests();
+        let is_told = requests.iter().any(|request| request.contains("/token") || !request.ends_with(" -"));
+        assert!(!is_told, "{requests:#?}");
+    }
+}
+
+#[tokio::test]
 async fn an_image_without_a_tag_is_copied_by_its_digest() {
     let (from, to) = two().await;
     let image = from.push("a", None, "linux/amd64", &json!({}));

@@ -213,6 +213,21 @@ async fn a_blob_from_a_store_is_fetched_without_the_registrys_login() {
 }
 
 #[tokio::test]
+async fn a_store_that_asks_who_asks_is_not_told() {
+    for entry in [json!({"username": USER, "password": PASSWORD}), json!({"identitytoken": PASSWORD})] {
+        let registry = Registry::start(Access::UsersToken).await;
+        registry.push("a", Some("1"), "linux/amd64", &json!({}));
+        // It names a token server, too: itself.
+        let store = Registry::start(Access::UsersToken).await;
+        let place = format!("http://{}/v2/a/blobs/x", store.host);
+        registry.fault("blobs", answer(307, &[("location", &place)], ""));
+        let error = resolve_with(&registry.image("a:1"), &login(&registry.host, entry)).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Unauthorized { status: 401, .. }), "{error:?}");
+        assert_eq!(store.requests(), ["GET /v2/a/blobs/x -"]);
+    }
+}
+
+#[tokio::test]
 async fn an_image_is_what_a_container_can_be_made_of() {
     let registry = Registry::start(Access::Everybody).await;
     let chart = registry.blob("chart", "{}");

@@ -62,6 +62,19 @@ impl Harness for Containers {
             ("spec.volumes", volume(json!({"configMap": "map"}))),
             ("spec.volumes", volume(json!({"hostPath": "/data", "mountPath": "/mcp-hub"}))),
             ("spec.volumes", volume(json!({"hostPath": "/data", "mountPath": "data"}))),
+            ("spec.volumes", volume(json!({"hostPath": "/data", "mountPath": "/run/../mcp-hub"}))),
+            ("spec.volumes", volume(json!({"hostPath": "/data", "mountPath": "//mcp-hub/./"}))),
+            ("spec.volumes", volume(json!({"hostPath": "/data", "mountPath": "/run"}))),
+            ("spec.volumes", volume(json!({"hostPath": "/var/run/docker.sock"}))),
+            ("spec.volumes", volume(json!({"hostPath": "/"}))),
+            ("spec.volumes", volume(json!({"hostPath": self.scene.engine.socket()}))),
+            (
+                "spec.volumes",
+                of(json!({"volumes": [
+                    {"name": "a", "mountPath": "/data", "emptyDir": {}},
+                    {"name": "b", "mountPath": "/data/", "emptyDir": {}},
+                ]})),
+            ),
         ]
     }
 

@@ -3,10 +3,13 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use bollard::models::ContainerCreateBody;
-use bollard::query_parameters::{CreateContainerOptions, RemoveImageOptions};
+use bollard::query_parameters::{
+    ContainerArchiveInfoOptions, CreateContainerOptions, ListVolumesOptions, RemoveImageOptions,
+};
 use futures::StreamExt;
 use mcp_hub_engine_tests::{IMAGES, Scene, UNITS, given, until, until_ready};
 use mcp_hub_fakeregistry::{Access, PASSWORD, Registry, USER};
+use mcp_hub_local_runtime::docker::{DockerRuntime, EngineKind as Engines};
 use mcp_hub_reconcile::error::Retry;
 use mcp_hub_reconcile::observed::{Failure, PrepareState};
 use mcp_hub_reconcile::plan::plan;
@@ -163,4 +166,62 @@ async fn a_private_image_is_pulled_with_the_secret_that_is_named_and_not_without
     let shown = scene.containers(Some("mcphub.io/name=private".to_owned())).await;
     let shown = scene.api.inspect_container(shown[0].split(' ').next().unwrap(), None).await.unwrap();
     assert!(!serde_json::to_string(&shown).unwrap().contains(PASSWORD));
+}
+
+#[tokio::test]
+async fn an_engine_that_goes_by_two_names_has_one_maker_of_each_container() {
+    let scene = Scene::up(EngineKind::Docker).await;
+    // As Podman's socket in the place of Docker's, or Vessel named as Docker's host.
+    let mut config = scene.config();
+    config.kind = Engines::Vessel;
+    config.around.env.insert("VESSEL_HOST".to_owned(), scene.engine.address());
+    let other = DockerRuntime::start(config, scene.secrets.clone()).await;
+    let runtime = scene.runtime().await;
+    let workload = scene.resolved(&*runtime, &scene.server("double", json!({}))).await;
+    scene.apply(&*runtime, &workload).await;
+    until_ready(&runtime, &workload.owner).await;
+    assert_eq!(other.owners().await.unwrap(), []);
+    assert_eq!(other.observe(&workload.owner).await.unwrap().objects, []);
+    // Nor is what the one resolved taken for what the other would run.
+    let lowered = other.lower(&Workload::Server(Box::new(workload.clone()))).unwrap();
+    assert!(lowered.objects.iter().all(|object| object.id.kind == "vessel image"), "{lowered:?}");
+}
+
+#[tokio::test]
+async fn a_container_that_does_not_start_is_tried_ever_more_seldom() {
+    let scene = Scene::up(EngineKind::Docker).await;
+    let runtime = scene.runtime().await;
+    // Admission knows nothing of the folders of a machine.
+    let volume = json!({"name": "data", "mountPath": "/data", "hostPath": "/no/such/folder"});
+    let server = scene.server("stubborn", json!({"volumes": [volume]}));
+    let workload = scene.resolved(&*runtime, &server).await;
+    let apply = step(&*runtime, &workload);
+    let mut retries = Vec::new();
+    for _ in 0..3 {
+        let refused = runtime.execute(&workload.owner, &apply).await.unwrap_err();
+        assert_eq!(refused.reason, "EngineRefused", "{refused:?}");
+        assert!(refused.hint.unwrap().contains("hostPath"), "{}", refused.message);
+        retries.push(matches!(refused.retry, Retry::After(_)));
+    }
+    assert_eq!(retries, [false, false, true], "the first restart is immediate, the second waits");
+    assert_eq!(scene.containers(Some("mcphub.io/name=stubborn".to_owned())).await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_volume_of_the_users_data_can_be_written_and_stays() {
+    let scene = Scene::up(EngineKind::Docker).await;
+    let runtime = scene.runtime().await;
+    let server = scene.server("keeper", json!({"volumes": [{"name": "data", "mountPath": "/data", "pvc": "notes"}]}));
+    let workload = scene.resolved(&*runtime, &server).await;
+    scene.apply(&*runtime, &workload).await;
+    until_ready(&runtime, &workload.owner).await;
+    let container =
+        scene.containers(Some("mcphub.io/name=keeper".to_owned())).await[0].split(' ').next().unwrap().to_owned();
+    let options = ContainerArchiveInfoOptions { path: "/data".to_owned() };
+    let folder = scene.api.get_container_archive_info(&container, Some(options)).await.unwrap();
+    assert_eq!(folder.file_mode & 0o777, 0o777, "its user is not root");
+    scene.remove(&*runtime, &workload.owner).await;
+    assert_eq!(scene.everything().await, Vec::<String>::new());
+    let volumes = scene.api.list_volumes(None::<ListVolumesOptions>).await.unwrap().volumes.unwrap();
+    assert!(volumes.iter().any(|volume| volume.name.ends_with("-data-default.notes")), "{volumes:?}");
 }

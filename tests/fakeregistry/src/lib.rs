@@ -277,6 +277,7 @@ async fn answer(request: Request<Incoming>, host: &str, state: &Mutex<State>) ->
     let answered = match (path.as_str(), refusal) {
         ("/token", _) => token(query, &body, authorization.as_deref(), state),
         (_, Some(refusal)) => refusal,
+        ("/v2/", None) => plain(200, "{}"),
         _ if head.method.is_safe() => content(&path, &head.headers, state),
         _ if fault.is_some() => plain(500, ""),
         _ => store(&head.method, &path, query, (&head.headers, body), state),
@@ -334,8 +335,11 @@ fn refusal(
     }
     let state = state.lock().unwrap();
     let bearer = authorization.and_then(|value| value.strip_prefix("Bearer "));
+    // Engines ask first what is there, and in which way they are to say who they are.
+    let is_ping = path == "/v2/";
     let is_known = match state.access {
         Access::Everybody => true,
+        Access::AnyToken | Access::UsersToken if is_ping => bearer.is_some_and(|token| state.tokens.contains(token)),
         Access::AnyToken | Access::UsersToken => {
             let rights = if method.is_safe() { "pull" } else { "pull,push" };
             let wanted = format!("repository:{}:{rights}", parts(path).0);
@@ -348,6 +352,7 @@ fn refusal(
     }
     let challenge = match state.access {
         Access::Password => "Basic realm=\"the registry\"".to_owned(),
+        Access::UsersToken if is_ping => format!("Bearer realm=\"http://{host}/token\",service=\"{host}\""),
         Access::AnyToken => format!("Bearer realm=\"http://{host}/token\",service=\"{host}\""),
         // Of what this one request needs.
         Access::UsersToken | Access::Everybody => {

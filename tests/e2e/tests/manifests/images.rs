@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use mcp_hub_e2e::{Hub, text};
-use mcp_hub_fakeregistry::{Access, PASSWORD, Registry, USER};
+use mcp_hub_fakeregistry::{Access, CONFIG, Fault, PASSWORD, Registry, USER};
 use serde_json::{Value, json};
 
 /// Two servers from two images, in a registry that wants a login, which a helper has.
@@ -107,8 +107,13 @@ async fn images_are_locked_to_what_their_names_stand_for() {
     let old = json!({"version": "1.0", "images": {name.clone(): {"tag": name, "digest": digest,
         "platform": "linux/amd64", "last_updated": "2024-05-01T10:00:00.5"}}});
     std::fs::write(scene.lock_file(), old.to_string()).unwrap();
+    let bundle = scene.hub.home().join("images.tar");
+    let save = ["bundle", "save", bundle.to_str().unwrap()];
+    let said = scene.run(0, &save);
+    assert!(said.contains("warning: ") && said.contains("may name one platform only"), "{said}");
     let said = scene.lock(0);
     assert!(said.contains("is of version 1.0: written as 2.0"), "{said}");
+    assert!(!scene.run(0, &save).contains("warning"));
     assert_eq!(scene.entry("mcp/git:1")["last_updated"], "2024-05-01T10:00:00Z");
 
     // The user's own configuration, where nothing else is named.
@@ -137,9 +142,22 @@ async fn locked_images_go_to_a_registry_and_by_file_to_another() {
     let said = scene.run(0, &publish);
     assert!(said.contains(&format!("{team}/mcp/git:1 published (")), "{said}");
     assert!(scene.run(0, &publish).contains("were there)"));
-    let written: Value = serde_json::from_str(&std::fs::read_to_string(own_lock).unwrap()).unwrap();
+    let own = std::fs::read_to_string(&own_lock).unwrap();
+    let written: Value = serde_json::from_str(&own).unwrap();
     let there = &written["images"][format!("{team}/mcp/git:1")];
     assert_eq!(there["platforms"], scene.entry("mcp/git:1")["platforms"]);
+
+    // Somebody stores another image under the name before it is locked.
+    let config = mirror.blob("team/mcp/git", r#"{"os": "linux", "architecture": "amd64"}"#);
+    let other = json!({"schemaVersion": 2, "layers": [],
+        "config": {"mediaType": CONFIG, "digest": config, "size": 40}});
+    let body = other.to_string();
+    let digest = mcp_hub_fakeregistry::digest(body.as_bytes());
+    mirror.fault("GET /v2/team/mcp/git/manifests/1", Fault::Answer { status: 200, headers: Vec::new(), body });
+    let said = scene.run(1, &publish);
+    assert!(said.contains(&format!("got {digest})")) && said.contains("do not run it"), "{said}");
+    assert_eq!(std::fs::read_to_string(&own_lock).unwrap(), own);
+    mirror.mend();
 
     // Only some of them; one that is not locked; two that would become one.
     let (git, gone) = (scene.hub.manifests().join("git.yaml"), scene.hub.home().join("gone.yaml"));
