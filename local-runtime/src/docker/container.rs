@@ -33,7 +33,6 @@ const NO_NEW_PRIVILEGES: &str = "no-new-privileges";
 /// All that we set of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[expect(clippy::struct_excessive_bools, reason = "a table of independent facts")]
 pub(super) struct Container {
     /// Reference by digest, or the engine's own id of an image that no registry has.
     pub(super) image: String,
