@@ -39,12 +39,15 @@ const DOCKER: [Tool; 3] = [
     Tool { name: "containerd", package: "containerd" },
     Tool { name: "iptables", package: "iptables" },
 ];
-const PODMAN: [Tool; 3] = [
+const PODMAN: [Tool; 5] = [
     Tool { name: "podman", package: "podman" },
     Tool { name: "runc", package: "runc" },
+    Tool { name: "iptables", package: "iptables" },
     Tool { name: NETAVARK, package: "netavark" },
+    Tool { name: NAMES, package: "aardvark-dns" },
 ];
 const NETAVARK: &str = "netavark";
+const NAMES: &str = "aardvark-dns";
 
 /// What is not installed for an engine.
 pub(crate) fn missing_for_engine(kind: EngineKind) -> Vec<Tool> {
@@ -60,10 +63,9 @@ impl Tool {
         match self.name {
             BUSYBOX => busybox().is_some(),
             PLUGINS => network_plugins().is_some(),
-            NETAVARK => ["/usr/lib/podman/netavark", "/usr/libexec/podman/netavark"]
-                .map(Path::new)
-                .iter()
-                .any(|at| at.is_file()),
+            NETAVARK | NAMES => {
+                ["/usr/lib/podman", "/usr/libexec/podman"].iter().any(|at| Path::new(at).join(self.name).is_file())
+            }
             program => which::which(program).is_ok(),
         }
     }
