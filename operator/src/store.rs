@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use k8s_openapi::api::core::v1::{ObjectReference, Secret};
-use kube::api::{Patch, PatchParams};
+use kube::api::{ListParams, Patch, PatchParams};
 use kube::core::{DeserializeGuard, NamespaceResourceScope, ObjectMeta};
 use kube::runtime::events::{Event as KubeEvent, EventType, Recorder, Reporter};
 use kube::runtime::reflector::store::Writer;
@@ -117,8 +117,10 @@ impl KubeStore {
             Err(kube::Error::Api(refusal)) if refusal.code == 409 || refusal.code == 404 => {
                 // If it is gone, the watch is late, and whoever went on with it would make what the garbage collector takes
                 // away. A failure to find out is the next pass's to meet.
-                let gone = match api.get_metadata_opt(&name).await {
-                    Ok(found) => found.is_none_or(|found| found.uid() != object.uid()),
+                // By a list, because roles allow that for the watch already.
+                let named = ListParams::default().fields(&format!("metadata.name={name}"));
+                let gone = match api.list_metadata(&named).await {
+                    Ok(found) => !found.items.iter().any(|found| found.uid() == object.uid()),
                     Err(_) => false,
                 };
                 if let Some(change) = Some(object).filter(|_| gone).and_then(|object| shelf.outdated(object)) {
