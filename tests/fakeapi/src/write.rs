@@ -379,12 +379,13 @@ impl State {
         if kind.name != "Service" || !kind.group.is_empty() || new["spec"]["type"] == "ExternalName" {
             return;
         }
-        // Without address and selector, whoever makes the endpoints may use either family.
-        let either = new["spec"]["clusterIP"] == "None" && new["spec"]["selector"].is_null();
         let before = old.map_or(Value::Null, |old| old["spec"]["clusterIP"].clone());
         if new["spec"]["clusterIP"].is_null() {
             new["spec"]["clusterIP"] = if before.is_string() { before } else { Value::from(self.next_address()) };
         }
+        // Without address and selector, whoever makes the endpoints may use either family. One that is not said again is
+        // still without an address.
+        let either = new["spec"]["clusterIP"] == "None" && new["spec"]["selector"].is_null();
         new["spec"]["clusterIPs"] = json!([new["spec"]["clusterIP"]]);
         if new["spec"]["ipFamilies"].is_null() {
             new["spec"]["ipFamilies"] = if either { json!(["IPv4", "IPv6"]) } else { json!(["IPv4"]) };
