@@ -45,8 +45,11 @@ pub(crate) fn causes(kind: &Kind, old: Option<&Value>, new: &Value) -> Vec<Cause
         ("policy", "PodDisruptionBudget") => {
             let spec = &new["spec"];
             if !spec["minAvailable"].is_null() && !spec["maxUnavailable"].is_null() {
-                // What is wrong with the metadata is told later.
-                found = vec![Cause::invalid("spec", "minAvailable and maxUnavailable cannot be both set")];
+                if old.is_none() {
+                    // Of a new one, what is wrong with the metadata is told later.
+                    found.clear();
+                }
+                found.push(Cause::invalid("spec", "minAvailable and maxUnavailable cannot be both set"));
             }
         }
         ("networking.k8s.io", "Ingress") => ingress(&new["spec"], &mut found),
@@ -248,16 +251,10 @@ fn service(old: Option<&Value>, new: &Value, found: &mut Vec<Cause>) {
     }
     // This is a cluster of one family; two are for headless services that select nothing.
     let two = spec["ipFamilies"].as_array().is_some_and(|families| families.len() > 1);
-    if two && !(headless && spec["selector"].is_null()) {
-        for field in ["spec.ipFamilies[1]", "spec.ipFamilyPolicy"] {
-            found.push(Cause::invalid(field, "Invalid value: not configured on this cluster"));
-        }
-    }
-    let had_two =
-        old.is_some_and(|old| old["spec"]["ipFamilies"].as_array().is_some_and(|families| families.len() > 1));
-    if had_two && !two && spec["type"] != "ExternalName" {
-        let message = "Invalid value: may not be left out when the number of families changes";
-        found.push(Cause::invalid("spec.ipFamilyPolicy", message));
+    let wanted = [("spec.ipFamilies[1]", two), ("spec.ipFamilyPolicy", spec["ipFamilyPolicy"] == "RequireDualStack")];
+    if spec["type"] != "ExternalName" && !(headless && spec["selector"].is_null()) {
+        let refused = wanted.into_iter().filter(|(_, is_wanted)| *is_wanted);
+        found.extend(refused.map(|(field, _)| Cause::invalid(field, "Invalid value: not configured on this cluster")));
     }
     let mut names = BTreeSet::new();
     for (index, port) in ports.iter().enumerate() {

@@ -383,15 +383,17 @@ impl State {
         if new["spec"]["clusterIP"].is_null() {
             new["spec"]["clusterIP"] = if before.is_string() { before } else { Value::from(self.next_address()) };
         }
-        // Without address and selector, whoever makes the endpoints may use either family. One that is not said again is
-        // still without an address.
+        // Without address and selector, whoever makes the endpoints may use either family.
         let either = new["spec"]["clusterIP"] == "None" && new["spec"]["selector"].is_null();
+        if new["spec"]["ipFamilyPolicy"].is_null() {
+            let before = old.map(|old| old["spec"]["ipFamilyPolicy"].clone()).filter(Value::is_string);
+            let first = || Value::from(if either { "RequireDualStack" } else { "SingleStack" });
+            new["spec"]["ipFamilyPolicy"] = before.unwrap_or_else(first);
+        }
         new["spec"]["clusterIPs"] = json!([new["spec"]["clusterIP"]]);
         if new["spec"]["ipFamilies"].is_null() {
-            new["spec"]["ipFamilies"] = if either { json!(["IPv4", "IPv6"]) } else { json!(["IPv4"]) };
-        }
-        if new["spec"]["ipFamilyPolicy"].is_null() {
-            new["spec"]["ipFamilyPolicy"] = Value::from(if either { "RequireDualStack" } else { "SingleStack" });
+            let two = either && new["spec"]["ipFamilyPolicy"] != "SingleStack";
+            new["spec"]["ipFamilies"] = if two { json!(["IPv4", "IPv6"]) } else { json!(["IPv4"]) };
         }
     }
 }
