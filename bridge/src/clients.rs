@@ -204,7 +204,7 @@ impl Client {
         let (mut process, pipes) = Process::start(&server.spec, &secrets, Some(server.clients.mark()), &server.tree)
             .map_err(|error| Unavailable::Down(error.to_string()))?;
         let Pipes { stdin, stdout, stderr } = pipes;
-        tokio::spawn(server.log.clone().copy(stderr));
+        process.copy(stderr, &server.log);
         let upward = Upward::Client { mailbox: self.mailbox.clone(), roots: server.spec.roots };
         let (link, outgoing) = Link::new(server.buffers.clone(), server.log.clone(), upward);
         pipes::attach(&link, outgoing, stdin, stdout);

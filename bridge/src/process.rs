@@ -3,15 +3,22 @@
 use std::collections::BTreeMap;
 use std::process::ExitStatus;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mcp_hub_dataplane_api::launch::{Cgroup, LaunchSpec};
 use mcp_hub_dataplane_api::status::Exit;
+use tokio::io::AsyncRead;
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout};
+use tokio::task::JoinSet;
 
 use crate::cgroup;
+use crate::logs::Log;
 use crate::spawn::{SpawnError, spawn};
 use crate::status::now;
 use crate::tree::{Scope, Tree};
+
+/// What an ended server still has in its pipes is copied for this long, should nobody take our log.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A server process. Dropped, it is killed, but what it started is not: [`Self::end`] ends all of it.
 #[derive(Debug)]
@@ -23,6 +30,8 @@ pub struct Process {
     tree: Arc<Tree>,
     group: Option<Cgroup>,
     oom_kills: Option<u64>,
+    /// Copy what it says to the log.
+    copies: JoinSet<()>,
 }
 
 #[derive(Debug)]
@@ -50,11 +59,17 @@ impl Process {
         };
         tree.awaited(pid);
         let mark = mark.map(|(name, value)| format!("{name}={value}"));
-        Ok((Self { child, pid, mark, tree: tree.clone(), group, oom_kills }, Pipes { stdin, stdout, stderr }))
+        let process = Self { child, pid, mark, tree: tree.clone(), group, oom_kills, copies: JoinSet::new() };
+        Ok((process, Pipes { stdin, stdout, stderr }))
     }
 
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Copies one of its streams to the log.
+    pub fn copy(&mut self, stream: impl AsyncRead + Send + Unpin + 'static, log: &Log) {
+        self.copies.spawn(log.clone().copy(stream));
     }
 
     /// Resolves when the process itself has ended.
@@ -82,12 +97,15 @@ impl Process {
         }
     }
 
-    /// Ends the process and all that it started.
-    pub async fn end(self) {
+    /// Ends the process and all that it started. The log has what they said then.
+    pub async fn end(mut self) {
         match &self.mark {
             Some(mark) => self.tree.end(Scope::Run { child: self.pid, mark }).await,
             None => self.tree.end(Scope::Everything).await,
         }
+        let copied = async { while self.copies.join_next().await.is_some() {} };
+        tokio::time::timeout(LAST_WORDS, copied).await.ok();
+        self.copies.detach_all();
     }
 }
 

@@ -216,16 +216,17 @@ fn start(server: &Server, secrets: &BTreeMap<String, String>) -> Result<(Process
         SessionMode::Shared => None,
         SessionMode::PerClient => Some(server.clients.mark()),
     };
-    let (process, pipes) = Process::start(&server.spec, secrets, mark, &server.tree).map_err(|error| {
+    let (mut process, pipes) = Process::start(&server.spec, secrets, mark, &server.tree).map_err(|error| {
         let exit = Exit { code: None, signal: None, out_of_memory: false, at: crate::status::now() };
         End::Exited(exit, error.to_string())
     })?;
-    Ok((process, connect(server, pipes)))
+    let upstream = connect(server, &mut process, pipes);
+    Ok((process, upstream))
 }
 
-fn connect(server: &Server, pipes: Pipes) -> Upstream {
+fn connect(server: &Server, process: &mut Process, pipes: Pipes) -> Upstream {
     let Pipes { stdin, stdout, stderr } = pipes;
-    tokio::spawn(server.log.clone().copy(stderr));
+    process.copy(stderr, &server.log);
     match &server.spec.transport {
         ChildTransport::Stdio => {
             let (link, outgoing) = Link::new(server.buffers.clone(), server.log.clone(), Upward::Shared);
@@ -233,11 +234,11 @@ fn connect(server: &Server, pipes: Pipes) -> Upstream {
             Upstream::Messages(link)
         }
         ChildTransport::StreamableHttp { port, path } => {
-            tokio::spawn(server.log.clone().copy(stdout));
+            process.copy(stdout, &server.log);
             Upstream::Http(HttpChild::new(*port, path))
         }
         ChildTransport::Sse { port, path } => {
-            tokio::spawn(server.log.clone().copy(stdout));
+            process.copy(stdout, &server.log);
             let (link, outgoing) = Link::new(server.buffers.clone(), server.log.clone(), Upward::Shared);
             crate::sse_child::attach(&link, outgoing, *port, path);
             Upstream::Messages(link)
