@@ -1,6 +1,6 @@
 //! A control plane of the test's own with fake nodes, the project's resources, and operators that can be killed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::fs::File;
 use std::net::SocketAddr;
@@ -135,7 +135,7 @@ impl Place {
         self.api::<K>().list(&ListParams::default()).await.unwrap().items
     }
 
-    /// Waits until the operator has looked at every spec, every Deployment has the pods it wants and no others, `wanted`
+    /// Waits until the operator has looked at every spec, what nobody owns any more was taken away, every Deployment has the pods it wants and no others, `wanted`
     /// holds, and nothing was written for a while.
     pub(crate) async fn settled(&self, wanted: impl Fn(&[MCPServer], &[MCPHub]) -> Result<(), String>) {
         let audit = self.audit();
@@ -151,6 +151,7 @@ impl Place {
                         .try_for_each(|hub| looked_at(hub, hub.status.as_ref().and_then(|s| s.observed_generation)))
                 })
                 .and_then(|()| wanted(&servers, &hubs))
+                .and(self.is_collected(&servers, &hubs).await)
                 .and(self.rolled_out().await);
             if let Err(state) = state {
                 calm = None;
@@ -166,6 +167,19 @@ impl Place {
             }
         })
         .await;
+    }
+
+    /// Nothing is left of owners that are gone: the garbage collector learns of new kinds twice a minute.
+    async fn is_collected(&self, servers: &[MCPServer], hubs: &[MCPHub]) -> Result<(), String> {
+        let owners: BTreeSet<String> =
+            servers.iter().filter_map(ResourceExt::uid).chain(hubs.iter().filter_map(ResourceExt::uid)).collect();
+        for (name, object) in self.children().await {
+            let owner = object.pointer("/metadata/ownerReferences/0/uid").and_then(Value::as_str);
+            if owner.is_some_and(|uid| !owners.contains(uid)) {
+                return Err(format!("{name} is still there, and its owner is not"));
+            }
+        }
+        Ok(())
     }
 
     async fn rolled_out(&self) -> Result<(), String> {
