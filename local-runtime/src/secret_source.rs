@@ -36,6 +36,27 @@ impl SecretSource for Backends {
     }
 }
 
+/// Secrets that a test sets.
+#[cfg(feature = "testing")]
+#[derive(Debug, Default)]
+pub struct Given(std::sync::Mutex<BTreeMap<SecretKeyRef, String>>);
+
+#[cfg(feature = "testing")]
+impl Given {
+    pub fn set(&self, name: &str, key: &str, value: &str) {
+        let key = SecretKeyRef { name: name.to_owned(), key: key.to_owned() };
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(key, value.to_owned());
+    }
+}
+
+#[cfg(feature = "testing")]
+#[async_trait]
+impl SecretSource for Given {
+    async fn value(&self, _: &str, key: &SecretKeyRef) -> Result<Option<SecretString>, String> {
+        Ok(self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(key).map(SecretString::new))
+    }
+}
+
 /// Values of secret environment variables, by variable.
 pub(crate) type Secrets = BTreeMap<String, SecretString>;
 

@@ -7,25 +7,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use async_trait::async_trait;
-use mcp_hub_crds::source::SecretKeyRef;
-use mcp_hub_dataplane_api::secret::SecretString;
 use mcp_hub_local_runtime::host::Host;
 use mcp_hub_local_runtime::process::{ProcessConfig, ProcessRuntime};
 use mcp_hub_local_runtime::runtime_set::RuntimeSet;
-use mcp_hub_local_runtime::secret_source::SecretSource;
+use mcp_hub_local_runtime::secret_source::Given;
 use mcp_hub_reconcile::contract::fields::{Base, silent, unnoticed};
 use serde_json::json;
-
-#[derive(Debug)]
-struct NoSecrets;
-
-#[async_trait]
-impl SecretSource for NoSecrets {
-    async fn value(&self, _: &str, _: &SecretKeyRef) -> Result<Option<SecretString>, String> {
-        Ok(None)
-    }
-}
 
 /// This machine's runtimes, over a folder that nothing is written to.
 fn runtime(folder: &tempfile::TempDir) -> RuntimeSet {
@@ -45,7 +32,7 @@ fn runtime(folder: &tempfile::TempDir) -> RuntimeSet {
             cgroup: None,
         },
     };
-    RuntimeSet::new(ProcessRuntime::new(config, Arc::new(NoSecrets)).unwrap(), Vec::new(), None)
+    RuntimeSet::new(ProcessRuntime::new(config, Arc::<Given>::default()).unwrap(), Vec::new(), None)
 }
 
 #[tokio::test]

@@ -2,21 +2,18 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary includes it and uses a part")]
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use mcp_hub_crds::MCPServer;
-use mcp_hub_crds::source::{Resolved, SecretKeyRef};
-use mcp_hub_dataplane_api::secret::SecretString;
+use mcp_hub_crds::source::Resolved;
 use mcp_hub_dataplane_api::status::{BridgeStatus, Phase};
 use mcp_hub_local_runtime::host::Host;
 use mcp_hub_local_runtime::process::{ProcessConfig, ProcessRuntime};
-use mcp_hub_local_runtime::secret_source::SecretSource;
+use mcp_hub_local_runtime::secret_source::Given;
 use mcp_hub_reconcile::installation::Installation;
 use mcp_hub_reconcile::observed::{Observed, PrepareState};
 use mcp_hub_reconcile::owner::OwnerKey;
@@ -56,24 +53,7 @@ pub struct Place {
     folder: tempfile::TempDir,
     pub installation: String,
     pub host: Host,
-    pub secrets: Arc<Secrets>,
-}
-
-#[derive(Debug, Default)]
-pub struct Secrets(Mutex<BTreeMap<SecretKeyRef, String>>);
-
-impl Secrets {
-    pub fn set(&self, name: &str, key: &str, value: &str) {
-        let key = SecretKeyRef { name: name.to_owned(), key: key.to_owned() };
-        self.0.lock().unwrap().insert(key, value.to_owned());
-    }
-}
-
-#[async_trait]
-impl SecretSource for Secrets {
-    async fn value(&self, _: &str, key: &SecretKeyRef) -> Result<Option<SecretString>, String> {
-        Ok(self.0.lock().unwrap().get(key).map(SecretString::new))
-    }
+    pub secrets: Arc<Given>,
 }
 
 static PLACES: AtomicU32 = AtomicU32::new(0);

@@ -43,7 +43,7 @@ pub fn of_server(runtime: &dyn Runtime, server: &MCPServer) -> Effect {
                 reads: Some(vec!["/bin/server".to_owned()]),
                 image: matches!(unresolved.source, Source::Image(_)).then(|| ResolvedImage {
                     index: format!("sha256:{}", "0".repeat(64)),
-                    id: Some(format!("docker:sha256:{}", "1".repeat(64))),
+                    id: Some(format!("{}:sha256:{}", runtime.info_for(&unresolved).name, "1".repeat(64))),
                     entrypoint: Some(vec!["/bin/server".to_owned()]),
                     cmd: None,
                     user: None,

@@ -4,16 +4,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use bollard::Docker;
 use bollard::query_parameters::{ImportImageOptions, ListContainersOptions, ListNetworksOptions, ListVolumesOptions};
 use futures::StreamExt;
 use mcp_hub_crds::MCPServer;
-use mcp_hub_crds::source::SecretKeyRef;
-use mcp_hub_dataplane_api::secret::SecretString;
 use mcp_hub_dataplane_api::status::{BridgeStatus, Phase};
 use mcp_hub_local_runtime::docker::{
     Bridge, BridgeImage, Bridges, DIGITS, DockerConfig, DockerRuntime, EngineKind, Surroundings,
@@ -21,7 +18,7 @@ use mcp_hub_local_runtime::docker::{
 use mcp_hub_local_runtime::host::Host;
 use mcp_hub_local_runtime::process::{ProcessConfig, ProcessRuntime};
 use mcp_hub_local_runtime::runtime_set::RuntimeSet;
-use mcp_hub_local_runtime::secret_source::SecretSource;
+use mcp_hub_local_runtime::secret_source::Given;
 use mcp_hub_reconcile::installation::Installation;
 use mcp_hub_reconcile::observed::PrepareState;
 use mcp_hub_reconcile::owner::OwnerKey;
@@ -59,25 +56,8 @@ pub struct Scene {
     pub engine: Engine,
     pub api: Docker,
     pub installation: Installation,
-    pub secrets: Arc<Secrets>,
+    pub secrets: Arc<Given>,
     pub folder: tempfile::TempDir,
-}
-
-#[derive(Debug, Default)]
-pub struct Secrets(Mutex<BTreeMap<SecretKeyRef, String>>);
-
-impl Secrets {
-    pub fn set(&self, name: &str, key: &str, value: &str) {
-        let key = SecretKeyRef { name: name.to_owned(), key: key.to_owned() };
-        self.0.lock().unwrap().insert(key, value.to_owned());
-    }
-}
-
-#[async_trait]
-impl SecretSource for Secrets {
-    async fn value(&self, _: &str, key: &SecretKeyRef) -> Result<Option<SecretString>, String> {
-        Ok(self.0.lock().unwrap().get(key).map(SecretString::new))
-    }
 }
 
 impl Scene {
