@@ -95,6 +95,22 @@ pub struct Child {
     pub filesystem: Option<FilesystemAccess>,
 }
 
+impl Child {
+    /// The program of a container, which has limits, files and an environment of its own.
+    pub fn of_container(program: String, args: Vec<String>, secret_env: Vec<String>) -> Self {
+        Self {
+            program,
+            args,
+            working_dir: String::new(),
+            inherit_env: true,
+            env: BTreeMap::new(),
+            secret_env,
+            limits: Limits::default(),
+            filesystem: None,
+        }
+    }
+}
+
 /// Limits that the bridge puts its server under. A runtime that has limits of its own (containers, pods) leaves these empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

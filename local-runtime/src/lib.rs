@@ -2,6 +2,7 @@
 //! in this process.
 
 pub mod cgroup;
+mod cluster_only;
 mod control;
 pub mod docker;
 mod follow;

@@ -1,6 +1,7 @@
 //! `Workload`: the runtime-neutral description of one server after defaults.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use kube::ResourceExt;
@@ -11,6 +12,7 @@ use mcp_hub_crds::server::{
 };
 use mcp_hub_crds::source::{Resolved, SecretKeyRef, Source};
 use mcp_hub_crds::{MCPServer, MCPServerSpec};
+use mcp_hub_dataplane_api::launch::{Child, Drain, LaunchSpec, LogPolicy};
 use mcp_hub_dataplane_api::{SessionMode, launch};
 use serde_json::Value;
 
@@ -225,6 +227,44 @@ impl ServerWorkload {
             run_as,
             permissions,
         })
+    }
+
+    /// What the server's bridge is told: `child` to run, and where the runtime has it listen and log. The rest is the same
+    /// wherever it runs. Without a digest, which is of what this becomes.
+    pub fn launch(&self, child: Child, listen: SocketAddr, log: LogPolicy, drain: Drain) -> LaunchSpec {
+        let OwnerKey { namespace, name, .. } = &self.owner;
+        LaunchSpec {
+            owner: launch::Owner { id: self.owner.id(), namespace: namespace.clone(), name: name.clone() },
+            digest: String::new(),
+            listen,
+            token_sha256: self.token_sha256.clone(),
+            child,
+            transport: self.transport.clone(),
+            era: self.era,
+            sessions: self.sessions,
+            roots: self.roots,
+            lifecycle: self.lifecycle,
+            health: self.health,
+            restart: self.restart,
+            timeouts: self.timeouts,
+            log,
+            drain,
+        }
+    }
+
+    /// Why roots cannot be forwarded to this server, if they are to be. The schema says the same; a runtime does not rely on
+    /// it.
+    pub fn unforwardable_roots(&self) -> Option<&'static str> {
+        match self.roots {
+            launch::Roots::Deny => None,
+            launch::Roots::Forward if self.sessions.mode != SessionMode::PerClient => {
+                Some("a server that clients share cannot be given one client's roots: set sessions.mode to perClient")
+            }
+            launch::Roots::Forward if self.transport != launch::ChildTransport::Stdio => {
+                Some("roots are forwarded to stdio servers only; one on HTTP asks its clients itself")
+            }
+            launch::Roots::Forward => None,
+        }
     }
 
     /// Secrets that the server itself needs.

@@ -3,10 +3,7 @@
 use mcp_hub_crds::MCPServer;
 use mcp_hub_crds::server::{FilesystemPermission, RuntimeChoice, Volume};
 use mcp_hub_crds::source::{ImageSource, PackageSource, Resolved, ResolvedImage, SecretKeyRef, Source};
-use mcp_hub_dataplane_api::SessionMode;
-use mcp_hub_dataplane_api::launch::{
-    Child, ChildTransport, Drain, LAUNCH_ENV, LaunchSpec, Limits, LogPolicy, Owner, Roots, SECRETS_ENV, in_pod_env,
-};
+use mcp_hub_dataplane_api::launch::{Child, Drain, LAUNCH_ENV, LogPolicy, SECRETS_ENV, in_pod_env};
 use mcp_hub_reconcile::image;
 use mcp_hub_reconcile::workload::{EnvValue, ServerWorkload};
 use mcp_hub_supply::Reference;
@@ -79,14 +76,12 @@ pub(super) fn lower(
 ) {
     // Destructured so that a new field does not compile until it is decided.
     let ServerWorkload {
-        owner,
         source,
         source_digest: _,
         resolved,
         runtime,
         base_dir,
         transport,
-        era,
         args,
         working_dir,
         env,
@@ -96,21 +91,24 @@ pub(super) fn lower(
         replicas,
         // Bridges stop and start their programs; containers stay.
         at_rest: _,
-        lifecycle,
-        sessions,
-        roots,
-        health,
-        restart,
-        timeouts,
         permissions,
         pod_template,
-        token_sha256,
         // A request to whoever runs servers; a file asks for nothing.
         restarted_at: _,
         // Read where the hub chose its servers.
         expose_to: _,
         // The file names the image.
         bridge: _,
+        // Told to the bridge, see `ServerWorkload::launch`.
+        owner: _,
+        era: _,
+        sessions: _,
+        roots: _,
+        lifecycle: _,
+        health: _,
+        restart: _,
+        timeouts: _,
+        token_sha256: _,
     } = workload;
     if let Some(choice) = runtime.filter(|choice| !runs(engine, *choice)) {
         page.refuse("spec.runtime", format!("it is not {}", choice.as_str()), Some("leave it out"));
@@ -118,8 +116,8 @@ pub(super) fn lower(
     if pod_template.is_some() {
         page.refuse("spec.kubernetes.podTemplate", "it has no pods", Some("leave it out"));
     }
-    if *roots == Roots::Forward && (sessions.mode != SessionMode::PerClient || *transport != ChildTransport::Stdio) {
-        page.refuse("spec.roots", "roots are forwarded to stdio servers with sessions.mode perClient only", None);
+    if let Some(why) = workload.unforwardable_roots() {
+        page.refuse("spec.roots", why, None);
     }
     let facts = resolved.as_ref().and_then(|resolved| resolved.image.as_ref());
     let from = match source {
@@ -191,37 +189,17 @@ pub(super) fn lower(
             page.refuse("spec.env", format!("{ours} is the bridge's own variable"), Some("rename it"));
         }
     }
-    let in_files = engine == Engine::Swarm && env.iter().any(|variable| matches!(variable, EnvValue::Secret { .. }));
-    let launch = LaunchSpec {
-        owner: Owner { id: owner.id(), namespace: owner.namespace.clone(), name: owner.name.clone() },
-        digest: String::new(),
-        listen: ([0, 0, 0, 0], image::bridge_port(transport)).into(),
-        token_sha256: token_sha256.clone(),
-        child: Child {
-            program,
-            args: arguments,
-            working_dir: String::new(),
-            inherit_env: true,
-            env: std::collections::BTreeMap::new(),
-            secret_env: match in_files {
-                true => workload.secret_env().map(|(name, _)| name.to_owned()).collect(),
-                false => Vec::new(),
-            },
-            // The container has limits of its own.
-            limits: Limits::default(),
-            filesystem: None,
-        },
-        transport: transport.clone(),
-        era: *era,
-        sessions: *sessions,
-        roots: *roots,
-        lifecycle: *lifecycle,
-        health: *health,
-        restart: *restart,
-        timeouts: *timeouts,
-        log: NO_LOG,
-        drain: DRAIN,
+    // A Swarm gives secrets as files.
+    let in_files: Vec<String> = match engine {
+        Engine::Swarm => workload.secret_env().map(|(name, _)| name.to_owned()).collect(),
+        Engine::Compose => Vec::new(),
     };
+    let launch = workload.launch(
+        Child::of_container(program, arguments, in_files.clone()),
+        ([0, 0, 0, 0], image::bridge_port(transport)).into(),
+        NO_LOG,
+        DRAIN,
+    );
     // Written so that it holds no `$`, by which Compose would find names in it, and no template. Two braces in a row stand
     // in strings only, where the second may be an escape.
     let launch = in_pod_env(&serde_json::to_string(&launch).unwrap_or_default()).replace(TEMPLATE, "{\\u007b");
@@ -230,7 +208,7 @@ pub(super) fn lower(
     if who.homeless && !names.contains(&"HOME") {
         environment.insert("HOME".to_owned(), TMP_DIR.into());
     }
-    if in_files {
+    if !in_files.is_empty() {
         environment.insert(SECRETS_ENV.to_owned(), SECRETS_DIR.into());
     }
     let mut secrets = Vec::new();

@@ -142,10 +142,8 @@ impl Bridges {
 /// Makes a volume of the user's data if it is not there. A new one is open to whoever runs there; engines would give it to
 /// root, who runs nothing here.
 pub(super) async fn open(engine: &Engine, installation: &str, volume: &str, image: &str) -> Result<(), EngineError> {
-    match engine.api.inspect_volume(volume).await {
-        Ok(_) => return Ok(()),
-        Err(error) if is_absent(&error) => {}
-        Err(error) => return Err(engine.failed("inspect", volume, error)),
+    if engine.has_volume(volume).await? {
+        return Ok(());
     }
     // Without our mark: what users keep there is not ours to remove.
     let request = VolumeCreateRequest { name: Some(volume.to_owned()), ..Default::default() };

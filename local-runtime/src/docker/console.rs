@@ -13,7 +13,8 @@ use mcp_hub_reconcile::ports::{Console, ExecOutput, LogLine, LogQuery};
 use tokio::sync::mpsc;
 
 use super::engine::{Engine, EngineError};
-use super::{EnginePlace, names};
+use super::names;
+use super::place::EnginePlace;
 
 /// Longer lines are cut.
 const LINE_MAX: usize = 64 << 10;
@@ -39,16 +40,12 @@ impl ContainerConsole {
         let lines = lines(engine, name, LogQuery { tail: LAST_LINES, follow: false });
         lines.take(LAST_LINES).collect::<Vec<_>>().await.join("\n")
     }
-
-    fn engine(&self) -> Result<Engine, EngineError> {
-        self.place.engine().map_err(|missing| EngineError::from(&missing))
-    }
 }
 
 #[async_trait]
 impl Console for ContainerConsole {
     async fn logs(&self, owner: &OwnerKey, query: LogQuery) -> Result<BoxStream<'static, LogLine>, RuntimeError> {
-        let (engine, name) = (self.engine()?, names::container(owner));
+        let (engine, name) = (self.place.here()?, names::container(owner));
         match engine.container(&name).await? {
             Some(_) => Ok(lines(&engine, &name, query)),
             None => Err(EngineError::NotRunning { owner: owner.to_string() }.into()),
@@ -56,7 +53,7 @@ impl Console for ContainerConsole {
     }
 
     async fn exec(&self, owner: &OwnerKey, argv: &[String]) -> Result<ExecOutput, RuntimeError> {
-        let (engine, name) = (self.engine()?, names::container(owner));
+        let (engine, name) = (self.place.here()?, names::container(owner));
         let failed = |error| RuntimeError::from(engine.failed("run a command in", &name, error));
         let options = CreateExecOptions {
             cmd: Some(argv.to_vec()),

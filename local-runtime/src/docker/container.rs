@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use bollard::models::{
-    ContainerCreateBody, ContainerInspectResponse, HostConfig, Mount as ApiMount, MountBindOptions, MountType,
-    MountVolumeOptions, PortBinding, RestartPolicy, RestartPolicyNameEnum,
+    ContainerCreateBody, HostConfig, Mount as ApiMount, MountBindOptions, MountType, MountVolumeOptions, PortBinding,
+    RestartPolicy, RestartPolicyNameEnum,
 };
 use mcp_hub_reconcile::lower::Object;
 use mcp_hub_reconcile::owner::{OwnerKey, OwnerKind};
@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::detect::EngineKind;
+use super::look::Found;
 
 /// Labels that a container carries. Of one installation only what has its label is seen.
 pub(super) mod label {
@@ -135,23 +136,16 @@ impl Container {
     }
 
     /// What a container that was made as `self` is now: an engine can change these of a container, and nothing else.
-    pub(super) fn now(&self, found: &ContainerInspectResponse) -> Self {
-        let host = found.host_config.clone().unwrap_or_default();
+    pub(super) fn now(&self, found: &Found) -> Self {
+        let host = &found.host_config;
         let limit = |number: Option<i64>| number.filter(|number| *number > 0);
-        let networks = found.network_settings.as_ref().and_then(|settings| settings.networks.as_ref());
-        let mut networks: Vec<&str> = networks.into_iter().flatten().map(|(name, _)| name.as_str()).collect();
-        networks.sort_unstable();
-        let policy = host.restart_policy.as_ref().and_then(|policy| policy.name);
         Self {
             memory: limit(host.memory),
             nano_cpus: limit(host.nano_cpus),
             pids: limit(host.pids_limit),
             // One that was attached to another network besides could be reached from there.
-            network: networks.join(","),
-            restarted_by_engine: !matches!(
-                policy,
-                None | Some(RestartPolicyNameEnum::EMPTY | RestartPolicyNameEnum::NO)
-            ),
+            network: found.network_settings.networks().join(","),
+            restarted_by_engine: !matches!(host.restart_policy.name.as_str(), "" | "no"),
             running: is_running(found),
             ..self.clone()
         }
@@ -159,8 +153,8 @@ impl Container {
 }
 
 /// Whether its processes run.
-pub(super) fn is_running(found: &ContainerInspectResponse) -> bool {
-    found.state.as_ref().is_some_and(|state| state.running.unwrap_or(false) && !state.paused.unwrap_or(false))
+pub(super) fn is_running(found: &Found) -> bool {
+    found.state.running && !found.state.paused
 }
 
 impl Mount {
@@ -185,10 +179,9 @@ impl Mount {
 }
 
 /// The published port of a running container.
-pub(super) fn published(found: &ContainerInspectResponse, port: u16) -> Option<u16> {
-    let ports = found.network_settings.as_ref()?.ports.as_ref()?;
-    let bindings = ports.get(&format!("{port}/tcp"))?.as_ref()?;
-    bindings.iter().find_map(|binding| binding.host_port.as_ref()?.parse().ok())
+pub(super) fn published(found: &Found, port: u16) -> Option<u16> {
+    let bindings = found.network_settings.ports.as_ref()?.get(&format!("{port}/tcp"))?.as_ref()?;
+    bindings.iter().find_map(|binding| binding.host_port.parse().ok())
 }
 
 /// The labels of an owner's object.

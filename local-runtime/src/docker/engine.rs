@@ -1,30 +1,18 @@
 //! One container engine: how it is reached, what it is, and what its errors mean.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use bollard::Docker;
 use bollard::errors::Error as ApiError;
-use bollard::models::ContainerInspectResponse;
-use http::header::HOST;
-use http::{Request, StatusCode};
-use http_body_util::{BodyExt, Full, Limited};
 use mcp_hub_reconcile::error::{Retry, RuntimeError};
-
-use serde::Deserialize;
-use serde_json::Value;
 
 use crate::secret_source::SecretError;
 use crate::wire::Address;
 
 /// Longest wait for an answer to any one request. Pulls and logs are streams, which it does not bound as a whole.
 const ANSWER: u64 = 60;
-/// Longest wait for a document about what is there, which takes milliseconds: whoever waits for a stuck engine holds up others.
-const LOOK: Duration = Duration::from_secs(10);
-/// Largest document that is read: labels and mounts of thousands of containers.
-const ANSWER_MAX: usize = 32 << 20;
 /// An engine that is there says so within milliseconds; one that is starting is found at the next look.
 const HELLO: Duration = Duration::from_secs(5);
 
@@ -32,12 +20,12 @@ const HELLO: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub struct Engine {
     pub(super) api: Docker,
-    address: Address,
+    pub(super) address: Address,
     facts: Facts,
 }
 
 /// What does not change while an engine is there, so that lowering stays pure.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "a table of independent facts")]
 pub struct Facts {
     /// `unix://PATH` or `tcp://HOST:PORT`.
@@ -208,79 +196,24 @@ impl Engine {
         };
         let api = api.map_err(unreachable)?;
         let hello = async {
-            let api = api.negotiate_version().await?;
-            let version = api.version().await?;
-            let info = api.info().await?;
-            Ok((api, version, info))
+            let api = api.negotiate_version().await.map_err(unreachable)?;
+            let mut engine =
+                Self { api, address: direct, facts: Facts { address: address.to_owned(), ..Facts::default() } };
+            let (version, info) = (engine.version().await?, engine.info().await?);
+            let is_podman = version.components.iter().flatten().any(|part| part.name.to_lowercase().contains("podman"));
+            engine.facts = Facts {
+                address: address.to_owned(),
+                product: format!("{} {}", if is_podman { "Podman" } else { "Docker Engine" }, version.version),
+                version: version.version,
+                is_podman,
+                architecture: architecture(&version.arch),
+                memory_limit: info.memory_limit,
+                cpu_limit: info.cpu_cfs_quota,
+                pids_limit: info.pids_limit,
+            };
+            Ok(engine)
         };
-        let (api, version, info) = tokio::time::timeout(HELLO, hello)
-            .await
-            .unwrap_or(Err(ApiError::RequestTimeoutError))
-            .map_err(unreachable)?;
-        let is_podman =
-            version.components.iter().flatten().any(|component| component.name.to_lowercase().contains("podman"));
-        let number = version.version.unwrap_or_default();
-        let facts = Facts {
-            address: address.to_owned(),
-            product: format!("{} {number}", if is_podman { "Podman" } else { "Docker Engine" }),
-            version: number,
-            is_podman,
-            architecture: architecture(version.arch.as_deref().unwrap_or_default()),
-            memory_limit: info.memory_limit.unwrap_or(false),
-            cpu_limit: info.cpu_cfs_quota.unwrap_or(false),
-            pids_limit: info.pids_limit.unwrap_or(false),
-        };
-        Ok(Self { api, address: direct, facts })
-    }
-
-    /// The labels of all containers that bear these, running or not.
-    pub(super) async fn labels(&self, labels: &[String]) -> Result<Vec<HashMap<String, String>>, EngineError> {
-        #[derive(Deserialize)]
-        #[serde(rename_all = "PascalCase")]
-        struct Summary {
-            labels: Option<HashMap<String, String>>,
-        }
-        let filters = serde_json::json!({"label": labels}).to_string();
-        let query: String = url::form_urlencoded::byte_serialize(filters.as_bytes()).collect();
-        let path = format!("/containers/json?all=true&filters={query}");
-        let found = self.get(&path).await.and_then(|found| found.ok_or_else(|| absent("containers")));
-        let found = found.map_err(|error| self.failed("list", "containers", error))?;
-        let found: Vec<Summary> = serde_json::from_value(found).map_err(|source| unreadable("containers", source))?;
-        Ok(found.into_iter().filter_map(|summary| summary.labels).collect())
-    }
-
-    /// What the engine says of a container, if there is one of this name.
-    pub(super) async fn container(&self, name: &str) -> Result<Option<ContainerInspectResponse>, EngineError> {
-        let found = self.get(&format!("/containers/{name}/json")).await;
-        let Some(mut found) = found.map_err(|error| self.failed("inspect", name, error))? else { return Ok(None) };
-        if let Some(status) = found.pointer_mut("/State/Status")
-            && *status == "stopped"
-        {
-            // Podman's word for one that has ended and is not cleaned up yet, which Docker's API does not know.
-            *status = "exited".into();
-        }
-        serde_json::from_value(found).map(Some).map_err(|source| unreadable(name, source))
-    }
-
-    /// A document of the API; `None` if there is none. For answers whose words differ from engine to engine, which the
-    /// library takes for broken.
-    async fn get(&self, path: &str) -> Result<Option<Value>, ApiError> {
-        let refused = |status_code, message| ApiError::DockerResponseServerError { status_code, message };
-        let version = self.api.client_version();
-        let uri = format!("/v{}.{}{path}", version.major_version, version.minor_version);
-        let request = Request::builder().uri(uri).header(HOST, "engine").body(Full::default())?;
-        let asked = async {
-            let response = self.address.ask(request).await.map_err(std::io::Error::other)?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), ANSWER_MAX).collect().await.map_err(std::io::Error::other)?;
-            let body: Value = serde_json::from_slice(&body.to_bytes()).unwrap_or_default();
-            match status {
-                StatusCode::NOT_FOUND => Ok(None),
-                status if status.is_success() => Ok(Some(body)),
-                status => Err(refused(status.as_u16(), body["message"].as_str().unwrap_or_default().to_owned())),
-            }
-        };
-        tokio::time::timeout(LOOK, asked).await.unwrap_or(Err(ApiError::RequestTimeoutError))
+        tokio::time::timeout(HELLO, hello).await.unwrap_or_else(|_| Err(unreachable(ApiError::RequestTimeoutError)))
     }
 
     pub fn facts(&self) -> &Facts {
@@ -326,14 +259,6 @@ fn loopback(host: &str) -> Option<SocketAddr> {
     host.parse::<SocketAddr>().ok().filter(|address| address.ip().is_loopback())
 }
 
-fn absent(what: &str) -> ApiError {
-    ApiError::DockerResponseServerError { status_code: 404, message: format!("no {what}") }
-}
-
-fn unreadable(what: &str, source: serde_json::Error) -> EngineError {
-    EngineError::Malformed { what: what.to_owned(), wanted: "answer of the Docker API", source }
-}
-
 /// Engines name the machine as Go or as the kernel does; images as Go does.
 fn architecture(name: &str) -> String {
     match name {
@@ -342,4 +267,19 @@ fn architecture(name: &str) -> String {
         other => other,
     }
     .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_engine_that_is_not_on_this_machine_is_refused_and_not_asked() {
+        for address in ["tcp://192.0.2.1:2375", "ssh://somebody@192.0.2.1", "https://127.0.0.1:2376", "127.0.0.1:2375"]
+        {
+            let refused = Engine::connect(address).await.unwrap_err();
+            assert!(matches!(&refused, EngineError::Address { .. }), "{address}: {refused}");
+            assert!(refused.to_string().contains(address), "{refused}");
+        }
+    }
 }

@@ -7,7 +7,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bollard::auth::DockerCredentials;
 use bollard::errors::Error as ApiError;
-use bollard::models::ImageInspect;
 use bollard::query_parameters::CreateImageOptions;
 use futures::StreamExt;
 use mcp_hub_crds::source::{ImageSource, LocalSecretRef, Resolved, ResolvedImage, SecretKeyRef, Source};
@@ -19,9 +18,10 @@ use mcp_hub_supply::reference::ReferenceError;
 use mcp_hub_supply::{Credentials, DockerConfig, Login, Reference};
 use serde_json::Value;
 
-use super::EnginePlace;
 use super::detect::EngineKind;
-use super::engine::{Engine, EngineError, is_absent};
+use super::engine::{Engine, EngineError};
+use super::look::FoundImage;
+use super::place::EnginePlace;
 use crate::prepare::{Order, Resolve};
 use crate::secret_source::SecretSource;
 
@@ -113,7 +113,7 @@ impl Resolve for Images {
                 retry: Retry::OnChange,
             });
         };
-        let engine = self.place.engine().map_err(|missing| failure(EngineError::from(&missing)))?;
+        let engine = self.place.here().map_err(failure)?;
         Ok(Resolved {
             source_digest: order.source_digest,
             version: None,
@@ -135,16 +135,13 @@ impl Images {
             retry: Retry::OnChange,
         })?;
         // As the user wrote it: an engine knows its own images also by names that no registry has.
-        let inspect = || engine.api.inspect_image(&image.r#ref);
-        let found = match inspect().await {
-            Err(error) if is_absent(&error) => {
-                let login = self.logins.of(&reference, image.pull_secret_ref.as_ref(), namespace).await?;
-                pull(engine, &reference, login).await?;
-                inspect().await
-            }
-            other => other,
-        };
-        let found = found.map_err(|error| failure(engine.failed("look at image", &image.r#ref, error)))?;
+        let mut found = engine.image(&image.r#ref).await.map_err(failure)?;
+        if found.is_none() {
+            let login = self.logins.of(&reference, image.pull_secret_ref.as_ref(), namespace).await?;
+            pull(engine, &reference, login).await?;
+            found = engine.image(&image.r#ref).await.map_err(failure)?;
+        }
+        let found = found.ok_or_else(|| refused(&image.r#ref, "it is not there after it was pulled", engine))?;
         facts(self.kind, engine, image, &reference, found)
     }
 }
@@ -199,9 +196,8 @@ pub(super) async fn fetch_again(
         // Whatever it means now is what was asked for.
         return Ok(());
     }
-    let found = engine.api.inspect_image(&pinned.to_string()).await;
-    let found = found.map_err(|error| engine.failed("look at image", name, error))?;
-    match full_id(found.id) {
+    let found = engine.image(&pinned.to_string()).await?;
+    match full_id(found.unwrap_or_default().id) {
         found if found == id => Ok(()),
         found => Err(gone(format!("what the registry gave for {index} is {found} here, and not {id}"))),
     }
@@ -240,11 +236,11 @@ fn facts(
     engine: &Engine,
     image: &ImageSource,
     reference: &Reference,
-    found: ImageInspect,
+    found: FoundImage,
 ) -> Result<ResolvedImage, Failure> {
     let wrong =
         |reason, message: String, hint: String| Failure { reason, message, hint: Some(hint), retry: Retry::OnChange };
-    let architecture = found.architecture.unwrap_or_default();
+    let architecture = found.architecture;
     if architecture != engine.facts().architecture {
         return Err(wrong(
             "WrongPlatform",
@@ -273,13 +269,12 @@ fn facts(
         id: Some(format!("{}:{id}", kind.as_str())),
         entrypoint: config.entrypoint.filter(|words| !words.is_empty()),
         cmd: config.cmd.filter(|words| !words.is_empty()),
-        user: config.user.filter(|user| !user.is_empty()),
+        user: Some(config.user).filter(|user| !user.is_empty()),
     })
 }
 
 /// Podman leaves the algorithm out.
-fn full_id(id: Option<String>) -> String {
-    let id = id.unwrap_or_default();
+fn full_id(id: String) -> String {
     if id.starts_with("sha256:") { id } else { format!("sha256:{id}") }
 }
 

@@ -7,10 +7,7 @@ use std::path::Path;
 use mcp_hub_crds::Quantity;
 use mcp_hub_crds::server::{FilesystemPermission, NetworkPermissions, Permissions, Resources, RunAs, Volume};
 use mcp_hub_crds::source::{ImageSource, ResolvedImage, Source};
-use mcp_hub_dataplane_api::SessionMode;
-use mcp_hub_dataplane_api::launch::{
-    Child, ChildTransport, Drain, LAUNCH_ENV, LaunchSpec, Limits, LogPolicy, Owner, Roots,
-};
+use mcp_hub_dataplane_api::launch::{Child, Drain, LAUNCH_ENV, LogPolicy};
 use mcp_hub_reconcile::image::{self, NOBODY};
 use mcp_hub_reconcile::lower::{Change, Degraded, Lowered, Object, ObjectId, Stage, Unsupported};
 use mcp_hub_reconcile::owner::OwnerKey;
@@ -22,6 +19,7 @@ use super::container::{Container, Mount, MountedFrom};
 use super::detect::EngineKind;
 use super::engine::Facts;
 use super::{carry, names};
+use crate::cluster_only;
 use crate::host::Host;
 use crate::secret_source;
 
@@ -65,7 +63,6 @@ pub(super) fn lower(
         runtime: _,
         base_dir,
         transport,
-        era,
         args,
         working_dir,
         env,
@@ -74,37 +71,27 @@ pub(super) fn lower(
         run_as,
         replicas,
         at_rest,
-        lifecycle,
-        sessions,
-        roots,
-        health,
-        restart,
-        timeouts,
         permissions,
-        pod_template,
-        token_sha256,
+        // Said to mean nothing here.
+        pod_template: _,
         restarted_at,
         // One machine has one namespace of gateways: this process.
         expose_to: _,
         bridge,
+        // Told to the bridge, see `ServerWorkload::launch`.
+        era: _,
+        sessions: _,
+        roots: _,
+        lifecycle: _,
+        health: _,
+        restart: _,
+        timeouts: _,
+        token_sha256: _,
     } = server.as_ref();
 
-    let mut degraded = Vec::new();
-    if pod_template.is_some() {
-        degraded.push(Degraded {
-            field: "spec.kubernetes.podTemplate".to_owned(),
-            message: "applies in clusters only".to_owned(),
-        });
-    }
-    if resources.as_ref().is_some_and(|resources| resources.requests.is_some()) {
-        degraded.push(Degraded {
-            field: "spec.resources.requests".to_owned(),
-            message: "one machine schedules nothing".to_owned(),
-        });
-    }
-    // The schema says so too; a runtime does not rely on it.
-    if *roots == Roots::Forward && (sessions.mode != SessionMode::PerClient || *transport != ChildTransport::Stdio) {
-        return Err(no("spec.roots", "roots are forwarded to stdio servers with sessions.mode perClient only", None));
+    let mut degraded = cluster_only::fields(server);
+    if let Some(why) = server.unforwardable_roots() {
+        return Err(no("spec.roots", why, None));
     }
     if *replicas > 1 {
         return Err(no("spec.replicas", "one machine runs one container of a server", None));
@@ -180,33 +167,12 @@ pub(super) fn lower(
         return Err(no("spec.source.image", &message, Some("use a release, or build one with `cargo xtask dist`")));
     };
     let port = image::bridge_port(transport);
-    let launch = LaunchSpec {
-        owner: Owner { id: owner.id(), namespace: owner.namespace.clone(), name: owner.name.clone() },
-        digest: String::new(),
-        listen: ([0, 0, 0, 0], port).into(),
-        token_sha256: token_sha256.clone(),
-        child: Child {
-            program,
-            args: arguments,
-            working_dir: String::new(),
-            inherit_env: true,
-            env: BTreeMap::new(),
-            secret_env: secrets.keys().cloned().collect(),
-            // The container has limits of its own.
-            limits: Limits::default(),
-            filesystem: None,
-        },
-        transport: transport.clone(),
-        era: *era,
-        sessions: *sessions,
-        roots: *roots,
-        lifecycle: *lifecycle,
-        health: *health,
-        restart: *restart,
-        timeouts: *timeouts,
-        log: NO_LOG,
-        drain: Drain::default(),
-    };
+    let launch = server.launch(
+        Child::of_container(program, arguments, secrets.keys().cloned().collect()),
+        ([0, 0, 0, 0], port).into(),
+        NO_LOG,
+        Drain::default(),
+    );
     plain.insert(LAUNCH_ENV.to_owned(), serde_json::to_string(&launch).unwrap_or_default());
     mounts.insert(
         BRIDGE_DIR.to_owned(),

@@ -10,9 +10,12 @@ mod container;
 mod detect;
 mod engine;
 mod image;
+mod look;
 mod lower;
 mod names;
 mod pacing;
+mod place;
+mod shared;
 mod watch;
 
 use std::collections::{HashMap, HashSet};
@@ -21,11 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum, NetworkCreateRequest};
-use bollard::query_parameters::{
-    CreateContainerOptions, ListNetworksOptions, ListVolumesOptions, RemoveContainerOptions, RemoveVolumeOptions,
-    StopContainerOptions,
-};
+use bollard::query_parameters::{CreateContainerOptions, RemoveContainerOptions, StopContainerOptions};
 use futures::stream::BoxStream;
 use mcp_hub_dataplane_api::status::Phase;
 use mcp_hub_reconcile::error::{Retry, RuntimeError};
@@ -33,7 +32,7 @@ use mcp_hub_reconcile::installation::Installation;
 use mcp_hub_reconcile::lower::{Lowered, Object, ObjectId, Stage, Unsupported};
 use mcp_hub_reconcile::observed::{Failure, Observed, ObservedObject};
 use mcp_hub_reconcile::owner::OwnerKey;
-use mcp_hub_reconcile::ports::{Console, Enforces, Progress, Runtime, RuntimeEvent, RuntimeInfo, Step, hints};
+use mcp_hub_reconcile::ports::{Console, Progress, Runtime, RuntimeEvent, RuntimeInfo, Step, hints};
 use mcp_hub_reconcile::workload::Workload;
 use serde_json::Value;
 use tokio::sync::{Semaphore, broadcast};
@@ -52,7 +51,10 @@ pub use detect::{Candidate, EngineKind, NotFound, Surroundings, candidates, find
 pub use engine::{Engine, EngineError, Facts};
 use engine::{is_absent, is_conflict};
 use image::{Images, Logins};
+use look::Found;
 use pacing::Pacing;
+use place::EnginePlace;
+use shared::Shared;
 
 /// A bridge listens and answers within a moment of its start; even on a busy machine that takes far less.
 const BRIDGE_START: Duration = Duration::from_secs(30);
@@ -84,37 +86,18 @@ pub struct DockerConfig {
 pub struct DockerRuntime {
     config: DockerConfig,
     place: Arc<EnginePlace>,
-    /// While no engine was found.
-    nowhere: RuntimeInfo,
     secrets: Arc<dyn SecretSource>,
     logins: Logins,
     preparations: Preparations,
     /// Owners that have something on the engine: of others it is not asked.
     known: Mutex<HashSet<OwnerKey>>,
     followers: Mutex<HashMap<OwnerKey, (SocketAddr, AbortHandle)>>,
-    /// Volumes with a bridge, whole. Held while anything is made that servers share.
-    bridges: tokio::sync::Mutex<HashSet<String>>,
+    shared: Shared,
     turns: Semaphore,
     pacing: Pacing,
     events: broadcast::Sender<RuntimeEvent>,
     console: ContainerConsole,
     watcher: OnceLock<AbortHandle>,
-}
-
-/// Where the engine is, once one was found. It is looked for as long as none was.
-#[derive(Debug)]
-struct EnginePlace {
-    found: OnceLock<(Engine, RuntimeInfo)>,
-    missing: Mutex<NotFound>,
-}
-
-impl EnginePlace {
-    fn engine(&self) -> Result<Engine, NotFound> {
-        match self.found.get() {
-            Some((engine, _)) => Ok(engine.clone()),
-            None => Err(self.missing.lock().unwrap_or_else(PoisonError::into_inner).clone()),
-        }
-    }
 }
 
 impl Drop for DockerRuntime {
@@ -134,18 +117,10 @@ impl DockerRuntime {
     pub async fn start(config: DockerConfig, secrets: Arc<dyn SecretSource>) -> Arc<Self> {
         let kind = config.kind;
         let events = broadcast::Sender::new(EVENTS);
-        let place =
-            Arc::new(EnginePlace { found: OnceLock::new(), missing: Mutex::new(NotFound { kind, tried: Vec::new() }) });
+        let place = Arc::new(EnginePlace::new(kind));
         let docker_config = config.around.docker_config().join("config.json");
         let logins = Logins { docker_config, secrets: secrets.clone() };
         let runtime = Arc::new(Self {
-            nowhere: RuntimeInfo {
-                name: kind.as_str().to_owned(),
-                version: String::new(),
-                enforces: Enforces::default(),
-                collects_garbage: false,
-                bridge: None,
-            },
             preparations: Preparations::new(
                 Arc::new(Images { kind, place: place.clone(), logins: logins.clone() }),
                 events.clone(),
@@ -156,14 +131,14 @@ impl DockerRuntime {
             secrets,
             known: Mutex::default(),
             followers: Mutex::default(),
-            bridges: tokio::sync::Mutex::default(),
+            shared: Shared::new(config.installation.id().to_owned(), config.bridges.clone()),
             turns: Semaphore::new(PARALLEL),
             pacing: Pacing::default(),
             events,
             watcher: OnceLock::new(),
             config,
         });
-        runtime.look().await;
+        runtime.place.look(&runtime.config).await;
         // One that hangs is asked again by the watcher; a daemon has more to do than to wait for it.
         tokio::time::timeout(ADOPTION, runtime.adopt()).await.unwrap_or_default();
         let watcher = tokio::spawn(watch::run(Arc::downgrade(&runtime))).abort_handle();
@@ -174,35 +149,6 @@ impl DockerRuntime {
     /// Whether there is an engine, else what was tried.
     pub fn engine(&self) -> Result<Engine, NotFound> {
         self.place.engine()
-    }
-
-    /// Looks for an engine unless one was found.
-    async fn look(&self) {
-        if self.place.found.get().is_some() {
-            return;
-        }
-        match find(self.config.kind, &self.config.around).await {
-            Ok(engine) => {
-                let facts = engine.facts();
-                let info = RuntimeInfo {
-                    name: self.config.kind.as_str().to_owned(),
-                    version: facts.version.clone(),
-                    enforces: Enforces {
-                        memory_limit: facts.memory_limit,
-                        cpu_limit: facts.cpu_limit,
-                        filesystem: true,
-                        egress: false,
-                        user: true,
-                    },
-                    collects_garbage: false,
-                    bridge: self.config.bridges.choose(None, &facts.architecture).map(|bridge| bridge.digest.clone()),
-                };
-                tracing::info!(engine = facts.product, address = facts.address, "container engine found");
-                // Only the watcher and the start look, one after the other.
-                self.place.found.set((engine, info)).unwrap_or_default();
-            }
-            Err(missing) => *self.place.missing.lock().unwrap_or_else(PoisonError::into_inner) = missing,
-        }
     }
 
     /// Takes note of what runs on the engine. An engine that does not say it now is asked again.
@@ -218,10 +164,6 @@ impl DockerRuntime {
                 false
             }
         }
-    }
-
-    fn here(&self) -> Result<Engine, EngineError> {
-        self.place.engine().map_err(|missing| EngineError::from(&missing))
     }
 
     fn known(&self) -> MutexGuard<'_, HashSet<OwnerKey>> {
@@ -242,28 +184,19 @@ impl DockerRuntime {
         Ok(owners)
     }
 
-    /// The label of all that is this installation's, whichever engine it is on.
-    fn mark(&self) -> String {
-        format!("{}={}", label::INSTALLATION, self.config.installation.id())
-    }
-
     /// Labels of what this runtime made. An engine may be found under two names, as Podman behind Docker's socket, and is
     /// driven as two then; neither touches what the other made.
     fn marks(&self) -> Vec<String> {
-        vec![self.mark(), format!("{}={}", label::ENGINE, self.config.kind.as_str())]
+        vec![self.shared.mark(), format!("{}={}", label::ENGINE, self.config.kind.as_str())]
     }
 
     /// The owner's container, if there is one with its mark.
-    async fn inspect(
-        &self,
-        engine: &Engine,
-        owner: &OwnerKey,
-    ) -> Result<Option<ContainerInspectResponse>, EngineError> {
+    async fn inspect(&self, engine: &Engine, owner: &OwnerKey) -> Result<Option<Found>, EngineError> {
         let found = engine.container(&names::container(owner)).await?;
         Ok(found.filter(|found| self.is_of(found, owner)))
     }
 
-    fn is_of(&self, found: &ContainerInspectResponse, owner: &OwnerKey) -> bool {
+    fn is_of(&self, found: &Found, owner: &OwnerKey) -> bool {
         labels_of(found).is_some_and(|labels| {
             let engine = labels.get(label::ENGINE).map(String::as_str);
             container::owner(labels).as_ref() == Some(owner) && engine == Some(self.config.kind.as_str())
@@ -327,7 +260,7 @@ impl DockerRuntime {
                 }
                 // The last other server of the network or of this bridge went a moment ago, and took it along.
                 error if ["network", "volume", carry::PROGRAM].iter().any(|what| error.says(what)) => {
-                    self.bridges.lock().await.clear();
+                    self.shared.look_again().await;
                 }
                 _ => return Err(error),
             }
@@ -343,7 +276,7 @@ impl DockerRuntime {
         wanted: &Container,
         name: &str,
     ) -> Result<(), EngineError> {
-        self.provide(engine, wanted).await?;
+        self.shared.provide(engine, wanted).await?;
         let options = CreateContainerOptions { name: Some(name.to_owned()), ..Default::default() };
         match engine
             .api
@@ -361,54 +294,6 @@ impl DockerRuntime {
             return Err(engine.failed("start", name, error));
         }
         Ok(())
-    }
-
-    async fn provide(&self, engine: &Engine, wanted: &Container) -> Result<(), EngineError> {
-        // One at a time: of two that make a network of one name at once, Docker makes two.
-        let mut whole = self.bridges.lock().await;
-        self.network(engine, &wanted.network).await?;
-        let installation = self.config.installation.id();
-        if let Some(volume) = wanted.bridge_volume()
-            && !whole.contains(volume)
-        {
-            self.config.bridges.bring(engine, installation, volume, &wanted.image).await?;
-            whole.insert(volume.to_owned());
-        }
-        for volume in wanted.data_volumes() {
-            carry::open(engine, installation, volume, &wanted.image).await?;
-        }
-        Ok(())
-    }
-
-    /// The network of a namespace, on which no container reaches another.
-    async fn network(&self, engine: &Engine, name: &str) -> Result<(), EngineError> {
-        match engine.api.inspect_network(name, None).await {
-            Ok(found) if found.labels.as_ref().is_some_and(|labels| labels.contains_key(label::INSTALLATION)) => {
-                return Ok(());
-            }
-            // Somebody else's may let its containers talk to each other.
-            Ok(_) => return Err(EngineError::NameTaken { name: name.to_owned() }),
-            Err(error) if is_absent(&error) => {}
-            Err(error) => return Err(engine.failed("inspect network", name, error)),
-        }
-        let text = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        let options = match engine.facts().is_podman {
-            true => HashMap::from([text("isolate", "true")]),
-            false => HashMap::from([text("com.docker.network.bridge.enable_icc", "false")]),
-        };
-        let request = NetworkCreateRequest {
-            name: name.to_owned(),
-            driver: Some("bridge".to_owned()),
-            options: Some(options),
-            labels: Some(HashMap::from([text(label::INSTALLATION, self.config.installation.id())])),
-            ..NetworkCreateRequest::default()
-        };
-        match engine.api.create_network(request).await {
-            Ok(_) => Ok(()),
-            // Another server's came first.
-            Err(error) if is_conflict(&error) => Ok(()),
-            Err(error) => Err(engine.failed("create network", name, error)),
-        }
     }
 
     /// Where the bridge answers. Returns as soon as it does.
@@ -487,43 +372,9 @@ impl DockerRuntime {
         self.pacing.forget(owner);
         let follower = self.followers.lock().unwrap_or_else(PoisonError::into_inner).remove(owner);
         follower.into_iter().for_each(|(_, follower)| follower.abort());
-        self.tidy(engine).await?;
+        self.shared.tidy(engine).await?;
         self.known().remove(owner);
         self.tell(RuntimeEvent::Changed(owner.clone()));
-        Ok(())
-    }
-
-    /// Removes what nobody uses any more of what servers share: the engine refuses what somebody does.
-    async fn tidy(&self, engine: &Engine) -> Result<(), EngineError> {
-        // Nobody is about to use what goes: whoever makes something holds this, and makes it again if it went.
-        let mut whole = self.bridges.lock().await;
-        let filters = || Some(HashMap::from([("label".to_owned(), vec![self.mark()])]));
-        let used = |error: &bollard::errors::Error| {
-            matches!(
-                error,
-                bollard::errors::Error::DockerResponseServerError { status_code: 403 | 404 | 409 | 500, .. }
-            )
-        };
-        carry::remove_helpers(engine, &self.mark()).await?;
-        let found = engine.api.list_networks(Some(ListNetworksOptions { filters: filters() })).await;
-        let found = found.map_err(|error| engine.failed("list", "networks", error))?;
-        for network in found.into_iter().filter_map(|network| network.name) {
-            match engine.api.remove_network(&network).await {
-                Err(error) if !used(&error) => return Err(engine.failed("remove network", &network, error)),
-                _ => {}
-            }
-        }
-        let found = engine.api.list_volumes(Some(ListVolumesOptions { filters: filters() })).await;
-        let found = found.map_err(|error| engine.failed("list", "volumes", error))?;
-        for volume in found.volumes.into_iter().flatten() {
-            match engine.api.remove_volume(&volume.name, None::<RemoveVolumeOptions>).await {
-                Ok(()) => {
-                    whole.remove(&volume.name);
-                }
-                Err(error) if used(&error) => {}
-                Err(error) => return Err(engine.failed("remove volume", &volume.name, error)),
-            }
-        }
         Ok(())
     }
 }
@@ -531,7 +382,7 @@ impl DockerRuntime {
 #[async_trait]
 impl Runtime for DockerRuntime {
     fn info(&self) -> &RuntimeInfo {
-        self.place.found.get().map_or(&self.nowhere, |(_, info)| info)
+        self.place.info()
     }
 
     fn lower(&self, workload: &Workload) -> Result<Lowered, Unsupported> {
@@ -553,7 +404,7 @@ impl Runtime for DockerRuntime {
         let owners = self.listed(&engine).await?;
         self.known().extend(owners.iter().cloned());
         // What a daemon left that was killed in the middle of a removal.
-        self.tidy(&engine).await?;
+        self.shared.tidy(&engine).await?;
         Ok(owners)
     }
 
@@ -562,12 +413,12 @@ impl Runtime for DockerRuntime {
         if !self.known().contains(owner) {
             return Ok(observed);
         }
-        let engine = self.here()?;
+        let engine = self.place.here()?;
         let Some(found) = self.inspect(&engine, owner).await? else {
             self.known().remove(owner);
             return Ok(observed);
         };
-        let labels = found.config.as_ref().and_then(|config| config.labels.clone()).unwrap_or_default();
+        let labels = found.config.labels.clone().unwrap_or_default();
         let mut body = container::body(&labels).unwrap_or_default();
         let wanted = container_of(&names::container(owner), &body);
         let mut digest = labels.get(label::DIGEST).cloned();
@@ -611,7 +462,7 @@ impl Runtime for DockerRuntime {
             self.preparations.start(owner, object);
             return Ok(Progress::Pending);
         }
-        let engine = self.here()?;
+        let engine = self.place.here()?;
         match step {
             Step::Prepare(_) => {}
             Step::Apply(object) => self.bring(&engine, owner, object, false).await?,
@@ -677,21 +528,20 @@ fn container_of(what: &str, body: &Value) -> Result<Container, EngineError> {
     })
 }
 
-fn labels_of(found: &ContainerInspectResponse) -> Option<&HashMap<String, String>> {
-    found.config.as_ref()?.labels.as_ref()
+fn labels_of(found: &Found) -> Option<&HashMap<String, String>> {
+    found.config.labels.as_ref()
 }
 
-fn digest_of(found: &ContainerInspectResponse) -> Option<&str> {
+fn digest_of(found: &Found) -> Option<&str> {
     labels_of(found)?.get(label::DIGEST).map(String::as_str)
 }
 
 /// Whether it ran, and ended by itself.
-fn has_ended(found: &ContainerInspectResponse) -> bool {
-    let state = found.state.as_ref().and_then(|state| state.status);
-    matches!(state, Some(ContainerStateStatusEnum::EXITED | ContainerStateStatusEnum::DEAD))
+fn has_ended(found: &Found) -> bool {
+    matches!(found.state.status.as_str(), "exited" | "stopped" | "dead")
 }
 
-fn address(found: &ContainerInspectResponse, port: u16) -> Option<SocketAddr> {
+fn address(found: &Found, port: u16) -> Option<SocketAddr> {
     Some((Ipv4Addr::LOCALHOST, container::published(found, port)?).into())
 }
 
@@ -704,12 +554,11 @@ fn mute() -> Failure {
     }
 }
 
-fn ended(found: &ContainerInspectResponse) -> Failure {
-    let state = found.state.clone().unwrap_or_default();
-    let (reason, message) = match (state.paused, state.oom_killed) {
-        (Some(true), _) => ("ContainerPaused", "the container was paused".to_owned()),
-        (_, Some(true)) => ("OutOfMemory", "the container was ended for its memory".to_owned()),
-        _ => ("ContainerEnded", format!("the container ended with code {}", state.exit_code.unwrap_or_default())),
+fn ended(found: &Found) -> Failure {
+    let (reason, message) = match &found.state {
+        state if state.paused => ("ContainerPaused", "the container was paused".to_owned()),
+        state if state.oom_killed => ("OutOfMemory", "the container was ended for its memory".to_owned()),
+        state => ("ContainerEnded", format!("the container ended with code {}", state.exit_code)),
     };
     Failure { reason, message, hint: None, retry: Retry::Backoff }
 }

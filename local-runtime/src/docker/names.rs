@@ -8,18 +8,13 @@ const SHORT: usize = 8;
 /// Longest part of a name that comes from a user: names of containers may be host names, of which one label has 63.
 const PART: usize = 24;
 
-/// Several installations may share an engine.
-fn installation(id: &str) -> String {
-    short(id)
-}
-
 pub(super) fn container(owner: &OwnerKey) -> String {
     format!("mcphub-{}-{}-{}", part(&owner.namespace), part(&owner.name), short(&owner.id()))
 }
 
 /// The network of a server: one that it shares with others of its namespace, or its own.
 pub(super) fn network(owner: &OwnerKey, shared: bool) -> String {
-    let installation = installation(&owner.installation);
+    let installation = short(&owner.installation);
     match shared {
         true => format!("mcphub-{installation}-{}", owner.namespace),
         false => format!("mcphub-{installation}-{}-{}", part(&owner.name), short(&owner.id())),
@@ -28,13 +23,13 @@ pub(super) fn network(owner: &OwnerKey, shared: bool) -> String {
 
 /// The volume with a bridge.
 pub(super) fn bridge_volume(installation_id: &str, digest: &str) -> String {
-    format!("mcphub-{}-bridge-{digest}", installation(installation_id))
+    format!("mcphub-{}-bridge-{digest}", short(installation_id))
 }
 
 /// A volume of the user's data, which we make and never remove.
 pub(super) fn data_volume(installation_id: &str, namespace: &str, claim: &str) -> String {
     // A namespace has no dot, so that no two claims are one.
-    format!("mcphub-{}-data-{namespace}.{claim}", installation(installation_id))
+    format!("mcphub-{}-data-{namespace}.{claim}", short(installation_id))
 }
 
 fn part(name: &str) -> String {

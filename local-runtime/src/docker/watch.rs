@@ -24,7 +24,7 @@ pub(super) async fn run(runtime: Weak<DockerRuntime>) {
     let mut pause = RECONNECT.0;
     loop {
         let Some(strong) = runtime.upgrade() else { return };
-        strong.look().await;
+        strong.place.look(&strong.config).await;
         let Ok(engine) = strong.engine() else {
             drop(strong);
             tokio::time::sleep(LOOK_FOR).await;

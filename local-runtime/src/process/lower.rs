@@ -6,10 +6,7 @@ use std::path::Path;
 use mcp_hub_crds::Quantity;
 use mcp_hub_crds::server::{FilesystemPermission, NetworkPermissions, Permissions, Resources, Volume};
 use mcp_hub_crds::source::{Resolved, Source};
-use mcp_hub_dataplane_api::SessionMode;
-use mcp_hub_dataplane_api::launch::{
-    Cgroup, Child, ChildTransport, Drain, FilesystemAccess, LaunchSpec, Limits, LogPolicy, Owner, Roots,
-};
+use mcp_hub_dataplane_api::launch::{Cgroup, Child, Drain, FilesystemAccess, LaunchSpec, Limits, LogPolicy};
 use mcp_hub_reconcile::lower::{Change, Degraded, Lowered, Object, ObjectId, Stage, Unsupported};
 use mcp_hub_reconcile::owner::OwnerKey;
 use mcp_hub_reconcile::workload::{ServerWorkload, Workload};
@@ -17,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::NAME;
 use super::folder::RunFolder;
+use crate::cluster_only;
 use crate::host::Host;
 use crate::secret_source;
 
@@ -47,8 +45,6 @@ pub(super) fn lower(workload: &Workload, host: &Host, run_dir: &Path) -> Result<
         // Decided by the runtime set.
         runtime: _,
         base_dir,
-        transport,
-        era,
         args,
         working_dir,
         env,
@@ -57,50 +53,30 @@ pub(super) fn lower(workload: &Workload, host: &Host, run_dir: &Path) -> Result<
         run_as,
         replicas,
         at_rest,
-        lifecycle,
-        sessions,
-        roots,
-        health,
-        restart,
-        timeouts,
         permissions,
-        pod_template,
-        token_sha256,
+        // Said to mean nothing here.
+        pod_template: _,
         restarted_at,
         // One machine has one namespace of gateways: this process.
         expose_to: _,
         // The run folder pins it.
         bridge: _,
+        // Told to the bridge, see `ServerWorkload::launch`.
+        transport: _,
+        era: _,
+        sessions: _,
+        roots: _,
+        lifecycle: _,
+        health: _,
+        restart: _,
+        timeouts: _,
+        token_sha256: _,
     } = server.as_ref();
 
-    let mut degraded = Vec::new();
-    if pod_template.is_some() {
-        degraded.push(Degraded {
-            field: "spec.kubernetes.podTemplate".to_owned(),
-            message: "applies in clusters only".to_owned(),
-        });
-    }
+    let mut degraded = cluster_only::fields(server);
     let limits = limits_of(resources.as_ref(), host, RunFolder::of(run_dir, owner).name(), &mut degraded);
-    if resources.as_ref().is_some_and(|resources| resources.requests.is_some()) {
-        degraded.push(Degraded {
-            field: "spec.resources.requests".to_owned(),
-            message: "one machine schedules nothing".to_owned(),
-        });
-    }
-    // The schema says so too; a runtime does not rely on it.
-    if *roots == Roots::Forward && sessions.mode != SessionMode::PerClient {
-        return Err(no(
-            "spec.roots",
-            "a server that clients share cannot be given one client's roots",
-            Some("set sessions.mode to perClient"),
-        ));
-    }
-    if *roots == Roots::Forward && *transport != ChildTransport::Stdio {
-        return Err(no(
-            "spec.roots",
-            "roots are forwarded to stdio servers only; one on HTTP asks its clients itself",
-            None,
-        ));
+    if let Some(why) = server.unforwardable_roots() {
+        return Err(no("spec.roots", why, None));
     }
     if let Some(run_as) = run_as {
         let other = |wanted: Option<i64>, own: u32| wanted.is_some_and(|wanted| wanted != i64::from(own));
@@ -154,12 +130,8 @@ pub(super) fn lower(workload: &Workload, host: &Host, run_dir: &Path) -> Result<
     plain.retain(|name, _| !secrets.contains_key(name));
     let start = if base_dir.is_empty() { &host.home } else { Path::new(base_dir) };
     let working_dir = working_dir.as_ref().map_or_else(|| start.to_owned(), |path| host.absolute(start, path));
-    let launch = LaunchSpec {
-        owner: Owner { id: owner.id(), namespace: owner.namespace.clone(), name: owner.name.clone() },
-        digest: String::new(),
-        listen: ([127, 0, 0, 1], 0).into(),
-        token_sha256: token_sha256.clone(),
-        child: Child {
+    let launch = server.launch(
+        Child {
             program,
             args: command.chain(args.iter().cloned()).collect(),
             working_dir: working_dir.to_string_lossy().into_owned(),
@@ -169,17 +141,10 @@ pub(super) fn lower(workload: &Workload, host: &Host, run_dir: &Path) -> Result<
             limits,
             filesystem,
         },
-        transport: transport.clone(),
-        era: *era,
-        sessions: *sessions,
-        roots: *roots,
-        lifecycle: *lifecycle,
-        health: *health,
-        restart: *restart,
-        timeouts: *timeouts,
-        log: LOG,
-        drain: Drain::default(),
-    };
+        ([127, 0, 0, 1], 0).into(),
+        LOG,
+        Drain::default(),
+    );
     let mut launch = serde_json::to_value(launch).unwrap_or_default();
     if let Some(launch) = launch.as_object_mut() {
         // It is the object's own digest, so it cannot be part of what is hashed.

@@ -2,10 +2,7 @@
 
 use mcp_hub_crds::server::{FilesystemPermission, Permissions, RunAs, Volume};
 use mcp_hub_crds::source::{ImageSource, PackageSource, Resolved, Source};
-use mcp_hub_dataplane_api::SessionMode;
-use mcp_hub_dataplane_api::launch::{
-    Child, ChildTransport, Drain, LAUNCH_ENV, LaunchSpec, Limits, LogPolicy, Owner, Roots, in_pod_env,
-};
+use mcp_hub_dataplane_api::launch::{Child, Drain, LAUNCH_ENV, LogPolicy, in_pod_env};
 use mcp_hub_reconcile::image::{self, Identity, bridge_port};
 use mcp_hub_reconcile::lower::{Change, Degraded, Lowered, Object, ObjectId, Stage, Unsupported};
 use mcp_hub_reconcile::owner::OwnerKey;
@@ -47,7 +44,6 @@ pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Resu
         // Folders of a machine; a cluster has none.
         base_dir: _,
         transport,
-        era,
         args,
         working_dir,
         env,
@@ -56,25 +52,27 @@ pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Resu
         run_as,
         replicas,
         at_rest,
-        lifecycle,
-        sessions,
-        roots,
-        health,
-        restart,
-        timeouts,
         permissions,
         pod_template,
-        token_sha256,
         restarted_at,
         expose_to,
         bridge,
+        // Told to the bridge, see `ServerWorkload::launch`.
+        era: _,
+        sessions: _,
+        roots: _,
+        lifecycle: _,
+        health: _,
+        restart: _,
+        timeouts: _,
+        token_sha256: _,
     } = server;
     if let Some(choice) = runtime {
         let message = format!("a cluster has no runtime {}", choice.as_str());
         return Err(no("spec.runtime", message, Some("leave it empty")));
     }
-    if *roots == Roots::Forward && (sessions.mode != SessionMode::PerClient || *transport != ChildTransport::Stdio) {
-        return Err(no("spec.roots", "roots are forwarded to stdio servers with sessions.mode perClient only", None));
+    if let Some(why) = server.unforwardable_roots() {
+        return Err(no("spec.roots", why, None));
     }
     let from = match source {
         Source::Image(image) => From::Image(image),
@@ -126,33 +124,8 @@ pub(super) fn lower(server: &ServerWorkload, settings: &ClusterSettings) -> Resu
         }
     };
     let who = identity(run_as.as_ref(), resolved, &mut degraded);
-    let launch = LaunchSpec {
-        owner: Owner { id: owner.id(), namespace: owner.namespace.clone(), name: owner.name.clone() },
-        digest: String::new(),
-        listen: ([0, 0, 0, 0], port).into(),
-        token_sha256: token_sha256.clone(),
-        child: Child {
-            program,
-            args: arguments,
-            working_dir: String::new(),
-            inherit_env: true,
-            env: std::collections::BTreeMap::new(),
-            secret_env: Vec::new(),
-            // The pod has limits of its own.
-            limits: Limits::default(),
-            filesystem: None,
-        },
-        transport: transport.clone(),
-        era: *era,
-        sessions: *sessions,
-        roots: *roots,
-        lifecycle: *lifecycle,
-        health: *health,
-        restart: *restart,
-        timeouts: *timeouts,
-        log: NO_LOG,
-        drain: DRAIN,
-    };
+    let launch =
+        server.launch(Child::of_container(program, arguments, Vec::new()), ([0, 0, 0, 0], port).into(), NO_LOG, DRAIN);
     let mut variables = vec![json!({
         "name": LAUNCH_ENV,
         "value": in_pod_env(&serde_json::to_string(&launch).unwrap_or_default()),
