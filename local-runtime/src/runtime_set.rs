@@ -81,11 +81,15 @@ impl RuntimeSet {
     }
 
     fn engine_for_images(&self) -> Result<&dyn Runtime, Unsupported> {
-        let meant = || self.engines.iter().filter(|(kind, _)| self.images.is_none_or(|images| images == *kind));
-        if let Some((_, engine)) = meant().find(|(_, engine)| engine.engine().is_ok()) {
+        let engine = match self.images {
+            // If it is not there, it says so itself.
+            Some(chosen) => self.engines.iter().find(|(kind, _)| *kind == chosen),
+            None => self.engines.iter().find(|(_, engine)| engine.engine().is_ok()),
+        };
+        if let Some((_, engine)) = engine {
             return Ok(&**engine);
         }
-        let missing: Vec<_> = meant().filter_map(|(_, engine)| engine.engine().err()).collect();
+        let missing: Vec<_> = self.engines.iter().filter_map(|(_, engine)| engine.engine().err()).collect();
         let tried: Vec<String> = missing.iter().map(ToString::to_string).collect();
         Err(Unsupported {
             runtime: "this machine".to_owned(),

@@ -92,7 +92,7 @@ pub fn server(server: &MCPServer, findings: &Findings, failure: Option<&Error>, 
         resolved(server, findings),
         available(server, findings, failure),
         Verdict::to_condition(&verdict),
-        supported(findings, previous.filter(|_| bridge.is_none() && still_called)),
+        supported(findings, failure, previous.filter(|_| bridge.is_none() && still_called)),
     ];
     if remote {
         conditions.push(authorization(findings.upstream.as_ref()));
@@ -341,7 +341,11 @@ fn available(server: &MCPServer, findings: &Findings, failure: Option<&Error>) -
 }
 
 /// `previous`: the status whose notices hold while no bridge can tell.
-fn supported(findings: &Findings, previous: Option<&MCPServerStatus>) -> Draft {
+fn supported(findings: &Findings, failure: Option<&Error>, previous: Option<&MCPServerStatus>) -> Draft {
+    if let Some(error @ Error::Unsupported(_)) = failure {
+        let message = with_hint(&error.chain(), error.hint().as_deref());
+        return Draft::new(condition::RUNTIME_SUPPORTED, false, reason::UNSUPPORTED, message);
+    }
     if !findings.degraded.is_empty() {
         let lines: Vec<String> = findings.degraded.iter().map(|d| format!("{}: {}", d.field, d.message)).collect();
         return Draft::new(condition::RUNTIME_SUPPORTED, false, reason::DEGRADED, lines.join("; "));

@@ -144,7 +144,7 @@ async fn a_field_that_the_runtime_cannot_honour_is_refused_by_name() {
     - Resolved Pending: the source was not looked at yet
     - Available Unsupported: fake cannot honour spec.runtime: there is no swarm (hint: leave it out)
     - Ready Unsupported: fake cannot honour spec.runtime: there is no swarm (hint: leave it out)
-    + RuntimeSupported Supported: the runtime honours the spec in full
+    - RuntimeSupported Unsupported: fake cannot honour spec.runtime: there is no swarm (hint: leave it out)
     last error: fake cannot honour spec.runtime: there is no swarm
     ");
 }
@@ -168,7 +168,7 @@ async fn a_refused_change_leaves_the_running_server_ready() {
     + Resolved Resolved: the source and its secrets are there
     + Available Running: the server's bridge answers
     + Ready Ready: the MCP handshake succeeded
-    + RuntimeSupported Supported: the runtime honours the spec in full
+    - RuntimeSupported Unsupported: fake cannot honour spec.runtime: there is no swarm (hint: leave it out)
     endpoint: http://127.0.0.1/github
     version: 1.0.0
     server: fake-server 1.2.3

@@ -61,6 +61,11 @@ impl Surroundings {
         self.env.get(name).map(String::as_str)
     }
 
+    /// Whether the user says where Vessel is.
+    pub(super) fn names_vessel(&self) -> bool {
+        self.variable("VESSEL_HOST").is_some()
+    }
+
     /// The folder of docker's own configuration.
     pub(super) fn docker_config(&self) -> PathBuf {
         self.variable("DOCKER_CONFIG").map_or_else(|| self.home.join(".docker"), PathBuf::from)
@@ -102,7 +107,9 @@ impl NotFound {
             EngineKind::Podman => {
                 "start its socket (`systemctl --user start podman.socket`), install it (`apt-get install podman`, or podman.io), or set CONTAINER_HOST"
             }
-            EngineKind::Vessel => "install Vessel, or set VESSEL_HOST to its Docker-compatible socket",
+            EngineKind::Vessel => {
+                "install Vessel so that `vessel` is on the PATH, or set VESSEL_HOST to its Docker-compatible socket"
+            }
         }
     }
 }

@@ -16,6 +16,7 @@ mod names;
 mod pacing;
 mod place;
 mod shared;
+mod vessel;
 mod watch;
 
 use std::collections::{HashMap, HashSet};
@@ -387,7 +388,7 @@ impl Runtime for DockerRuntime {
 
     fn lower(&self, workload: &Workload) -> Result<Lowered, Unsupported> {
         let kind = self.config.kind;
-        match self.place.engine() {
+        match self.place.wanted() {
             Ok(engine) => lower::lower(workload, kind, engine.facts(), &self.config.host, &self.config.bridges),
             Err(missing) => Err(Unsupported {
                 runtime: kind.as_str().to_owned(),

@@ -1,12 +1,15 @@
 //! Where an engine is: looked for as long as none was found, and then kept.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use mcp_hub_reconcile::ports::{Enforces, RuntimeInfo};
+use tokio::sync::Notify;
 
 use super::DockerConfig;
 use super::detect::{EngineKind, NotFound, find};
 use super::engine::{Engine, EngineError};
+use super::vessel;
 
 #[derive(Debug)]
 pub(super) struct EnginePlace {
@@ -14,6 +17,9 @@ pub(super) struct EnginePlace {
     /// While none was found.
     nowhere: RuntimeInfo,
     missing: Mutex<NotFound>,
+    wanted: AtomicBool,
+    /// Told when it is wanted for the first time.
+    want: Notify,
 }
 
 impl EnginePlace {
@@ -28,6 +34,8 @@ impl EnginePlace {
                 bridge: None,
             },
             missing: Mutex::new(NotFound { kind, tried: Vec::new() }),
+            wanted: AtomicBool::new(false),
+            want: Notify::new(),
         }
     }
 
@@ -36,6 +44,22 @@ impl EnginePlace {
             Some((engine, _)) => Ok(engine.clone()),
             None => Err(self.missing.lock().unwrap_or_else(PoisonError::into_inner).clone()),
         }
+    }
+
+    /// As [`EnginePlace::engine`], for a server that is to run here: from now on the engine is started where it can be.
+    pub(super) fn wanted(&self) -> Result<Engine, NotFound> {
+        if !self.wanted.swap(true, Ordering::Relaxed) {
+            self.want.notify_one();
+        }
+        self.engine()
+    }
+
+    /// Resolves when it is wanted for the first time.
+    ///
+    /// # Cancel safety
+    /// May be dropped and asked again.
+    pub(super) async fn until_wanted(&self) {
+        self.want.notified().await;
     }
 
     /// As [`EnginePlace::engine`], for who cannot go on without.
@@ -47,12 +71,16 @@ impl EnginePlace {
         self.found.get().map_or(&self.nowhere, |(_, info)| info)
     }
 
-    /// Looks for an engine unless one was found.
-    pub(super) async fn look(&self, config: &DockerConfig) {
-        if self.found.get().is_some() {
-            return;
+    /// Looks for an engine unless one was found, and starts it where that is ours to do. Gives whether none was, and what
+    /// is to be told of that is new.
+    pub(super) async fn look(&self, config: &DockerConfig) -> bool {
+        let starts = config.kind == EngineKind::Vessel && self.wanted.load(Ordering::Relaxed);
+        // An engine is kept; a service that we can start may have ended.
+        if self.found.get().is_some() && !starts {
+            return false;
         }
-        match find(config.kind, &config.around).await {
+        let found = if starts { vessel::awaken(&config.around).await } else { find(config.kind, &config.around).await };
+        match found {
             Ok(engine) => {
                 let facts = engine.facts();
                 let info = RuntimeInfo {
@@ -67,11 +95,18 @@ impl EnginePlace {
                     bridge: config.bridges.choose(None, &facts.architecture).map(|bridge| bridge.digest.clone()),
                     ..self.nowhere.clone()
                 };
-                tracing::info!(engine = facts.product, address = facts.address, "container engine found");
                 // Only the watcher and the start look, one after the other.
-                self.found.set((engine, info)).unwrap_or_default();
+                if self.found.set((engine.clone(), info)).is_ok() {
+                    tracing::info!(engine = facts.product, address = facts.address, "container engine found");
+                }
+                false
             }
-            Err(missing) => *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = missing,
+            Err(missing) => {
+                let mut known = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+                let is_news = *known != missing;
+                *known = missing;
+                is_news
+            }
         }
     }
 }

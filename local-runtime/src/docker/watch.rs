@@ -24,10 +24,16 @@ pub(super) async fn run(runtime: Weak<DockerRuntime>) {
     let mut pause = RECONNECT.0;
     loop {
         let Some(strong) = runtime.upgrade() else { return };
-        strong.place.look(&strong.config).await;
+        let is_news = strong.place.look(&strong.config).await;
         let Ok(engine) = strong.engine() else {
+            if is_news {
+                // Servers that are to run here show why they do not.
+                strong.tell(RuntimeEvent::Resync);
+            }
+            let place = strong.place.clone();
             drop(strong);
-            tokio::time::sleep(LOOK_FOR).await;
+            // Sooner if somebody asks for it.
+            tokio::time::timeout(LOOK_FOR, place.until_wanted()).await.unwrap_or_default();
             continue;
         };
         // From before the look at what is there: what changes in between is told twice, not never.
