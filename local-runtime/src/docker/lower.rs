@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use mcp_hub_crds::Quantity;
-use mcp_hub_crds::server::{FilesystemPermission, NetworkPermissions, Permissions, Resources, RunAs, Volume};
+use mcp_hub_crds::server::{FilesystemPermission, NetworkPermissions, Resources, RunAs, Volume};
 use mcp_hub_crds::source::{ImageSource, ResolvedImage, Source};
 use mcp_hub_dataplane_api::launch::{Child, Drain, LAUNCH_ENV, LogPolicy};
+use mcp_hub_reconcile::egress;
 use mcp_hub_reconcile::image::{self, NOBODY};
 use mcp_hub_reconcile::lower::{Change, Degraded, Lowered, Object, ObjectId, Stage, Unsupported};
 use mcp_hub_reconcile::owner::OwnerKey;
@@ -18,6 +19,7 @@ use super::carry::Bridges;
 use super::container::{Container, Mount, MountedFrom};
 use super::detect::EngineKind;
 use super::engine::Facts;
+use super::relay::{self, Relays, Way};
 use super::{carry, names};
 use crate::cluster_only;
 use crate::host::Host;
@@ -42,6 +44,7 @@ pub(super) fn lower(
     facts: &Facts,
     host: &Host,
     bridges: &Bridges,
+    relays: &Relays,
 ) -> Result<Lowered, Unsupported> {
     let engine = engine.as_str();
     let no = |field: &str, message: &str, hint: Option<&str>| Unsupported {
@@ -101,10 +104,9 @@ pub(super) fn lower(
         return Err(no(&format!("spec.source.{}", source.kind()), "only images run in containers", hint));
     };
     let ImageSource { r#ref, command: _, pull_secret_ref, pin_digest, verify: _ } = from;
-    if let Some(Permissions { network: Some(NetworkPermissions { egress: Some(_) }), .. }) = permissions {
-        let message = "this release keeps no container from the network";
-        return Err(no("spec.permissions.network.egress", message, Some("leave it out, or use a cluster")));
-    }
+    let network = permissions.as_ref().and_then(|permissions| permissions.network.as_ref());
+    let list = network.and_then(|NetworkPermissions { egress }| egress.as_deref());
+    let egress = list.map(|list| Egress::of(engine, owner, list, facts, relays)).transpose()?;
     if !facts.pids_limit {
         degraded.push(Degraded {
             field: "spec.resources".to_owned(),
@@ -159,6 +161,16 @@ pub(super) fn lower(
     if plain.contains_key(LAUNCH_ENV) || secrets.contains_key(LAUNCH_ENV) {
         return Err(no("spec.env", &format!("{LAUNCH_ENV} is the bridge's own variable"), None));
     }
+    let names = || plain.keys().chain(secrets.keys());
+    let proxies = egress.iter().flat_map(|egress| &egress.env);
+    if proxies.clone().next().is_some()
+        && let Some(name) = names().find(|name| egress::claims(name))
+    {
+        let message = format!("{name} leads to the relay, because of spec.permissions.network.egress");
+        return Err(no("spec.env", &message, Some("leave it out")));
+    }
+    let proxies: Vec<_> = proxies.filter(|(name, _)| !names().any(|own| own == name)).collect();
+    plain.extend(proxies.into_iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
     if homeless && !secrets.contains_key("HOME") {
         plain.entry("HOME".to_owned()).or_insert_with(|| TMP_DIR.to_owned());
     }
@@ -192,7 +204,11 @@ pub(super) fn lower(
         memory: limits.memory,
         nano_cpus: limits.nano_cpus,
         pids: facts.pids_limit.then_some(PIDS),
-        network: names::network(owner, facts.isolates_within_network()),
+        network: match &egress {
+            Some(egress) => egress.way.network.clone(),
+            None => names::network(owner, facts.isolates_within_network()),
+        },
+        enclosed: egress.is_some(),
         port,
         restarted_by_engine: false,
         running: true,
@@ -209,8 +225,51 @@ pub(super) fn lower(
         "secrets": secrets,
         "restartedAt": restarted_at,
     });
-    let object = Object::new(container_id(engine, owner), Stage::Workload, Change::Recreate, body);
-    Ok(Lowered { objects: vec![object], degraded })
+    let mut objects = vec![Object::new(container_id(engine, owner), Stage::Workload, Change::Recreate, body)];
+    // An object of its own, so that a relay that is made anew leaves the server as it is.
+    objects.extend(egress.map(|Egress { way, .. }| {
+        let body = serde_json::to_value(way).unwrap_or_default();
+        Object::new(way_id(engine, owner), Stage::Network, Change::InPlace, body)
+    }));
+    Ok(Lowered { objects, degraded })
+}
+
+/// What an egress list becomes.
+struct Egress {
+    way: Way,
+    /// Variables by which the server's program finds the relay; none if it may reach nothing.
+    env: Vec<(&'static str, String)>,
+}
+
+impl Egress {
+    fn of(
+        engine: &str,
+        owner: &OwnerKey,
+        list: &[String],
+        facts: &Facts,
+        relays: &Relays,
+    ) -> Result<Self, Unsupported> {
+        let targets = egress::targets(engine, list)?;
+        let relay = relays.container(&owner.namespace, facts).ok_or_else(|| Unsupported {
+            runtime: engine.to_owned(),
+            field: egress::FIELD.to_owned(),
+            message: format!("this program carries no relay for {}", facts.architecture),
+            hint: Some("use a release, or build one with `cargo xtask dist`".to_owned()),
+        })?;
+        let place = format!("{}:{}", relay::HOST, relay::PORT);
+        let key = relays.installation().permit_key();
+        let env = match targets.is_empty() {
+            true => Vec::new(),
+            // Nothing is reached directly: addresses of the list are the relay's to connect to as well.
+            false => egress::variables(engine, owner, targets, &key, &place, [])?,
+        };
+        Ok(Self { way: Way { network: names::inner(owner), relay }, env })
+    }
+}
+
+/// The way through the relay, of a kind of its own for each engine as well.
+pub(super) fn way_id(engine: &str, owner: &OwnerKey) -> ObjectId {
+    ObjectId::new(format!("{engine} way"), &owner.name)
 }
 
 /// Each engine's containers are of a kind of their own, so that a server that moves from one to another leaves the first.

@@ -57,7 +57,7 @@ impl Harness for Containers {
         };
         vec![
             ("spec.source.command", of(json!({"source": {"command": {"path": "/bin/server"}}}))),
-            ("spec.permissions.network.egress", of(json!({"permissions": {"network": {"egress": []}}}))),
+            ("spec.permissions.network.egress", of(json!({"permissions": {"network": {"egress": ["a.example.com"]}}}))),
             ("spec.replicas", of(json!({"replicas": 2}))),
             ("spec.volumes", volume(json!({"configMap": "map"}))),
             ("spec.volumes", volume(json!({"hostPath": "/data", "mountPath": "/mcp-hub"}))),
