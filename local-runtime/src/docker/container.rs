@@ -39,6 +39,7 @@ const NO_IPV6: &str = "net.ipv6.conf.all.disable_ipv6";
 /// All that we set of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[expect(clippy::struct_excessive_bools, reason = "a table of independent facts")]
 pub(super) struct Container {
     /// Reference by digest, or the engine's own id of an image that no registry has.
     pub(super) image: String,

@@ -107,6 +107,10 @@ pub(super) fn lower(
     let network = permissions.as_ref().and_then(|permissions| permissions.network.as_ref());
     let list = network.and_then(|NetworkPermissions { egress }| egress.as_deref());
     let egress = list.map(|list| Egress::of(engine, owner, list, facts, relays)).transpose()?;
+    degraded.extend(egress.iter().flat_map(|egress| &egress.unreachable).map(|entry| Degraded {
+        field: egress::FIELD.to_owned(),
+        message: format!("{entry} leads nowhere: the networks that engines make by themselves have no IPv6"),
+    }));
     if !facts.pids_limit {
         degraded.push(Degraded {
             field: "spec.resources".to_owned(),
@@ -239,6 +243,8 @@ struct Egress {
     way: Way,
     /// Variables by which the server's program finds the relay; none if it may reach nothing.
     env: Vec<(&'static str, String)>,
+    /// Entries that the relay does not get to.
+    unreachable: Vec<String>,
 }
 
 impl Egress {
@@ -258,12 +264,14 @@ impl Egress {
         })?;
         let place = format!("{}:{}", relay::HOST, relay::PORT);
         let key = relays.installation().permit_key();
+        let is_v6 = |entry: &String| entry.starts_with('[');
+        let unreachable = targets.iter().map(ToString::to_string).filter(is_v6).collect();
         let env = match targets.is_empty() {
             true => Vec::new(),
             // Nothing is reached directly: addresses of the list are the relay's to connect to as well.
             false => egress::variables(engine, owner, targets, &key, &place, [])?,
         };
-        Ok(Self { way: Way { network: names::inner(owner), relay }, env })
+        Ok(Self { way: Way { network: names::inner(owner), relay }, env, unreachable })
     }
 }
 
@@ -376,4 +384,93 @@ fn mounted(volume: &Volume, owner: &OwnerKey, host: &Host, base: &Path, facts: &
         }
     };
     Ok(Place::Mount(Mount { from, read_only }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use mcp_hub_crds::MCPServer;
+    use mcp_hub_reconcile::installation::Installation;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::docker::{Program, ProgramImage};
+
+    fn program(digest: &str) -> Program {
+        Program {
+            architecture: "amd64".to_owned(),
+            digest: digest.repeat(carry::DIGITS),
+            image: ProgramImage::Kept(PathBuf::from("/nowhere")),
+        }
+    }
+
+    /// What a server with more in its spec becomes on Docker, beside a relay of this digest.
+    fn lowered(more: &Value, relay: &str) -> Result<Lowered, Unsupported> {
+        let mut spec = json!({"source": {"image": {"ref": "localhost/units:1"}}});
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let mut server = MCPServer::new("github", serde_json::from_value(spec).unwrap());
+        server.metadata.namespace = Some("team".to_owned());
+        server.metadata.uid = Some("uid".to_owned());
+        let installation = Installation::new("i", [7; 32]);
+        let mut workload = ServerWorkload::of(&server, &installation, &BTreeMap::new()).unwrap();
+        let image = json!({"index": "", "id": "docker:sha256:1", "entrypoint": ["/server"]});
+        workload.resolved = Some(serde_json::from_value(json!({"sourceDigest": "", "image": image})).unwrap());
+        let facts = Facts { architecture: "amd64".to_owned(), pids_limit: true, ..Facts::default() };
+        let host = Host::of_this_process();
+        let bridges = Bridges::new(vec![program("a")], PathBuf::from("/nowhere"));
+        let relays = Relays::new(EngineKind::Docker, installation, vec![program(relay)]);
+        let workload = Workload::Server(Box::new(workload));
+        super::lower(&workload, EngineKind::Docker, &facts, &host, &bridges, &relays)
+    }
+
+    fn with_list(list: &[&str]) -> Value {
+        json!({"permissions": {"network": {"egress": list}}})
+    }
+
+    fn env(lowered: &Lowered) -> Value {
+        lowered.objects[0].body["container"]["env"].clone()
+    }
+
+    #[test]
+    fn a_list_is_the_containers_and_the_relay_is_nobodys() {
+        let one = lowered(&with_list(&["api.example.com:443"]), "b").unwrap();
+        assert_eq!(one.objects.len(), 2);
+        let (container, way) = (&one.objects[0], &one.objects[1]);
+        assert_eq!(container.body["container"]["network"], way.body["network"]);
+        assert!(env(&one)["HTTPS_PROXY"].as_str().unwrap().ends_with("@mcp-hub-relay:3128"));
+        // As it is written into labels and read back.
+        let read: Way = serde_json::from_value(way.body.clone()).unwrap();
+        assert_eq!(serde_json::to_value(read).unwrap(), way.body);
+
+        let another = lowered(&with_list(&["api.example.com:80"]), "b").unwrap();
+        assert_eq!(another.objects[1], *way, "a list is nothing to the relay");
+        assert_ne!(another.objects[0].digest, container.digest);
+        let newer = lowered(&with_list(&["api.example.com:443"]), "c").unwrap();
+        assert_eq!(newer.objects[0], *container, "a new relay is nothing to servers");
+        assert_ne!(newer.objects[1].digest, way.digest);
+    }
+
+    #[test]
+    fn an_empty_list_is_a_network_without_a_permit_and_no_list_is_neither() {
+        let nothing = lowered(&with_list(&[]), "b").unwrap();
+        assert_eq!(nothing.objects.len(), 2);
+        assert_eq!(env(&nothing).get("HTTP_PROXY"), None);
+        let free = lowered(&json!({}), "b").unwrap();
+        assert_eq!(free.objects.len(), 1);
+        assert_eq!(free.objects[0].body["container"].get("enclosed"), None, "earlier containers are as they were");
+    }
+
+    #[test]
+    fn what_a_list_does_not_take_is_refused_by_name_or_said() {
+        let refused = lowered(&with_list(&["a.example.com"]), "b").unwrap_err();
+        assert_eq!(refused.field, "spec.permissions.network.egress[0]");
+        let mut own = with_list(&["a.example.com:1"]);
+        own["env"] = json!([{"name": "no_proxy", "value": "*"}]);
+        assert_eq!(lowered(&own, "b").unwrap_err().field, "spec.env");
+        own["env"] = json!([{"name": "NODE_USE_ENV_PROXY", "value": "0"}]);
+        assert_eq!(env(&lowered(&own, "b").unwrap())["NODE_USE_ENV_PROXY"], "0");
+        let v6 = lowered(&with_list(&["[2001:db8::1]:443"]), "b").unwrap();
+        assert!(v6.degraded[0].message.starts_with("[2001:db8::1]:443 leads nowhere"), "{:?}", v6.degraded);
+    }
 }

@@ -86,7 +86,7 @@ fn relay_of(attributes: &HashMap<String, String>) -> Option<&String> {
 
 /// What happens to a relay that we did not do, or that was done to remove it.
 fn ends(action: Option<&str>) -> bool {
-    matches!(action, Some("die" | "pause" | "update" | "rename" | "destroy" | "remove"))
+    matches!(action, Some("die" | "died" | "pause" | "update" | "rename" | "destroy" | "remove"))
 }
 
 /// The container of a bridge that is followed.

@@ -230,6 +230,15 @@ async fn a_list_opens_what_it_names_and_nothing_beside(kind: EngineKind) {
         }
     }
 
+    // The next daemon takes over what it finds, and opens a way in of its own.
+    hub.kill_daemon();
+    hub.start();
+    until("the next daemon's way in leads to the server", async || {
+        fetch(&hub, "named", &allowed, false).await.is_ok_and(|answer| answer.contains("outside")).then_some(())
+    })
+    .await;
+    assert_eq!(inspected(&scene, "named").await.unwrap()["Id"], shown[0].1["Id"]);
+
     // One relay serves all of them; what the engine shows of it holds no key.
     let before = relays(&scene).await;
     assert_eq!(before.len(), 1, "{before:#?}");
@@ -274,6 +283,12 @@ async fn a_list_opens_what_it_names_and_nothing_beside(kind: EngineKind) {
     let free = ["named", "addressed", "nothing", "free"].map(|name| with_list(name, None));
     hub.write("servers.yaml", &free.concat());
     until("no relay is left", async || relays(&scene).await.is_empty().then_some(())).await;
+    for name in ["named", "addressed", "nothing"] {
+        until("the server is reached, and reaches others", async || {
+            fetch(&hub, name, &allowed, false).await.is_ok_and(|answer| answer.contains("outside")).then_some(())
+        })
+        .await;
+    }
     hub.ok(&["down", "--all"]);
     let images = scene.api.list_images(None::<ListImagesOptions>).await.unwrap();
     assert!(!images.iter().any(|image| image.repo_tags.iter().any(|tag| tag.contains("relay"))), "{images:?}");
