@@ -1,6 +1,6 @@
-//! The bridge that this release starts in front of servers.
+//! The bridge that this release starts in front of servers, and the relay that containers with an egress list reach others by.
 //!
-//! A release carries bridges of several targets inside itself; a development build takes the one beside it. Either is kept
+//! A release carries both for several targets inside itself; a development build takes the bridge beside it. Either is kept
 //! in the cache under its own digest: an upgrade puts a new one beside the old one, which running servers go on with.
 
 use std::borrow::Cow;
@@ -8,7 +8,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
-use mcp_hub_local_runtime::docker::{Bridge, BridgeImage, Bridges, DIGITS};
+use mcp_hub_local_runtime::docker::{Bridges, DIGITS, Program, ProgramImage};
 use sha2::{Digest, Sha256};
 
 use crate::error::Error;
@@ -16,7 +16,7 @@ use crate::places::Places;
 
 const NAME: &str = "mcp-bridge";
 
-/// A bridge inside this program.
+/// A program inside this one.
 struct Carried {
     /// Target triple it was built for.
     target: &'static str,
@@ -29,7 +29,7 @@ include!(concat!(env!("OUT_DIR"), "/carried.rs"));
 
 /// Targets of the bridges that this program carries.
 pub(crate) fn carried() -> Vec<&'static str> {
-    CARRIED.iter().map(|bridge| bridge.target).collect()
+    BRIDGES.iter().map(|bridge| bridge.target).collect()
 }
 
 /// The target whose bridge runs on this machine. On Linux that is the static one, which needs no library.
@@ -41,7 +41,7 @@ fn own_target() -> String {
 /// The bridge for this machine, with its digest.
 fn image() -> Result<(Cow<'static, [u8]>, String), Error> {
     let target = own_target();
-    if let Some(bridge) = CARRIED.iter().find(|bridge| bridge.target == target) {
+    if let Some(bridge) = BRIDGES.iter().find(|bridge| bridge.target == target) {
         return Ok((Cow::Borrowed(bridge.image), bridge.digest.to_owned()));
     }
     let own = std::env::current_exe().map_err(Error::file("find", "mcpctl itself"))?;
@@ -81,14 +81,23 @@ pub(crate) fn place(places: &Places) -> Result<PathBuf, Error> {
 /// Bridges for containers, which have no library of their own: static ones, of each architecture that this program carries,
 /// and those that earlier releases brought into containers.
 pub(crate) fn for_containers(places: &Places) -> Bridges {
+    Bridges::new(of_architectures(BRIDGES), places.cache().join("bridges/containers"))
+}
+
+/// Relays for containers, of each architecture that this program carries.
+pub(crate) fn relays() -> Vec<Program> {
+    of_architectures(RELAYS)
+}
+
+fn of_architectures(carried: &[Carried]) -> Vec<Program> {
     let architectures = [("x86_64-unknown-linux-musl", "amd64"), ("aarch64-unknown-linux-musl", "arm64")];
-    let own = architectures.into_iter().filter_map(|(target, architecture)| {
-        let bridge = CARRIED.iter().find(|bridge| bridge.target == target)?;
-        Some(Bridge {
+    let programs = architectures.into_iter().filter_map(|(target, architecture)| {
+        let program = carried.iter().find(|program| program.target == target)?;
+        Some(Program {
             architecture: architecture.to_owned(),
-            digest: bridge.digest[..DIGITS].to_owned(),
-            image: BridgeImage::Carried(bridge.image),
+            digest: program.digest[..DIGITS].to_owned(),
+            image: ProgramImage::Carried(program.image),
         })
     });
-    Bridges::new(own.collect(), places.cache().join("bridges/containers"))
+    programs.collect()
 }

@@ -82,6 +82,7 @@ pub(crate) async fn run(
             installation: installation.clone(),
             host: Host::of_this_process(),
             bridges: bridge_program::for_containers(&places),
+            relays: bridge_program::relays(),
         };
         (kind, DockerRuntime::start(config, secrets.clone()).await)
     });

@@ -94,6 +94,15 @@ impl Permit {
         Ok(SecretString::new(BASE64_URL_SAFE_NO_PAD.encode(bytes)))
     }
 
+    /// The value of the `Proxy-Authorization` header that shows it, as [`Permit::read`] takes it.
+    ///
+    /// # Errors
+    /// As [`Permit::password`].
+    pub fn header(&self, key: &PermitKey) -> Result<SecretString, TooLong> {
+        let credentials = format!("{}:{}", self.server, self.password(key)?.expose_secret());
+        Ok(SecretString::new(format!("Basic {}", BASE64_STANDARD.encode(credentials))))
+    }
+
     /// The permit in the value of a `Proxy-Authorization` header. The signature is compared in constant time.
     pub fn read(header: &[u8], key: &PermitKey) -> Result<Self, NotAPermit> {
         let credentials = basic(header).ok_or(NotAPermit::Missing)?;
@@ -144,6 +153,7 @@ mod tests {
     #[test]
     fn a_permit_is_read_as_it_was_signed() {
         assert_eq!(Permit::read(&header("team.github", &signed()), &key()), Ok(permit()));
+        assert_eq!(Permit::read(permit().header(&key()).unwrap().expose_secret().as_bytes(), &key()), Ok(permit()));
         let empty = Permit { server: "a.b".to_owned(), targets: Vec::new() };
         let password = empty.password(&key()).unwrap();
         assert_eq!(Permit::read(&header("a.b", password.expose_secret()), &key()), Ok(empty));

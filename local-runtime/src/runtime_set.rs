@@ -166,13 +166,15 @@ impl Runtime for RuntimeSet {
             Step::Prepare(object) => self.maker(&object.id),
             Step::Remove(id) => return self.maker(id).execute(owner, step).await,
             Step::Apply(object) | Step::Replace(object) => {
+                let maker = self.maker(&object.id);
                 // Where the server ran before it ends first: of one server there are not two.
                 for other in self.observe(owner).await?.objects {
-                    if other.id != object.id {
-                        self.maker(&other.id).execute(owner, &Step::Remove(other.id.clone())).await?;
+                    let has = self.maker(&other.id);
+                    if has.info().name != maker.info().name {
+                        has.execute(owner, &Step::Remove(other.id.clone())).await?;
                     }
                 }
-                self.maker(&object.id)
+                maker
             }
         };
         maker.execute(owner, step).await

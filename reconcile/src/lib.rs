@@ -7,6 +7,7 @@
 
 pub mod accept;
 pub mod controller;
+pub mod egress;
 pub mod error;
 pub mod exposure;
 pub mod gateway;
@@ -29,7 +30,7 @@ pub mod contract;
 pub mod fake;
 
 /// Hash of a document: lower-case hex SHA-256 of its compact JSON, whose keys are sorted.
-pub(crate) fn digest(document: &serde_json::Value) -> String {
+pub fn digest(document: &serde_json::Value) -> String {
     use sha2::{Digest, Sha256};
     // `serde_json::Value` keeps its keys in insertion order if another crate switches that on; sorting makes the digest
     // independent of it.

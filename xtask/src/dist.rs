@@ -1,4 +1,4 @@
-//! `cargo xtask dist`: one `mcpctl` that carries the bridges, so that it can be copied anywhere by itself.
+//! `cargo xtask dist`: one `mcpctl` that carries bridges and relays, so that it can be copied anywhere by itself.
 
 use std::path::{Path, PathBuf};
 
@@ -13,27 +13,51 @@ pub(crate) fn run() -> Result<(), Error> {
         shell::say(&format!("dist needs {}; installing it", Need::MuslTargets.hint()));
         Need::MuslTargets.install()?;
     }
-    let program = carrying(&bridges()?, "release")?;
+    let program = carrying(&programs()?, "release")?;
     shell::say(&format!("made {}", program.display()));
     Ok(())
 }
 
-/// Builds the static bridges into one folder, each under its target's name.
-pub(crate) fn bridges() -> Result<PathBuf, Error> {
-    let folder = shell::target().join("bridges");
+/// Static programs that `mcpctl` carries, in folders where each has its target's name.
+#[derive(Debug)]
+pub(crate) struct Programs {
+    pub(crate) bridges: PathBuf,
+    pub(crate) relays: PathBuf,
+}
+
+/// Builds all that `mcpctl` carries.
+pub(crate) fn programs() -> Result<Programs, Error> {
+    Ok(Programs { bridges: bridges()?, relays: gather("relays", relay)? })
+}
+
+fn bridges() -> Result<PathBuf, Error> {
+    gather("bridges", bridge)
+}
+
+fn gather(name: &str, build: impl Fn(&str) -> Result<PathBuf, Error>) -> Result<PathBuf, Error> {
+    let folder = shell::target().join(name);
     std::fs::create_dir_all(&folder).map_err(file("create", &folder))?;
     for target in MUSL_TARGETS {
         let kept = folder.join(target);
-        std::fs::copy(bridge(target)?, &kept).map_err(file("write", &kept))?;
+        std::fs::copy(build(target)?, &kept).map_err(file("write", &kept))?;
     }
     Ok(folder)
 }
 
 /// Builds one target's static bridge.
 pub(crate) fn bridge(target: &str) -> Result<PathBuf, Error> {
-    let build = ["build", "--locked", "--package", "mcp-hub-bridge", "--profile", "bridge", "--target", target];
+    program("mcp-hub-bridge", "mcp-bridge", target)
+}
+
+/// Builds one target's static relay.
+fn relay(target: &str) -> Result<PathBuf, Error> {
+    program("mcp-hub-relay", "mcp-hub-relay", target)
+}
+
+fn program(package: &str, name: &str, target: &str) -> Result<PathBuf, Error> {
+    let build = ["build", "--locked", "--package", package, "--bin", name, "--profile", "bridge", "--target", target];
     shell::run(&mut shell::cargo(&build))?;
-    let built = shell::target().join(target).join("bridge/mcp-bridge");
+    let built = shell::target().join(target).join("bridge").join(name);
     check(&built, target)?;
     Ok(built)
 }
@@ -48,10 +72,10 @@ pub(crate) fn own_target() -> String {
     format!("{}-unknown-linux-musl", std::env::consts::ARCH)
 }
 
-/// Builds `mcpctl` with these bridges inside; gives its path in `target/dist`.
-pub(crate) fn carrying(bridges: &Path, profile: &str) -> Result<PathBuf, Error> {
+/// Builds `mcpctl` with these programs inside; gives its path in `target/dist`.
+pub(crate) fn carrying(programs: &Programs, profile: &str) -> Result<PathBuf, Error> {
     let mut build = shell::cargo(&["build", "--locked", "--package", "mcpctl", "--profile", profile]);
-    shell::run(build.env("MCP_HUB_BRIDGES", bridges))?;
+    shell::run(build.env("MCP_HUB_BRIDGES", &programs.bridges).env("MCP_HUB_RELAYS", &programs.relays))?;
     let built = folder(profile);
     let folder = shell::target().join("dist").join(built.file_name().unwrap_or_default());
     std::fs::create_dir_all(&folder).map_err(file("create", &folder))?;

@@ -14,12 +14,13 @@ pub(crate) const NEEDS: [Need; 6] = {
 
 pub(crate) fn run() -> Result<(), Error> {
     shell::programs()?;
-    let bridges = dist::bridges()?;
-    let mcpctl = dist::carrying(&bridges, "dev")?;
+    let programs = dist::programs()?;
+    let mcpctl = dist::carrying(&programs, "dev")?;
     images::for_tests()?;
     let mut test = shell::cargo(&["test", "--locked", "--package", "mcp-hub-engine-tests"]);
     test.env("MCP_HUB_TEST_IMAGES", shell::target().join("images"));
-    test.env("MCP_HUB_TEST_BRIDGE", bridges.join(dist::own_target()));
+    test.env("MCP_HUB_TEST_BRIDGE", programs.bridges.join(dist::own_target()));
+    test.env("MCP_HUB_TEST_RELAY", programs.relays.join(dist::own_target()));
     test.env("MCP_HUB_TEST_MCPCTL", mcpctl);
     shell::run(&mut test)
 }

@@ -29,7 +29,7 @@ impl Mcpctl {
         let program = match profile {
             Profile::Debug => shell::target().join("debug/mcpctl"),
             // As it is shipped: with static bridges inside.
-            Profile::Release => dist::carrying(&dist::bridges()?, "release")?,
+            Profile::Release => dist::carrying(&dist::programs()?, "release")?,
         };
         Ok(Self::at(program, home))
     }

@@ -123,7 +123,7 @@ fn rust() -> Result<(), Error> {
 
 /// The bridges of every target, and an `mcpctl` that works by itself because it carries them.
 fn static_bridge() -> Result<(), Error> {
-    let program = dist::carrying(&dist::bridges()?, "dev")?;
+    let program = dist::carrying(&dist::programs()?, "dev")?;
     shell::programs()?;
     let units = shell::target().join("debug/units-server");
     let home = shell::target().join("carried");

@@ -21,49 +21,61 @@ use super::{lower, names};
 
 /// Name of the program in the volume.
 pub(super) const PROGRAM: &str = "mcp-bridge";
-/// Marks what is no server's.
-const ROLE: &str = "mcphub.io/role";
 const HELPER: &str = "bridge";
 /// Names a helper's volume.
 const VOLUME: &str = "mcphub.io/volume";
 
-/// A bridge that can be brought into containers.
+/// A static program of ours that can be brought into containers: a bridge, or a relay.
 #[derive(Debug, Clone)]
-pub struct Bridge {
+pub struct Program {
     /// As images name it: `amd64`, `arm64`.
     pub architecture: String,
     /// The beginning of its SHA-256 in lower-case hex, see [`DIGITS`].
     pub digest: String,
-    pub image: BridgeImage,
+    pub image: ProgramImage,
 }
 
-/// Digits of a digest that tell one bridge from another.
+/// Digits of a digest that tell one program from another.
 pub const DIGITS: usize = 16;
 
 #[derive(Debug, Clone)]
-pub enum BridgeImage {
+pub enum ProgramImage {
     Carried(&'static [u8]),
     Kept(PathBuf),
+}
+
+impl Program {
+    /// Its bytes; `None` if they are others by now: kept ones lay in a folder for a while.
+    pub(super) fn read(&self) -> Result<Option<Vec<u8>>, EngineError> {
+        let bytes = match &self.image {
+            ProgramImage::Carried(bytes) => bytes.to_vec(),
+            ProgramImage::Kept(path) => {
+                let path = path.clone();
+                std::fs::read(&path).map_err(|source| EngineError::File { path, source })?
+            }
+        };
+        Ok(hex::encode(Sha256::digest(&bytes)).starts_with(&self.digest).then_some(bytes))
+    }
 }
 
 /// The bridges of this release, and those of earlier ones that containers may still have.
 #[derive(Debug, Clone)]
 pub struct Bridges {
-    own: Vec<Bridge>,
-    kept: Vec<Bridge>,
+    own: Vec<Program>,
+    kept: Vec<Program>,
     folder: PathBuf,
 }
 
 impl Bridges {
     /// `own`: one for each architecture. `folder`: where those that were brought into containers are kept, for as long as a
     /// container may need one that a newer release no longer carries.
-    pub fn new(own: Vec<Bridge>, folder: PathBuf) -> Self {
+    pub fn new(own: Vec<Program>, folder: PathBuf) -> Self {
         let files = std::fs::read_dir(&folder).into_iter().flatten().flatten();
         let kept = files.filter_map(|file| {
             let name = file.file_name().into_string().ok()?;
             let (architecture, digest) = name.split_once('-')?;
-            let image = BridgeImage::Kept(file.path());
-            (digest.len() == DIGITS).then(|| Bridge {
+            let image = ProgramImage::Kept(file.path());
+            (digest.len() == DIGITS).then(|| Program {
                 architecture: architecture.to_owned(),
                 digest: digest.to_owned(),
                 image,
@@ -73,21 +85,21 @@ impl Bridges {
     }
 
     /// The bridge that a container was made with, if it is at hand: an upgrade rolls nothing. Else that of this release.
-    pub(super) fn choose(&self, kept: Option<&str>, architecture: &str) -> Option<&Bridge> {
+    pub(super) fn choose(&self, kept: Option<&str>, architecture: &str) -> Option<&Program> {
         let mut fitting = self.own.iter().chain(&self.kept).filter(|bridge| bridge.architecture == architecture);
         let pinned = fitting.clone().find(|bridge| Some(bridge.digest.as_str()) == kept);
         pinned.or_else(|| fitting.next())
     }
 
-    fn of_volume(&self, installation: &str, volume: &str) -> Option<&Bridge> {
+    fn of_volume(&self, installation: &str, volume: &str) -> Option<&Program> {
         let mut all = self.own.iter().chain(&self.kept);
         all.find(|bridge| names::bridge_volume(installation, &bridge.digest) == volume)
     }
 
     /// Keeps what a later release may not carry. One that cannot be kept rolls its container then, which is no reason not to
     /// start it now.
-    fn keep(&self, bridge: &Bridge) {
-        let BridgeImage::Carried(image) = &bridge.image else { return };
+    fn keep(&self, bridge: &Program) {
+        let ProgramImage::Carried(image) = &bridge.image else { return };
         let path = self.folder.join(format!("{}-{}", bridge.architecture, bridge.digest));
         let write = || -> std::io::Result<()> {
             std::fs::create_dir_all(&self.folder)?;
@@ -112,19 +124,9 @@ impl Bridges {
         image: &str,
     ) -> Result<(), EngineError> {
         let bridge = self.of_volume(installation, volume);
-        let bridge =
-            bridge.ok_or_else(|| EngineError::NoBridge { architecture: engine.facts().architecture.clone() })?;
-        let program = match &bridge.image {
-            BridgeImage::Carried(bytes) => bytes.to_vec(),
-            BridgeImage::Kept(path) => {
-                let path = path.clone();
-                std::fs::read(&path).map_err(|source| EngineError::File { path, source })?
-            }
-        };
-        // Kept ones lay in a folder for a while.
-        if !hex::encode(Sha256::digest(&program)).starts_with(&bridge.digest) {
-            return Err(EngineError::NoBridge { architecture: engine.facts().architecture.clone() });
-        }
+        let missing = || EngineError::NoBridge { architecture: engine.facts().architecture.clone() };
+        let bridge = bridge.ok_or_else(missing)?;
+        let program = bridge.read()?.ok_or_else(missing)?;
         let labels = labels(installation);
         let request =
             VolumeCreateRequest { name: Some(volume.to_owned()), labels: Some(labels.clone()), ..Default::default() };
@@ -160,7 +162,7 @@ pub(super) async fn open(engine: &Engine, installation: &str, volume: &str, imag
 
 /// Removes helpers that somebody left who was killed.
 pub(super) async fn remove_helpers(engine: &Engine, mark: &str) -> Result<(), EngineError> {
-    for labels in engine.labels(&[mark.to_owned(), format!("{ROLE}={HELPER}")]).await? {
+    for labels in engine.labels(&[mark.to_owned(), format!("{}={HELPER}", label::ROLE)]).await? {
         if let Some(volume) = labels.get(VOLUME) {
             Helper { engine, name: helper_of(volume) }.remove().await?;
         }
@@ -170,7 +172,7 @@ pub(super) async fn remove_helpers(engine: &Engine, mark: &str) -> Result<(), En
 
 fn labels(installation: &str) -> HashMap<String, String> {
     let text = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-    HashMap::from([text(label::INSTALLATION, installation), text(ROLE, HELPER)])
+    HashMap::from([text(label::INSTALLATION, installation), text(label::ROLE, HELPER)])
 }
 
 fn helper_of(volume: &str) -> String {

@@ -34,12 +34,12 @@ impl ContainerConsole {
     pub(super) fn new(place: Arc<EnginePlace>) -> Self {
         Self { place }
     }
+}
 
-    /// The end of what a container said, for an error.
-    pub(super) async fn last_lines(&self, engine: &Engine, name: &str) -> String {
-        let lines = lines(engine, name, LogQuery { tail: LAST_LINES, follow: false });
-        lines.take(LAST_LINES).collect::<Vec<_>>().await.join("\n")
-    }
+/// The end of what a container said, for an error.
+pub(super) async fn last_lines(engine: &Engine, name: &str) -> String {
+    let lines = lines(engine, name, LogQuery { tail: LAST_LINES, follow: false });
+    lines.take(LAST_LINES).collect::<Vec<_>>().await.join("\n")
 }
 
 #[async_trait]

@@ -1,6 +1,7 @@
 //! A server's container: what it is asked to be, and what the engine says that it is, in one shape that can be compared.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use bollard::models::{
     ContainerCreateBody, HostConfig, Mount as ApiMount, MountBindOptions, MountType, MountVolumeOptions, PortBinding,
@@ -25,15 +26,20 @@ pub(super) mod label {
     pub(crate) const DIGEST: &str = "mcphub.io/digest";
     /// The lowered body, for what an engine does not show.
     pub(crate) const BODY: &str = "mcphub.io/body";
+    /// Marks what is no server's.
+    pub(crate) const ROLE: &str = "mcphub.io/role";
 }
 
 /// Address at which published ports are reached.
 const LOOPBACK: &str = "127.0.0.1";
 const CAPABILITIES: &str = "ALL";
 const NO_NEW_PRIVILEGES: &str = "no-new-privileges";
+const NO_IPV6: &str = "net.ipv6.conf.all.disable_ipv6";
+
 /// All that we set of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[expect(clippy::struct_excessive_bools, reason = "a table of independent facts")]
 pub(super) struct Container {
     /// Reference by digest, or the engine's own id of an image that no registry has.
     pub(super) image: String,
@@ -58,7 +64,10 @@ pub(super) struct Container {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) pids: Option<i64>,
     pub(super) network: String,
-    /// The bridge's port in the container; published on a free one of the loopback address.
+    /// Whether that network is an inner one, from which only the relay is reached.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) enclosed: bool,
+    /// Its port; published on a free one of the loopback address unless it is enclosed.
     pub(super) port: u16,
     /// The engine restarts nothing: we do, and know why.
     pub(super) restarted_by_engine: bool,
@@ -80,16 +89,25 @@ pub(super) enum MountedFrom {
     Host(String),
     /// A volume of the engine, by name.
     Volume(String),
+    /// A new volume that goes with the container.
+    Fresh,
 }
 
 impl Container {
-    /// The request that makes it.
-    pub(super) fn request(&self, labels: HashMap<String, String>) -> ContainerCreateBody {
+    /// The request that makes it. `relay`: its address, if the engine does not look it up for an enclosed one.
+    pub(super) fn request(&self, labels: HashMap<String, String>, relay: Option<Ipv4Addr>) -> ContainerCreateBody {
         let port = format!("{}/tcp", self.port);
         let binding = PortBinding { host_ip: Some(LOOPBACK.to_owned()), host_port: Some(String::new()) };
+        let is_published = !self.enclosed;
         let host = HostConfig {
             network_mode: Some(self.network.clone()),
-            port_bindings: Some(HashMap::from([(port.clone(), Some(vec![binding]))])),
+            port_bindings: is_published.then(|| HashMap::from([(port.clone(), Some(vec![binding]))])),
+            // Nobody: whom an engine asks by itself carries any name outside.
+            dns: self.enclosed.then(|| vec![LOOPBACK.to_owned()]),
+            extra_hosts: relay.map(|address| vec![format!("{}:{address}", super::relay::HOST)]),
+            // Docker leaves out what a network has not; elsewhere each interface has an address of its own link, by which
+            // the machine would be reached.
+            sysctls: relay.map(|_| HashMap::from([(NO_IPV6.to_owned(), "1".to_owned())])),
             mounts: Some(self.mounts.iter().map(|(path, mount)| mount.request(path)).collect()),
             tmpfs: Some(self.tmpfs.clone().into_iter().collect()),
             readonly_rootfs: Some(self.read_only),
@@ -111,7 +129,7 @@ impl Container {
             env: Some(self.env.iter().map(|(name, value)| format!("{name}={value}")).collect()),
             user: Some(self.user.clone()),
             working_dir: self.working_dir.clone(),
-            exposed_ports: Some(vec![port]),
+            exposed_ports: is_published.then(|| vec![port]),
             labels: Some(labels),
             host_config: Some(host),
             ..ContainerCreateBody::default()
@@ -122,7 +140,7 @@ impl Container {
     pub(super) fn bridge_volume(&self) -> Option<&str> {
         match &self.mounts.get(super::lower::BRIDGE_DIR)?.from {
             MountedFrom::Volume(name) => Some(name),
-            MountedFrom::Host(_) => None,
+            MountedFrom::Host(_) | MountedFrom::Fresh => None,
         }
     }
 
@@ -131,7 +149,7 @@ impl Container {
         let others = self.mounts.iter().filter(|(path, _)| *path != super::lower::BRIDGE_DIR);
         others.filter_map(|(_, mount)| match &mount.from {
             MountedFrom::Volume(name) => Some(name.as_str()),
-            MountedFrom::Host(_) => None,
+            MountedFrom::Host(_) | MountedFrom::Fresh => None,
         })
     }
 
@@ -174,14 +192,21 @@ impl Mount {
                 volume_options: Some(MountVolumeOptions { no_copy: Some(true), ..MountVolumeOptions::default() }),
                 ..mount
             },
+            MountedFrom::Fresh => ApiMount { typ: Some(MountType::VOLUME), ..mount },
         }
     }
 }
 
-/// The published port of a running container.
-pub(super) fn published(found: &Found, port: u16) -> Option<u16> {
+/// Whether it ran, and ended by itself.
+pub(super) fn has_ended(found: &Found) -> bool {
+    matches!(found.state.status.as_str(), "exited" | "stopped" | "dead")
+}
+
+/// Where a port of a running container is published.
+pub(super) fn published(found: &Found, port: u16) -> Option<SocketAddr> {
     let bindings = found.network_settings.ports.as_ref()?.get(&format!("{port}/tcp"))?.as_ref()?;
-    bindings.iter().find_map(|binding| binding.host_port.parse().ok())
+    let port = bindings.iter().find_map(|binding| binding.host_port.parse().ok())?;
+    Some((Ipv4Addr::LOCALHOST, port).into())
 }
 
 /// The labels of an owner's object.

@@ -81,6 +81,20 @@ pub enum EngineError {
     Mute { owner: String },
     #[error("this program carries no bridge for {architecture}")]
     NoBridge { architecture: String },
+    #[error("this program carries no relay for {architecture}")]
+    NoRelay { architecture: String },
+    #[error("the relay of namespace {namespace} ended: {output}")]
+    RelayEnded { namespace: String, output: String },
+    #[error("the relay of namespace {namespace} does not answer")]
+    RelayMute { namespace: String },
+    #[error("network {network} has no IPv4 addresses for a relay")]
+    NoSubnet { network: String },
+    #[error("no port of 127.0.0.1 is free for {owner}")]
+    NoPort {
+        owner: String,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("{owner} does not run")]
     NotRunning { owner: String },
     #[error(transparent)]
@@ -111,6 +125,10 @@ fn usual(message: &str) -> Option<&'static str> {
         ("range of cpus", "the machine has fewer processors than spec.resources.limits.cpu"),
         ("unable to find user", "set spec.runAs.user to a number"),
         ("minimum memory limit", "raise spec.resources.limits.memory"),
+        (
+            "disable_ipv6",
+            "this kernel has no IPv6 that could be switched off, which a server with an egress list needs",
+        ),
     ];
     known.into_iter().find(|(words, _)| message.contains(words)).map(|(_, hint)| hint)
 }
@@ -152,6 +170,13 @@ impl From<EngineError> for RuntimeError {
             EngineError::NoBridge { .. } => {
                 ("BridgeMissing", hint("use a release, or build one with `cargo xtask dist`"), Retry::OnChange)
             }
+            EngineError::NoRelay { .. } => {
+                ("RelayMissing", hint("use a release, or build one with `cargo xtask dist`"), Retry::OnChange)
+            }
+            EngineError::RelayEnded { .. } => ("RelayFailed", None, Retry::Backoff),
+            EngineError::RelayMute { .. } => ("RelayMute", None, Retry::Backoff),
+            EngineError::NoSubnet { .. } => ("EngineRefused", hint("remove that network"), Retry::Backoff),
+            EngineError::NoPort { .. } => ("NoPort", None, Retry::Backoff),
             EngineError::NotRunning { .. } => ("NotRunning", hint("start the server first"), Retry::OnChange),
             EngineError::Secret(error) => (error.reason(), None, Retry::Backoff),
             EngineError::File { .. } => ("BridgeMissing", None, Retry::Backoff),

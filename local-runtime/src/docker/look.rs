@@ -2,14 +2,17 @@
 //! library that knows all of them stumbles.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use bollard::errors::Error as ApiError;
-use http::header::HOST;
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HOST};
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::engine::{Engine, EngineError};
 
@@ -58,7 +61,7 @@ pub(super) struct Limits {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub(super) struct Networking {
-    networks: Option<HashMap<String, IgnoredAny>>,
+    networks: Option<HashMap<String, Endpoint>>,
     pub(super) ports: Option<HashMap<String, Option<Vec<Port>>>>,
 }
 
@@ -69,6 +72,18 @@ impl Networking {
         names.sort_unstable();
         names
     }
+
+    /// Its address on one of them, while it runs.
+    pub(super) fn address_on(&self, network: &str) -> Option<IpAddr> {
+        self.networks.as_ref()?.get(network)?.ip_address.parse().ok()
+    }
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct Endpoint {
+    #[serde(rename = "IPAddress")]
+    ip_address: String,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -155,6 +170,54 @@ impl Engine {
         Ok(found.into_iter().flatten().map(|network| network.name).collect())
     }
 
+    /// The labels of all networks that bear these, by name.
+    pub(super) async fn labelled_networks(
+        &self,
+        labels: &[String],
+    ) -> Result<Vec<(String, HashMap<String, String>)>, EngineError> {
+        #[derive(Default, Deserialize)]
+        #[serde(default, rename_all = "PascalCase")]
+        struct Network {
+            name: String,
+            labels: Option<HashMap<String, String>>,
+        }
+        let found: Option<Vec<Network>> = self.get(&format!("/networks?{}", bearing(labels)), "networks").await?;
+        Ok(found.into_iter().flatten().map(|found| (found.name, found.labels.unwrap_or_default())).collect())
+    }
+
+    /// The addresses of a network, as `ADDRESS/BITS`.
+    pub(super) async fn subnet(&self, name: &str) -> Result<Option<String>, EngineError> {
+        #[derive(Default, Deserialize)]
+        #[serde(default, rename_all = "PascalCase")]
+        struct Network {
+            #[serde(rename = "IPAM")]
+            ipam: Pools,
+        }
+        #[derive(Default, Deserialize)]
+        #[serde(default, rename_all = "PascalCase")]
+        struct Pools {
+            config: Option<Vec<Pool>>,
+        }
+        #[derive(Default, Deserialize)]
+        #[serde(default, rename_all = "PascalCase")]
+        struct Pool {
+            subnet: String,
+        }
+        let found: Option<Network> = self.get(&format!("/networks/{name}"), name).await?;
+        Ok(found.and_then(|found| found.ipam.config?.into_iter().next()).map(|pool| pool.subnet))
+    }
+
+    /// Names of the images that bear these labels.
+    pub(super) async fn images(&self, labels: &[String]) -> Result<Vec<String>, EngineError> {
+        #[derive(Default, Deserialize)]
+        #[serde(default, rename_all = "PascalCase")]
+        struct Tagged {
+            repo_tags: Option<Vec<String>>,
+        }
+        let found: Option<Vec<Tagged>> = self.get(&format!("/images/json?{}", bearing(labels)), "images").await?;
+        Ok(found.into_iter().flatten().filter_map(|image| image.repo_tags).flatten().collect())
+    }
+
     pub(super) async fn has_volume(&self, name: &str) -> Result<bool, EngineError> {
         Ok(self.get::<Named>(&format!("/volumes/{name}"), name).await?.is_some())
     }
@@ -170,37 +233,71 @@ impl Engine {
         Ok(found.and_then(|found| found.volumes).into_iter().flatten().map(|volume| volume.name).collect())
     }
 
+    /// Makes a network by Podman's own API: Docker's has no word for one that names no containers.
+    pub(super) async fn make_podman_network(&self, name: &str, request: &Value) -> Result<(), EngineError> {
+        let request = Request::post("/v4.0.0/libpod/networks/create")
+            .header(HOST, "engine")
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::from(request.to_string()));
+        match self.ask(request, "create network", name).await? {
+            // Somebody else was first.
+            (StatusCode::CONFLICT, _) => Ok(()),
+            (status, body) => self.succeeded(status, &body, "create network", name),
+        }
+    }
+
     /// A document of the API; `None` if there is none.
     async fn get<T: DeserializeOwned>(&self, path: &str, object: &str) -> Result<Option<T>, EngineError> {
+        let version = self.api.client_version();
+        let uri = format!("/v{}.{}{path}", version.major_version, version.minor_version);
+        let request = Request::get(uri).header(HOST, "engine").body(Full::default());
+        let (status, body) = self.ask(request, "look at", object).await?;
+        if status == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        self.succeeded(status, &body, "look at", object)?;
+        serde_json::from_slice(&body).map(Some).map_err(|source| EngineError::Malformed {
+            what: object.to_owned(),
+            wanted: "answer of the Docker API",
+            source,
+        })
+    }
+
+    async fn ask(
+        &self,
+        request: http::Result<Request<Full<Bytes>>>,
+        action: &'static str,
+        object: &str,
+    ) -> Result<(StatusCode, Bytes), EngineError> {
         let asked = async {
-            let version = self.api.client_version();
-            let uri = format!("/v{}.{}{path}", version.major_version, version.minor_version);
-            let request = Request::builder().uri(uri).header(HOST, "engine").body(Full::default())?;
+            let request = request?;
             let response = self.address.ask(request).await.map_err(std::io::Error::other)?;
             let status = response.status();
             let body = Limited::new(response.into_body(), ANSWER_MAX).collect().await.map_err(std::io::Error::other)?;
             Ok((status, body.to_bytes()))
         };
         let asked = tokio::time::timeout(PATIENCE, asked).await.unwrap_or(Err(ApiError::RequestTimeoutError));
-        let (status, body) = asked.map_err(|error| self.failed("look at", object, error))?;
-        if status == StatusCode::NOT_FOUND {
-            return Ok(None);
+        asked.map_err(|error| self.failed(action, object, error))
+    }
+
+    fn succeeded(
+        &self,
+        status: StatusCode,
+        body: &[u8],
+        action: &'static str,
+        object: &str,
+    ) -> Result<(), EngineError> {
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Refusal {
+            message: String,
         }
-        if !status.is_success() {
-            #[derive(Default, Deserialize)]
-            #[serde(default)]
-            struct Refusal {
-                message: String,
-            }
-            let Refusal { message } = serde_json::from_slice(&body).unwrap_or_default();
-            let refused = ApiError::DockerResponseServerError { status_code: status.as_u16(), message };
-            return Err(self.failed("look at", object, refused));
+        if status.is_success() {
+            return Ok(());
         }
-        serde_json::from_slice(&body).map(Some).map_err(|source| EngineError::Malformed {
-            what: object.to_owned(),
-            wanted: "answer of the Docker API",
-            source,
-        })
+        let Refusal { message } = serde_json::from_slice(body).unwrap_or_default();
+        let refused = ApiError::DockerResponseServerError { status_code: status.as_u16(), message };
+        Err(self.failed(action, object, refused))
     }
 }
 

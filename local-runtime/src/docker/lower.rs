@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use mcp_hub_crds::Quantity;
-use mcp_hub_crds::server::{FilesystemPermission, NetworkPermissions, Permissions, Resources, RunAs, Volume};
+use mcp_hub_crds::server::{FilesystemPermission, NetworkPermissions, Resources, RunAs, Volume};
 use mcp_hub_crds::source::{ImageSource, ResolvedImage, Source};
 use mcp_hub_dataplane_api::launch::{Child, Drain, LAUNCH_ENV, LogPolicy};
+use mcp_hub_reconcile::egress;
 use mcp_hub_reconcile::image::{self, NOBODY};
 use mcp_hub_reconcile::lower::{Change, Degraded, Lowered, Object, ObjectId, Stage, Unsupported};
 use mcp_hub_reconcile::owner::OwnerKey;
@@ -18,6 +19,7 @@ use super::carry::Bridges;
 use super::container::{Container, Mount, MountedFrom};
 use super::detect::EngineKind;
 use super::engine::Facts;
+use super::relay::{self, Relays, Way};
 use super::{carry, names};
 use crate::cluster_only;
 use crate::host::Host;
@@ -42,6 +44,7 @@ pub(super) fn lower(
     facts: &Facts,
     host: &Host,
     bridges: &Bridges,
+    relays: &Relays,
 ) -> Result<Lowered, Unsupported> {
     let engine = engine.as_str();
     let no = |field: &str, message: &str, hint: Option<&str>| Unsupported {
@@ -101,10 +104,13 @@ pub(super) fn lower(
         return Err(no(&format!("spec.source.{}", source.kind()), "only images run in containers", hint));
     };
     let ImageSource { r#ref, command: _, pull_secret_ref, pin_digest, verify: _ } = from;
-    if let Some(Permissions { network: Some(NetworkPermissions { egress: Some(_) }), .. }) = permissions {
-        let message = "this release keeps no container from the network";
-        return Err(no("spec.permissions.network.egress", message, Some("leave it out, or use a cluster")));
-    }
+    let network = permissions.as_ref().and_then(|permissions| permissions.network.as_ref());
+    let list = network.and_then(|NetworkPermissions { egress }| egress.as_deref());
+    let egress = list.map(|list| Egress::of(engine, owner, list, facts, relays)).transpose()?;
+    degraded.extend(egress.iter().flat_map(|egress| &egress.unreachable).map(|entry| Degraded {
+        field: egress::FIELD.to_owned(),
+        message: format!("{entry} leads nowhere: the networks that engines make by themselves have no IPv6"),
+    }));
     if !facts.pids_limit {
         degraded.push(Degraded {
             field: "spec.resources".to_owned(),
@@ -159,6 +165,16 @@ pub(super) fn lower(
     if plain.contains_key(LAUNCH_ENV) || secrets.contains_key(LAUNCH_ENV) {
         return Err(no("spec.env", &format!("{LAUNCH_ENV} is the bridge's own variable"), None));
     }
+    let names = || plain.keys().chain(secrets.keys());
+    let proxies = egress.iter().flat_map(|egress| &egress.env);
+    if proxies.clone().next().is_some()
+        && let Some(name) = names().find(|name| egress::claims(name))
+    {
+        let message = format!("{name} leads to the relay, because of spec.permissions.network.egress");
+        return Err(no("spec.env", &message, Some("leave it out")));
+    }
+    let proxies: Vec<_> = proxies.filter(|(name, _)| !names().any(|own| own == name)).collect();
+    plain.extend(proxies.into_iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
     if homeless && !secrets.contains_key("HOME") {
         plain.entry("HOME".to_owned()).or_insert_with(|| TMP_DIR.to_owned());
     }
@@ -192,7 +208,11 @@ pub(super) fn lower(
         memory: limits.memory,
         nano_cpus: limits.nano_cpus,
         pids: facts.pids_limit.then_some(PIDS),
-        network: names::network(owner, facts.isolates_within_network()),
+        network: match &egress {
+            Some(egress) => egress.way.network.clone(),
+            None => names::network(owner, facts.isolates_within_network()),
+        },
+        enclosed: egress.is_some(),
         port,
         restarted_by_engine: false,
         running: true,
@@ -209,8 +229,55 @@ pub(super) fn lower(
         "secrets": secrets,
         "restartedAt": restarted_at,
     });
-    let object = Object::new(container_id(engine, owner), Stage::Workload, Change::Recreate, body);
-    Ok(Lowered { objects: vec![object], degraded })
+    let mut objects = vec![Object::new(container_id(engine, owner), Stage::Workload, Change::Recreate, body)];
+    // An object of its own, so that a relay that is made anew leaves the server as it is.
+    objects.extend(egress.map(|Egress { way, .. }| {
+        let body = serde_json::to_value(way).unwrap_or_default();
+        Object::new(way_id(engine, owner), Stage::Network, Change::InPlace, body)
+    }));
+    Ok(Lowered { objects, degraded })
+}
+
+/// What an egress list becomes.
+struct Egress {
+    way: Way,
+    /// Variables by which the server's program finds the relay; none if it may reach nothing.
+    env: Vec<(&'static str, String)>,
+    /// Entries that the relay does not get to.
+    unreachable: Vec<String>,
+}
+
+impl Egress {
+    fn of(
+        engine: &str,
+        owner: &OwnerKey,
+        list: &[String],
+        facts: &Facts,
+        relays: &Relays,
+    ) -> Result<Self, Unsupported> {
+        let targets = egress::targets(engine, list)?;
+        let relay = relays.container(&owner.namespace, facts).ok_or_else(|| Unsupported {
+            runtime: engine.to_owned(),
+            field: egress::FIELD.to_owned(),
+            message: format!("this program carries no relay for {}", facts.architecture),
+            hint: Some("use a release, or build one with `cargo xtask dist`".to_owned()),
+        })?;
+        let place = format!("{}:{}", relay::HOST, relay::PORT);
+        let key = relays.installation().permit_key();
+        let is_v6 = |entry: &String| entry.starts_with('[');
+        let unreachable = targets.iter().map(ToString::to_string).filter(is_v6).collect();
+        let env = match targets.is_empty() {
+            true => Vec::new(),
+            // Nothing is reached directly: addresses of the list are the relay's to connect to as well.
+            false => egress::variables(engine, owner, targets, &key, &place, [])?,
+        };
+        Ok(Self { way: Way { network: names::inner(owner), relay }, env, unreachable })
+    }
+}
+
+/// The way through the relay, of a kind of its own for each engine as well.
+pub(super) fn way_id(engine: &str, owner: &OwnerKey) -> ObjectId {
+    ObjectId::new(format!("{engine} way"), &owner.name)
 }
 
 /// Each engine's containers are of a kind of their own, so that a server that moves from one to another leaves the first.
@@ -317,4 +384,93 @@ fn mounted(volume: &Volume, owner: &OwnerKey, host: &Host, base: &Path, facts: &
         }
     };
     Ok(Place::Mount(Mount { from, read_only }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use mcp_hub_crds::MCPServer;
+    use mcp_hub_reconcile::installation::Installation;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::docker::{Program, ProgramImage};
+
+    fn program(digest: &str) -> Program {
+        Program {
+            architecture: "amd64".to_owned(),
+            digest: digest.repeat(carry::DIGITS),
+            image: ProgramImage::Kept(PathBuf::from("/nowhere")),
+        }
+    }
+
+    /// What a server with more in its spec becomes on Docker, beside a relay of this digest.
+    fn lowered(more: &Value, relay: &str) -> Result<Lowered, Unsupported> {
+        let mut spec = json!({"source": {"image": {"ref": "localhost/units:1"}}});
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let mut server = MCPServer::new("github", serde_json::from_value(spec).unwrap());
+        server.metadata.namespace = Some("team".to_owned());
+        server.metadata.uid = Some("uid".to_owned());
+        let installation = Installation::new("i", [7; 32]);
+        let mut workload = ServerWorkload::of(&server, &installation, &BTreeMap::new()).unwrap();
+        let image = json!({"index": "", "id": "docker:sha256:1", "entrypoint": ["/server"]});
+        workload.resolved = Some(serde_json::from_value(json!({"sourceDigest": "", "image": image})).unwrap());
+        let facts = Facts { architecture: "amd64".to_owned(), pids_limit: true, ..Facts::default() };
+        let host = Host::of_this_process();
+        let bridges = Bridges::new(vec![program("a")], PathBuf::from("/nowhere"));
+        let relays = Relays::new(EngineKind::Docker, installation, vec![program(relay)]);
+        let workload = Workload::Server(Box::new(workload));
+        super::lower(&workload, EngineKind::Docker, &facts, &host, &bridges, &relays)
+    }
+
+    fn with_list(list: &[&str]) -> Value {
+        json!({"permissions": {"network": {"egress": list}}})
+    }
+
+    fn env(lowered: &Lowered) -> Value {
+        lowered.objects[0].body["container"]["env"].clone()
+    }
+
+    #[test]
+    fn a_list_is_the_containers_and_the_relay_is_nobodys() {
+        let one = lowered(&with_list(&["api.example.com:443"]), "b").unwrap();
+        assert_eq!(one.objects.len(), 2);
+        let (container, way) = (&one.objects[0], &one.objects[1]);
+        assert_eq!(container.body["container"]["network"], way.body["network"]);
+        assert!(env(&one)["HTTPS_PROXY"].as_str().unwrap().ends_with("@mcp-hub-relay:3128"));
+        // As it is written into labels and read back.
+        let read: Way = serde_json::from_value(way.body.clone()).unwrap();
+        assert_eq!(serde_json::to_value(read).unwrap(), way.body);
+
+        let another = lowered(&with_list(&["api.example.com:80"]), "b").unwrap();
+        assert_eq!(another.objects[1], *way, "a list is nothing to the relay");
+        assert_ne!(another.objects[0].digest, container.digest);
+        let newer = lowered(&with_list(&["api.example.com:443"]), "c").unwrap();
+        assert_eq!(newer.objects[0], *container, "a new relay is nothing to servers");
+        assert_ne!(newer.objects[1].digest, way.digest);
+    }
+
+    #[test]
+    fn an_empty_list_is_a_network_without_a_permit_and_no_list_is_neither() {
+        let nothing = lowered(&with_list(&[]), "b").unwrap();
+        assert_eq!(nothing.objects.len(), 2);
+        assert_eq!(env(&nothing).get("HTTP_PROXY"), None);
+        let free = lowered(&json!({}), "b").unwrap();
+        assert_eq!(free.objects.len(), 1);
+        assert_eq!(free.objects[0].body["container"].get("enclosed"), None, "earlier containers are as they were");
+    }
+
+    #[test]
+    fn what_a_list_does_not_take_is_refused_by_name_or_said() {
+        let refused = lowered(&with_list(&["a.example.com"]), "b").unwrap_err();
+        assert_eq!(refused.field, "spec.permissions.network.egress[0]");
+        let mut own = with_list(&["a.example.com:1"]);
+        own["env"] = json!([{"name": "no_proxy", "value": "*"}]);
+        assert_eq!(lowered(&own, "b").unwrap_err().field, "spec.env");
+        own["env"] = json!([{"name": "NODE_USE_ENV_PROXY", "value": "0"}]);
+        assert_eq!(env(&lowered(&own, "b").unwrap())["NODE_USE_ENV_PROXY"], "0");
+        let v6 = lowered(&with_list(&["[2001:db8::1]:443"]), "b").unwrap();
+        assert!(v6.degraded[0].message.starts_with("[2001:db8::1]:443 leads nowhere"), "{:?}", v6.degraded);
+    }
 }

@@ -15,17 +15,19 @@ mod lower;
 mod names;
 mod pacing;
 mod place;
+mod relay;
 mod shared;
 mod vessel;
 mod watch;
+mod way_in;
 
 use std::collections::{HashMap, HashSet};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use bollard::query_parameters::{CreateContainerOptions, RemoveContainerOptions, StopContainerOptions};
+use bollard::query_parameters::{CreateContainerOptions, StopContainerOptions};
 use futures::stream::BoxStream;
 use mcp_hub_dataplane_api::status::Phase;
 use mcp_hub_reconcile::error::{Retry, RuntimeError};
@@ -45,9 +47,9 @@ use crate::host::Host;
 use crate::prepare::Preparations;
 use crate::secret_source::{self, SecretSource, Secrets};
 
-pub use carry::{Bridge, BridgeImage, Bridges, DIGITS};
+pub use carry::{Bridges, DIGITS, Program, ProgramImage};
 use console::ContainerConsole;
-use container::{Container, is_running, label};
+use container::{Container, has_ended, is_running, label, published};
 pub use detect::{Candidate, EngineKind, NotFound, Surroundings, candidates, find};
 pub use engine::{Engine, EngineError, Facts};
 use engine::{is_absent, is_conflict};
@@ -55,7 +57,9 @@ use image::{Images, Logins};
 use look::Found;
 use pacing::Pacing;
 use place::EnginePlace;
+use relay::{Relays, Way, discard};
 use shared::Shared;
+use way_in::{Route, WaysIn};
 
 /// A bridge listens and answers within a moment of its start; even on a busy machine that takes far less.
 const BRIDGE_START: Duration = Duration::from_secs(30);
@@ -81,6 +85,8 @@ pub struct DockerConfig {
     pub installation: Installation,
     pub host: Host,
     pub bridges: Bridges,
+    /// One for each architecture.
+    pub relays: Vec<Program>,
 }
 
 #[derive(Debug)]
@@ -94,6 +100,7 @@ pub struct DockerRuntime {
     known: Mutex<HashSet<OwnerKey>>,
     followers: Mutex<HashMap<OwnerKey, (SocketAddr, AbortHandle)>>,
     shared: Shared,
+    ways_in: WaysIn,
     turns: Semaphore,
     pacing: Pacing,
     events: broadcast::Sender<RuntimeEvent>,
@@ -132,7 +139,12 @@ impl DockerRuntime {
             secrets,
             known: Mutex::default(),
             followers: Mutex::default(),
-            shared: Shared::new(config.installation.id().to_owned(), config.bridges.clone()),
+            shared: Shared::new(
+                kind,
+                config.bridges.clone(),
+                Relays::new(kind, config.installation.clone(), config.relays.clone()),
+            ),
+            ways_in: WaysIn::new(config.installation.permit_key()),
             turns: Semaphore::new(PARALLEL),
             pacing: Pacing::default(),
             events,
@@ -185,10 +197,8 @@ impl DockerRuntime {
         Ok(owners)
     }
 
-    /// Labels of what this runtime made. An engine may be found under two names, as Podman behind Docker's socket, and is
-    /// driven as two then; neither touches what the other made.
     fn marks(&self) -> Vec<String> {
-        vec![self.shared.mark(), format!("{}={}", label::ENGINE, self.config.kind.as_str())]
+        self.shared.marks()
     }
 
     /// The owner's container, if there is one with its mark.
@@ -227,12 +237,12 @@ impl DockerRuntime {
             self.known().insert(owner.clone());
             self.create(engine, owner, object, &wanted).await?;
         }
-        let address = self.answering(engine, owner, wanted.port).await?;
+        let address = self.answering(engine, owner, &wanted).await?;
         if !secrets.is_empty() {
             let pushed = self.control(owner, address).push_secrets(secrets).await;
             pushed.map_err(|_| EngineError::Mute { owner: owner.to_string() })?;
         }
-        self.follow(engine, owner, address);
+        self.follow(engine, owner, address, wanted.enclosed);
         self.tell(RuntimeEvent::Changed(owner.clone()));
         Ok(())
     }
@@ -277,11 +287,11 @@ impl DockerRuntime {
         wanted: &Container,
         name: &str,
     ) -> Result<(), EngineError> {
-        self.shared.provide(engine, wanted).await?;
+        let relay = self.shared.provide(engine, &owner.namespace, wanted).await?;
         let options = CreateContainerOptions { name: Some(name.to_owned()), ..Default::default() };
         match engine
             .api
-            .create_container(Some(options), wanted.request(container::labels(self.config.kind, owner, object)))
+            .create_container(Some(options), wanted.request(container::labels(self.config.kind, owner, object), relay))
             .await
         {
             Ok(_) => {}
@@ -291,26 +301,32 @@ impl DockerRuntime {
         let started = engine.api.start_container(name, None).await;
         if let Err(error) = started {
             // One that never ran is not worth to be kept. What stands in the way of that is no reason to hide this.
-            self.discard(engine, name).await.unwrap_or_default();
+            discard(engine, name).await.unwrap_or_default();
             return Err(engine.failed("start", name, error));
         }
         Ok(())
     }
 
     /// Where the bridge answers. Returns as soon as it does.
-    async fn answering(&self, engine: &Engine, owner: &OwnerKey, port: u16) -> Result<SocketAddr, EngineError> {
+    async fn answering(
+        &self,
+        engine: &Engine,
+        owner: &OwnerKey,
+        wanted: &Container,
+    ) -> Result<SocketAddr, EngineError> {
         let started = Instant::now();
         loop {
             let found = self.inspect(engine, owner).await?;
             let found = found.ok_or_else(|| EngineError::NotRunning { owner: owner.to_string() })?;
             if !is_running(&found) {
                 let name = names::container(owner);
-                let output = self.console.last_lines(engine, &name).await;
+                let output = console::last_lines(engine, &name).await;
                 // What it had to say was read; left there it would be taken for one that ran.
-                self.discard(engine, &name).await?;
+                discard(engine, &name).await?;
                 return Err(EngineError::Ended { owner: owner.to_string(), output });
             }
-            if let Some(address) = address(&found, port) {
+            let relay = self.relay_of(engine, owner, wanted).await?;
+            if let Some(address) = self.address(owner, &found, wanted, relay.as_ref())? {
                 let control = self.control(owner, address);
                 // The engine is asked again only if the bridge is slow.
                 for _ in 0..20 {
@@ -328,12 +344,13 @@ impl DockerRuntime {
     }
 
     /// One follower an owner; another address means another bridge.
-    fn follow(&self, engine: &Engine, owner: &OwnerKey, address: SocketAddr) {
+    fn follow(&self, engine: &Engine, owner: &OwnerKey, address: SocketAddr, enclosed: bool) {
         let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
         if followers.get(owner).is_some_and(|(known, task)| *known == address && !task.is_finished()) {
             return;
         }
-        let place = watch::Held { engine: engine.clone(), name: names::container(owner) };
+        let relay = enclosed.then(|| self.shared.relays.name(&owner.namespace));
+        let place = watch::Held { engine: engine.clone(), name: names::container(owner), relay };
         let task = tokio::spawn(follow::run(owner.clone(), self.control(owner, address), place, self.events.clone()));
         if let Some((_, predecessor)) = followers.insert(owner.clone(), (address, task.abort_handle())) {
             predecessor.abort();
@@ -354,17 +371,83 @@ impl DockerRuntime {
             }
             _ => {}
         }
-        self.discard(engine, &name).await
+        discard(engine, &name).await
     }
 
-    async fn discard(&self, engine: &Engine, name: &str) -> Result<(), EngineError> {
-        let options = RemoveContainerOptions { force: true, v: true, ..Default::default() };
-        match engine.api.remove_container(name, Some(options)).await {
-            Ok(()) => Ok(()),
-            // Gone, or somebody else is removing it.
-            Err(error) if is_absent(&error) || is_conflict(&error) => Ok(()),
-            Err(error) => Err(engine.failed("remove", name, error)),
+    /// The relay by which an enclosed container is reached, if it is there.
+    async fn relay_of(
+        &self,
+        engine: &Engine,
+        owner: &OwnerKey,
+        wanted: &Container,
+    ) -> Result<Option<Found>, EngineError> {
+        match wanted.enclosed {
+            true => self.shared.relays.find(engine, &owner.namespace).await,
+            false => Ok(None),
         }
+    }
+
+    /// Where the bridge of a running container is reached; `None` while it cannot be.
+    fn address(
+        &self,
+        owner: &OwnerKey,
+        found: &Found,
+        wanted: &Container,
+        relay: Option<&Found>,
+    ) -> Result<Option<SocketAddr>, EngineError> {
+        if !wanted.enclosed {
+            return Ok(published(found, wanted.port));
+        }
+        let settings = &found.network_settings;
+        let (Some(relay), Some(bridge)) = (relay.and_then(relay::door), settings.address_on(&wanted.network)) else {
+            return Ok(None);
+        };
+        let led = self.ways_in.lead(owner, Route { relay, bridge: (bridge, wanted.port).into() });
+        led.map(Some).map_err(|source| EngineError::NoPort { owner: owner.to_string(), source })
+    }
+
+    /// Removes what no server of ours needs.
+    async fn tidy(&self, engine: &Engine) -> Result<(), EngineError> {
+        let mut owners = self.listed(engine).await?;
+        owners.extend(self.known().iter().cloned());
+        let used = owners.iter().map(names::inner).collect();
+        self.shared.tidy(engine, &used).await
+    }
+
+    /// Opens a server's way through the relay. One that ended by itself is made anew ever more seldom.
+    async fn open_way(&self, engine: &Engine, owner: &OwnerKey, object: &Object) -> Result<(), RuntimeError> {
+        let way: Way = serde_json::from_value(object.body.clone()).map_err(|source| EngineError::Malformed {
+            what: object.id.to_string(),
+            wanted: "way",
+            source,
+        })?;
+        // From now on it is not to be tidied away.
+        self.known().insert(owner.clone());
+        self.pacing.check(owner, &object.digest)?;
+        loop {
+            let error = match self.shared.open(engine, &owner.namespace, &way).await {
+                Ok(()) => {
+                    // Who waited for it is reached now.
+                    self.tell(RuntimeEvent::Changed(owner.clone()));
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            let ended = matches!(error, EngineError::RelayEnded { .. });
+            let error = RuntimeError::from(error);
+            self.pacing.failed(owner, &object.digest, &error);
+            if !ended {
+                return Err(error);
+            }
+            self.pacing.check(owner, &object.digest)?;
+        }
+    }
+
+    /// Whatever there is of a server's way is removed.
+    async fn close_way(&self, engine: &Engine, owner: &OwnerKey) -> Result<(), EngineError> {
+        self.ways_in.close(owner);
+        self.shared.close(engine, &owner.namespace, &names::inner(owner)).await?;
+        self.tidy(engine).await
     }
 
     async fn remove(&self, engine: &Engine, owner: &OwnerKey) -> Result<(), EngineError> {
@@ -373,8 +456,9 @@ impl DockerRuntime {
         self.pacing.forget(owner);
         let follower = self.followers.lock().unwrap_or_else(PoisonError::into_inner).remove(owner);
         follower.into_iter().for_each(|(_, follower)| follower.abort());
-        self.shared.tidy(engine).await?;
+        self.ways_in.close(owner);
         self.known().remove(owner);
+        self.tidy(engine).await?;
         self.tell(RuntimeEvent::Changed(owner.clone()));
         Ok(())
     }
@@ -389,7 +473,10 @@ impl Runtime for DockerRuntime {
     fn lower(&self, workload: &Workload) -> Result<Lowered, Unsupported> {
         let kind = self.config.kind;
         match self.place.wanted() {
-            Ok(engine) => lower::lower(workload, kind, engine.facts(), &self.config.host, &self.config.bridges),
+            Ok(engine) => {
+                let DockerConfig { host, bridges, .. } = &self.config;
+                lower::lower(workload, kind, engine.facts(), host, bridges, &self.shared.relays)
+            }
             Err(missing) => Err(Unsupported {
                 runtime: kind.as_str().to_owned(),
                 field: "spec.source.image".to_owned(),
@@ -405,7 +492,7 @@ impl Runtime for DockerRuntime {
         let owners = self.listed(&engine).await?;
         self.known().extend(owners.iter().cloned());
         // What a daemon left that was killed in the middle of a removal.
-        self.shared.tidy(&engine).await?;
+        self.tidy(&engine).await?;
         Ok(owners)
     }
 
@@ -415,8 +502,19 @@ impl Runtime for DockerRuntime {
             return Ok(observed);
         }
         let engine = self.place.here()?;
+        let relay = self.shared.relays.find(&engine, &owner.namespace).await?;
+        let network = names::inner(owner);
+        let way = relay.as_ref().and_then(|relay| self.shared.relays.way(relay, &network));
+        observed.objects.extend(way.map(|body| ObservedObject {
+            id: lower::way_id(self.config.kind.as_str(), owner),
+            stage: Stage::Network,
+            digest: Some(mcp_hub_reconcile::digest(&body)),
+            body,
+        }));
         let Some(found) = self.inspect(&engine, owner).await? else {
-            self.known().remove(owner);
+            if observed.objects.is_empty() {
+                self.known().remove(owner);
+            }
             return Ok(observed);
         };
         let labels = found.config.labels.clone().unwrap_or_default();
@@ -425,10 +523,12 @@ impl Runtime for DockerRuntime {
         let mut digest = labels.get(label::DIGEST).cloned();
         match wanted {
             Ok(wanted) => {
-                if is_running(&found)
-                    && let Some(address) = address(&found, wanted.port)
-                {
-                    self.follow(&engine, owner, address);
+                let address = match is_running(&found) {
+                    true => self.address(owner, &found, &wanted, relay.as_ref())?,
+                    false => None,
+                };
+                if let Some(address) = address {
+                    self.follow(&engine, owner, address, wanted.enclosed);
                     match self.control(owner, address).status().await {
                         Ok(mut status) => {
                             // One that waits for its secrets was left by a daemon that died before it could push them.
@@ -441,6 +541,8 @@ impl Runtime for DockerRuntime {
                         }
                         Err(_) => observed.failure = Some(mute()),
                     }
+                } else if is_running(&found) && wanted.enclosed {
+                    observed.failure = Some(cut_off());
                 } else {
                     observed.failure = Some(ended(&found));
                 }
@@ -466,6 +568,10 @@ impl Runtime for DockerRuntime {
         let engine = self.place.here()?;
         match step {
             Step::Prepare(_) => {}
+            Step::Apply(object) | Step::Replace(object) if is_way(&object.id) => {
+                self.open_way(&engine, owner, object).await?;
+            }
+            Step::Remove(id) if is_way(id) => self.close_way(&engine, owner).await?,
             Step::Apply(object) => self.bring(&engine, owner, object, false).await?,
             Step::Replace(object) => self.bring(&engine, owner, object, true).await?,
             Step::Remove(_) => self.remove(&engine, owner).await?,
@@ -490,7 +596,7 @@ impl DockerRuntime {
             // Noted once, by removing what tells of it.
             let Failure { reason, message, hint, retry } = ended(found);
             self.pacing.failed(owner, &object.digest, &RuntimeError { reason, message, hint, retry, source: None });
-            self.discard(engine, &names::container(owner)).await?;
+            discard(engine, &names::container(owner)).await?;
         }
         self.pacing.check(owner, &object.digest)?;
         let brought = async {
@@ -518,7 +624,11 @@ impl DockerRuntime {
 pub(crate) fn makes(kind: EngineKind, id: &ObjectId) -> bool {
     id.kind
         .split_once(' ')
-        .is_some_and(|(engine, what)| engine == kind.as_str() && matches!(what, "container" | "image"))
+        .is_some_and(|(engine, what)| engine == kind.as_str() && matches!(what, "container" | "image" | "way"))
+}
+
+fn is_way(id: &ObjectId) -> bool {
+    id.kind.ends_with(" way")
 }
 
 fn container_of(what: &str, body: &Value) -> Result<Container, EngineError> {
@@ -537,19 +647,19 @@ fn digest_of(found: &Found) -> Option<&str> {
     labels_of(found)?.get(label::DIGEST).map(String::as_str)
 }
 
-/// Whether it ran, and ended by itself.
-fn has_ended(found: &Found) -> bool {
-    matches!(found.state.status.as_str(), "exited" | "stopped" | "dead")
-}
-
-fn address(found: &Found, port: u16) -> Option<SocketAddr> {
-    Some((Ipv4Addr::LOCALHOST, container::published(found, port)?).into())
-}
-
 fn mute() -> Failure {
     Failure {
         reason: "BridgeMute",
         message: "the server's bridge does not answer".to_owned(),
+        hint: None,
+        retry: Retry::Backoff,
+    }
+}
+
+fn cut_off() -> Failure {
+    Failure {
+        reason: "RelayEnded",
+        message: "the relay that leads to the server does not run".to_owned(),
         hint: None,
         retry: Retry::Backoff,
     }

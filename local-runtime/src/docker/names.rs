@@ -21,6 +21,38 @@ pub(super) fn network(owner: &OwnerKey, shared: bool) -> String {
     }
 }
 
+/// The network by which the relay of a namespace reaches the outside: shared with servers of the namespace, or its own.
+pub(super) fn outer(installation_id: &str, namespace: &str, shared: bool) -> String {
+    let installation = short(installation_id);
+    match shared {
+        true => format!("mcphub-{installation}-{namespace}"),
+        // A namespace has no dot, so that it is no server's.
+        false => format!("mcphub-{installation}-{namespace}.relay"),
+    }
+}
+
+const INNER: &str = "-inner";
+
+/// The network of a server with an egress list, which leads to the relay alone.
+pub(super) fn inner(owner: &OwnerKey) -> String {
+    format!("mcphub-{}-{}-{}{INNER}", short(&owner.installation), part(&owner.name), short(&owner.id()))
+}
+
+/// Whether a network is one of those, by its name.
+pub(super) fn is_inner(network: &str) -> bool {
+    network.starts_with("mcphub-") && network.ends_with(INNER)
+}
+
+/// The relay of a namespace on an engine of this kind.
+pub(super) fn relay(installation_id: &str, engine: &str, namespace: &str) -> String {
+    format!("mcphub-relay-{}-{}", part(namespace), short(&format!("{installation_id}/{engine}/{namespace}")))
+}
+
+/// The image of a relay: an installation's own, so that it goes with it.
+pub(super) fn relay_image(installation_id: &str, digest: &str) -> String {
+    format!("localhost/mcphub-{}/relay:{digest}", short(installation_id))
+}
+
 /// The volume with a bridge.
 pub(super) fn bridge_volume(installation_id: &str, digest: &str) -> String {
     format!("mcphub-{}-bridge-{digest}", short(installation_id))
@@ -61,5 +93,8 @@ mod tests {
         assert_ne!(container(&owner("1")), container(&owner("2")));
         assert_eq!(network(&owner("1"), true), network(&owner("2"), true));
         assert_ne!(network(&owner("1"), false), network(&owner("2"), false));
+        assert_ne!(inner(&owner("1")), inner(&owner("2")));
+        assert!(is_inner(&inner(&owner("1"))) && !is_inner(&network(&owner("1"), true)));
+        assert!(!is_inner("somebodys-inner") && !is_inner(&outer("i", "default", false)));
     }
 }

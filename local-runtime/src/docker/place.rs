@@ -89,7 +89,7 @@ impl EnginePlace {
                         memory_limit: facts.memory_limit,
                         cpu_limit: facts.cpu_limit,
                         filesystem: true,
-                        egress: false,
+                        egress: config.relays.iter().any(|relay| relay.architecture == facts.architecture),
                         user: true,
                     },
                     bridge: config.bridges.choose(None, &facts.architecture).map(|bridge| bridge.digest.clone()),

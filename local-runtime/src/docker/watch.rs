@@ -9,9 +9,9 @@ use bollard::query_parameters::{EventsOptions, KillContainerOptions};
 use futures::StreamExt;
 use mcp_hub_reconcile::ports::RuntimeEvent;
 
-use super::container::is_running;
+use super::container::{is_running, label};
 use super::engine::Engine;
-use super::{DockerRuntime, container};
+use super::{DockerRuntime, container, relay};
 use crate::follow::Place;
 
 /// How often it is looked for an engine while there is none: a look costs a few calls on files that are not there.
@@ -54,7 +54,12 @@ pub(super) async fn run(runtime: Weak<DockerRuntime>) {
         while let Some(Ok(event)) = events.next().await {
             let Some(strong) = runtime.upgrade() else { return };
             let attributes = event.actor.and_then(|actor| actor.attributes).unwrap_or_default();
-            if let Some(owner) = container::owner(&attributes).filter(|_| matters(event.action.as_deref())) {
+            if let Some(namespace) = relay_of(&attributes).filter(|_| ends(event.action.as_deref())) {
+                // Each server mends its own way through it.
+                let led_through: Vec<_> =
+                    strong.known().iter().filter(|owner| owner.namespace == *namespace).cloned().collect();
+                led_through.into_iter().for_each(|owner| strong.tell(RuntimeEvent::Changed(owner)));
+            } else if let Some(owner) = container::owner(&attributes).filter(|_| matters(event.action.as_deref())) {
                 // Of one that is gone nothing is to be remembered.
                 if matches!(event.action.as_deref(), Some("create" | "start")) {
                     strong.known().insert(owner.clone());
@@ -80,10 +85,22 @@ fn matters(action: Option<&str>) -> bool {
     !action.is_some_and(|action| action.starts_with("exec_") || action.starts_with("health_status"))
 }
 
+/// The namespace whose relay a container is.
+fn relay_of(attributes: &HashMap<String, String>) -> Option<&String> {
+    attributes.get(label::NAMESPACE).filter(|_| attributes.get(label::ROLE).is_some_and(|role| role == relay::ROLE))
+}
+
+/// What happens to a relay that we did not do, or that was done to remove it.
+fn ends(action: Option<&str>) -> bool {
+    matches!(action, Some("die" | "died" | "pause" | "update" | "rename" | "destroy" | "remove"))
+}
+
 /// The container of a bridge that is followed.
 pub(super) struct Held {
     pub(super) engine: Engine,
     pub(super) name: String,
+    /// Through which the bridge is asked, if it is enclosed.
+    pub(super) relay: Option<String>,
 }
 
 #[async_trait]
@@ -97,6 +114,12 @@ impl Place for Held {
     }
 
     async fn kill(&self) {
+        // Without the relay nobody hears the bridge, which says nothing against it.
+        if let Some(relay) = &self.relay
+            && !self.engine.container(relay).await.is_ok_and(|found| found.is_some_and(|found| is_running(&found)))
+        {
+            return;
+        }
         let options = KillContainerOptions { signal: "SIGKILL".to_owned() };
         if let Err(error) = self.engine.api.kill_container(&self.name, Some(options)).await {
             tracing::debug!(container = self.name, %error, "not killed");

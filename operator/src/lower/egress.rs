@@ -1,23 +1,13 @@
 //! Where a server may connect to: addresses by a NetworkPolicy, host names through the relay.
 
 use mcp_hub_dataplane_api::egress::{Destination, EgressTarget};
-use mcp_hub_dataplane_api::permit::Permit;
+use mcp_hub_reconcile::egress;
 use mcp_hub_reconcile::lower::Unsupported;
 use mcp_hub_reconcile::owner::OwnerKey;
 use serde_json::{Value, json};
 
-use super::{ClusterSettings, network, no};
+use super::{ClusterSettings, NAME, network, no};
 use crate::labels;
-use crate::relay::Relay;
-
-const FIELD: &str = "spec.permissions.network.egress";
-
-/// Variables that say where the proxy is, in both ways of writing them that programs look for.
-const PROXY: [&str; 4] = ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"];
-/// Variables that say what is reached without it.
-const NO_PROXY: [&str; 2] = ["NO_PROXY", "no_proxy"];
-/// Node looks at the others only if told so.
-const NODE: &str = "NODE_USE_ENV_PROXY";
 
 /// What an egress list becomes.
 #[derive(Debug)]
@@ -31,32 +21,21 @@ pub(super) struct Egress {
 impl Egress {
     /// Variables that the spec may not set as well: programs would be sent where they may not go.
     pub(super) fn claims(&self, name: &str) -> bool {
-        name != NODE && self.env.iter().any(|(own, _)| *own == name)
+        !self.env.is_empty() && egress::claims(name)
     }
 }
 
 pub(super) fn lower(owner: &OwnerKey, list: &[String], settings: &ClusterSettings) -> Result<Egress, Unsupported> {
-    let mut targets: Vec<EgressTarget> = Vec::new();
-    let mut named = None;
-    for (index, text) in list.iter().enumerate() {
-        let field = || format!("{FIELD}[{index}]");
-        let target: EgressTarget = text.parse().map_err(|error| {
-            let hint = "give HOST:PORT, *.SUFFIX:PORT, ADDRESS:PORT or NETWORK/BITS:PORT";
-            no(field(), format!("{error}"), Some(hint))
-        })?;
-        match target.destination {
-            Destination::Network(_) => {}
-            Destination::Name(_) | Destination::Below(_) => named = named.or_else(|| Some((field(), text))),
-        }
-        targets.push(target);
-    }
+    let targets = egress::targets(NAME, list)?;
+    let is_name = |target: &EgressTarget| !matches!(target.destination, Destination::Network(_));
     let mut rules: Vec<Value> = targets.iter().filter_map(by_address).collect();
-    let Some((field, name)) = named else { return Ok(Egress { rules, env: Vec::new() }) };
+    let Some(named) = targets.iter().position(is_name) else { return Ok(Egress { rules, env: Vec::new() }) };
     let Some(relay) = &settings.relay else {
         return Err(no(
-            field,
+            format!("{}[{named}]", egress::FIELD),
             format!(
-                "`{name}` is a name, which takes a relay, and there is none: a network policy knows addresses only"
+                "`{}` is a name, which takes a relay, and there is none: a network policy knows addresses only",
+                list[named]
             ),
             Some("install the chart with relay.enabled=true, or give an address or a network, such as 10.0.0.0/8:5432"),
         ));
@@ -65,7 +44,15 @@ pub(super) fn lower(owner: &OwnerKey, list: &[String], settings: &ClusterSetting
         "to": [network::own_pods(labels::RELAY_ROLE, settings)],
         "ports": [{"port": relay.pod_port, "protocol": "TCP"}],
     }));
-    let env = variables(owner, targets, relay)?;
+    // What the policy lets it reach directly.
+    let direct: Vec<String> = targets
+        .iter()
+        .filter_map(|target| match &target.destination {
+            Destination::Network(network) => Some(network.plain()),
+            Destination::Name(_) | Destination::Below(_) => None,
+        })
+        .collect();
+    let env = egress::variables(NAME, owner, targets, &relay.key, &relay.address.to_string(), direct)?;
     Ok(Egress { rules, env })
 }
 
@@ -80,30 +67,6 @@ fn by_address(target: &EgressTarget) -> Option<Value> {
     }
 }
 
-fn variables(
-    owner: &OwnerKey,
-    targets: Vec<EgressTarget>,
-    relay: &Relay,
-) -> Result<Vec<(&'static str, String)>, Unsupported> {
-    // The server itself, and what the policy lets it reach directly.
-    let mut direct = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
-    for target in &targets {
-        if let Destination::Network(network) = &target.destination {
-            direct.push(network.plain());
-        }
-    }
-    direct.dedup();
-    let permit = Permit { server: format!("{}.{}", owner.namespace, owner.name), targets };
-    let password = permit.password(&relay.key);
-    let password =
-        password.map_err(|error| no(FIELD, error.to_string(), Some("name fewer hosts, or `*.SUFFIX:PORT`")))?;
-    let url = format!("http://{}:{}@{}", permit.server, password.expose_secret(), relay.address);
-    let mut env: Vec<(&'static str, String)> = PROXY.iter().map(|name| (*name, url.clone())).collect();
-    env.extend(NO_PROXY.iter().map(|name| (*name, direct.join(","))));
-    env.push((NODE, "1".to_owned()));
-    Ok(env)
-}
-
 #[cfg(test)]
 mod tests {
     use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -111,6 +74,7 @@ mod tests {
     use mcp_hub_reconcile::owner::OwnerKind;
 
     use super::*;
+    use crate::relay::Relay;
 
     fn settings(relay: bool) -> ClusterSettings {
         let relay = relay.then(|| Relay {

@@ -15,6 +15,7 @@ use crate::cluster::{made_up_name, sweep};
 use crate::error::Error;
 use crate::files;
 use crate::folder::{Folder, registry};
+use crate::namespace::NODE;
 use crate::parts::Part;
 use crate::process::{self, Record};
 use crate::teardown::teardown;
@@ -179,13 +180,15 @@ impl Engine {
 
     fn configure(&self) -> Result<(), Error> {
         let write = |name: &str, text: String| files::write(&self.folder.path().join(name), text);
-        write("daemon.json", "{}".to_owned())?;
+        // Names are the node's to know, as on a machine with a resolver of its own; what a test does not answer nobody does.
+        write("daemon.json", format!("{{\"dns\": [\"{NODE}\"]}}"))?;
         // Limits for a machine that allows less than what Podman sets by itself. Both the same: its Docker API takes the one
         // for the other (seen with 4.3).
         write(
             "containers.conf",
             format!(
                 "[containers]\ndefault_ulimits = [\"nofile=4096:4096\", \"nproc=4096:4096\"]\n\
+                 dns_servers = [\"{NODE}\"]\n\
                  [engine]\nruntime = \"runc\"\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n\
                  events_logfile_path = \"{0}\"\nstatic_dir = \"{1}\"\nvolume_path = \"{2}\"\n\
                  [network]\nnetwork_backend = \"netavark\"\nnetwork_config_dir = \"{3}\"\n",

@@ -13,7 +13,7 @@ use futures::StreamExt;
 use mcp_hub_crds::MCPServer;
 use mcp_hub_dataplane_api::status::{BridgeStatus, Phase};
 use mcp_hub_local_runtime::docker::{
-    Bridge, BridgeImage, Bridges, DIGITS, DockerConfig, DockerRuntime, EngineKind, Surroundings,
+    Bridges, DIGITS, DockerConfig, DockerRuntime, EngineKind, Program, ProgramImage, Surroundings,
 };
 use mcp_hub_local_runtime::host::Host;
 use mcp_hub_local_runtime::process::{ProcessConfig, ProcessRuntime};
@@ -37,7 +37,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub const IMAGES: &str = "MCP_HUB_TEST_IMAGES";
 /// The static bridge of this machine.
 pub const BRIDGE: &str = "MCP_HUB_TEST_BRIDGE";
-/// An `mcpctl` that carries it.
+/// The static relay of this machine.
+pub const RELAY: &str = "MCP_HUB_TEST_RELAY";
+/// An `mcpctl` that carries both.
 pub const MCPCTL: &str = "MCP_HUB_TEST_MCPCTL";
 
 /// The example server, whose program is all that its image has.
@@ -48,6 +50,15 @@ pub fn given(variable: &str) -> PathBuf {
     std::env::var_os(variable)
         .map(PathBuf::from)
         .unwrap_or_else(|| panic!("{variable} is not set; `cargo xtask test --level engines` sets it"))
+}
+
+/// A static program of this machine's, whose path the set-up gives.
+fn program(variable: &str) -> Program {
+    let path = given(variable);
+    let mut digest = hex::encode(Sha256::digest(std::fs::read(&path).expect("a static program")));
+    digest.truncate(DIGITS);
+    let architecture = if std::env::consts::ARCH == "aarch64" { "arm64" } else { "amd64" };
+    Program { architecture: architecture.to_owned(), digest, image: ProgramImage::Kept(path) }
 }
 
 /// An engine with images, and what drives it.
@@ -101,11 +112,6 @@ impl Scene {
             EngineKind::Podman => "CONTAINER_HOST",
             EngineKind::Docker | EngineKind::Vessel => "DOCKER_HOST",
         };
-        let path = given(BRIDGE);
-        let mut digest = hex::encode(Sha256::digest(std::fs::read(&path).expect("the static bridge")));
-        digest.truncate(DIGITS);
-        let architecture = if std::env::consts::ARCH == "aarch64" { "arm64" } else { "amd64" };
-        let own = Bridge { architecture: architecture.to_owned(), digest, image: BridgeImage::Kept(path) };
         DockerConfig {
             kind: self.kind(),
             around: Surroundings {
@@ -114,7 +120,8 @@ impl Scene {
             },
             installation: self.installation.clone(),
             host: Host::of_this_process(),
-            bridges: Bridges::new(vec![own], self.folder.path().join("bridges")),
+            bridges: Bridges::new(vec![program(BRIDGE)], self.folder.path().join("bridges")),
+            relays: vec![program(RELAY)],
         }
     }
 

@@ -16,13 +16,15 @@ use mcp_hub_reconcile::owner::OwnerKey;
 use mcp_hub_reconcile::ports::Runtime;
 use mcp_hub_reconcile::workload::{EnvValue, ServerWorkload};
 use mcp_hub_test_cluster::EngineKind;
-use serde_json::json;
+use serde_json::{Value, json};
 
 struct Containers {
     scene: Scene,
     /// For looking only.
     watcher: Arc<DockerRuntime>,
     foreign: Mutex<Vec<String>>,
+    /// What servers have in their spec besides the image.
+    more: Value,
 }
 
 #[async_trait]
@@ -32,7 +34,7 @@ impl Harness for Containers {
     }
 
     fn workload(&self, name: &str) -> ServerWorkload {
-        self.scene.workload(&self.scene.server(name, json!({})))
+        self.scene.workload(&self.scene.server(name, self.more.clone()))
     }
 
     fn changed(&self, workload: &ServerWorkload) -> ServerWorkload {
@@ -43,7 +45,7 @@ impl Harness for Containers {
 
     fn namesake(&self, workload: &ServerWorkload) -> ServerWorkload {
         // With a token of its own, as everything with a uid of its own has.
-        let mut server = self.scene.server(&workload.owner.name, json!({}));
+        let mut server = self.scene.server(&workload.owner.name, self.more.clone());
         server.metadata.uid = Some(format!("{}-namesake", workload.owner.uid));
         ServerWorkload { resolved: workload.resolved.clone(), ..self.scene.workload(&server) }
     }
@@ -57,7 +59,7 @@ impl Harness for Containers {
         };
         vec![
             ("spec.source.command", of(json!({"source": {"command": {"path": "/bin/server"}}}))),
-            ("spec.permissions.network.egress", of(json!({"permissions": {"network": {"egress": []}}}))),
+            ("spec.permissions.network.egress", of(json!({"permissions": {"network": {"egress": ["a.example.com"]}}}))),
             ("spec.replicas", of(json!({"replicas": 2}))),
             ("spec.volumes", volume(json!({"configMap": "map"}))),
             ("spec.volumes", volume(json!({"hostPath": "/data", "mountPath": "/mcp-hub"}))),
@@ -127,10 +129,10 @@ impl Harness for Containers {
     }
 }
 
-async fn passes(kind: EngineKind) {
+async fn passes(kind: EngineKind, more: Value) {
     let scene = Scene::up(kind).await;
     let watcher = scene.runtime().await;
-    let harness = Containers { scene, watcher, foreign: Mutex::default() };
+    let harness = Containers { scene, watcher, foreign: Mutex::default(), more };
     let breaches = run(&harness).await;
     assert!(breaches.is_empty(), "{breaches:#?}");
     assert_eq!(harness.scene.everything().await, Vec::<String>::new());
@@ -138,12 +140,27 @@ async fn passes(kind: EngineKind) {
 
 #[tokio::test]
 async fn docker_passes() {
-    passes(EngineKind::Docker).await;
+    passes(EngineKind::Docker, json!({})).await;
 }
 
 #[tokio::test]
 async fn podman_passes() {
-    passes(EngineKind::Podman).await;
+    passes(EngineKind::Podman, json!({})).await;
+}
+
+/// A server with an egress list, which is two objects and is reached through one that it shares with others.
+fn enclosed() -> Value {
+    json!({"permissions": {"network": {"egress": ["api.example.com:443"]}}})
+}
+
+#[tokio::test]
+async fn docker_passes_with_an_egress_list() {
+    passes(EngineKind::Docker, enclosed()).await;
+}
+
+#[tokio::test]
+async fn podman_passes_with_an_egress_list() {
+    passes(EngineKind::Podman, enclosed()).await;
 }
 
 /// No field of `MCPServer` is silent: each one, set alone, changes the container or what is offered, or is refused by name.

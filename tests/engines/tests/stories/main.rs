@@ -2,6 +2,7 @@
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod egress;
 mod vessel;
 
 use bollard::query_parameters::ListVolumesOptions;
