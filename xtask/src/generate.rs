@@ -35,16 +35,12 @@ fn files() -> Result<Vec<(PathBuf, String)>, Error> {
         files.push((root.join("charts/mcp-hub/files/crds").join(&name), content.clone()));
         files.push((root.join("crds/yaml").join(name), content));
     }
-    let reference = shell::output(&mut shell::cargo(&[
-        "run",
-        "--quiet",
-        "--locked",
-        "--package",
-        "mcpctl",
-        "--",
-        "generate-reference",
-    ]))?;
-    files.push((root.join("docs/src/reference/cli.md"), reference));
+    let printed = |package: &str, more: &[&str]| {
+        let run = ["run", "--quiet", "--locked", "--package", package, "--"];
+        shell::output(shell::cargo(&run).args(more))
+    };
+    files.push((root.join("docs/src/reference/cli.md"), printed("mcpctl", &["generate-reference"])?));
+    files.push((root.join("docs/src/reference/runtimes.md"), printed("mcp-hub-support-matrix", &[])?));
     files.push((root.join("docs/src/errors.md"), errors_page::page()));
     files.extend(chart::plain()?);
     Ok(files)

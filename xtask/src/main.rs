@@ -72,7 +72,7 @@ enum Command {
     Dist,
     /// Build the product's images as OCI archives, from scratch
     Images(images::Plan),
-    /// Write generated files: CRD YAML, the CLI reference, the table of error codes, objects of the chart for kustomize
+    /// Write generated files: CRD YAML, the CLI reference, the support matrix, the table of error codes, objects of the chart for kustomize
     Generate {
         /// Write nothing; fail if a file is stale
         #[arg(long)]
@@ -89,6 +89,9 @@ enum Bench {
     /// What the operator writes, how soon it acts and how large it is, on a real control plane
     #[cfg(target_os = "linux")]
     Operator(bench::operator::Plan),
+    /// Start of twenty servers in containers beside the bare containers, how soon an end is seen, and calls at rest
+    #[cfg(target_os = "linux")]
+    Docker(bench::docker::Plan),
     /// Whether gateway and bridge keep their size under a load that goes on
     Soak {
         /// How long
@@ -107,6 +110,8 @@ fn main() -> ExitCode {
         Command::Bench { name: Bench::Gateway(plan) } => bench::gateway::run(&plan),
         #[cfg(target_os = "linux")]
         Command::Bench { name: Bench::Operator(plan) } => bench::operator::run(&plan),
+        #[cfg(target_os = "linux")]
+        Command::Bench { name: Bench::Docker(plan) } => bench::docker::run(&plan),
         Command::Bench { name: Bench::Soak { minutes } } => bench::soak::run(minutes),
         #[cfg(target_os = "linux")]
         Command::Cluster { verb } => cluster::run(verb),

@@ -73,6 +73,8 @@ const ADOPTION: Duration = Duration::from_secs(5);
 const ATTEMPTS: usize = 3;
 /// Containers made at a time. An engine serialises much of it, and one that is asked for fifty at once answers none in time.
 const PARALLEL: usize = 8;
+/// Exit code of what was ended by SIGKILL.
+const KILLED: i64 = 128 + 9;
 /// Events that a slow listener may lag behind before it is told to look at everything.
 const EVENTS: usize = 256;
 
@@ -666,10 +668,16 @@ fn cut_off() -> Failure {
 }
 
 fn ended(found: &Found) -> Failure {
-    let (reason, message) = match &found.state {
-        state if state.paused => ("ContainerPaused", "the container was paused".to_owned()),
-        state if state.oom_killed => ("OutOfMemory", "the container was ended for its memory".to_owned()),
-        state => ("ContainerEnded", format!("the container ended with code {}", state.exit_code)),
+    let more = "raise spec.resources.limits.memory";
+    let (reason, message, hint) = match &found.state {
+        state if state.paused => ("ContainerPaused", "the container was paused".to_owned(), None),
+        state if state.oom_killed => ("OutOfMemory", "the container was ended for its memory".to_owned(), Some(more)),
+        // An engine may tell of the end before it tells of the reason.
+        state if state.exit_code == KILLED && found.host_config.memory.is_some_and(|limit| limit > 0) => {
+            let message = "the container was killed, which is also what happens to one whose memory runs out";
+            ("ContainerEnded", message.to_owned(), Some(more))
+        }
+        state => ("ContainerEnded", format!("the container ended with code {}", state.exit_code), None),
     };
-    Failure { reason, message, hint: None, retry: Retry::Backoff }
+    Failure { reason, message, hint: hint.map(str::to_owned), retry: Retry::Backoff }
 }

@@ -24,6 +24,15 @@ pub struct Effect {
     pub refused: Vec<String>,
 }
 
+impl Effect {
+    /// Paths of fields that are honoured in part.
+    pub(super) fn degraded(&self) -> Vec<String> {
+        let lowered = self.output["objects"].as_array().into_iter().flatten();
+        let fields = lowered.flat_map(|lowered| lowered["degraded"].as_array().into_iter().flatten());
+        fields.filter_map(Value::as_str).map(str::to_owned).collect()
+    }
+}
+
 /// `server` needs a uid and a namespace. Its source counts as resolved, and each secret has a value.
 pub fn of_server(runtime: &dyn Runtime, server: &MCPServer) -> Effect {
     let installation = Installation::new("effect", [1; 32]);

@@ -6,6 +6,7 @@ use mcp_hub_crds::validate::Rules;
 use serde_json::{Value, json};
 
 use super::effect::{Effect, of_server, without_each_field};
+use crate::accept;
 use crate::ports::Runtime;
 
 /// What a runtime can run, for fields that need a server around them.
@@ -245,22 +246,60 @@ pub fn of_hub() -> Vec<Field> {
     ]
 }
 
-/// Fields of the table that this runtime neither honours nor refuses by name, each with what is wrong.
-pub fn silent(runtime: &dyn Runtime, base: &Base) -> Vec<String> {
-    let (rules, mut found) = (Rules::compiled(), Vec::new());
-    for (field, without, with) in of(base) {
+/// What becomes of a field on a runtime.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Support {
+    Honoured,
+    /// Honoured less than asked for, or not at all because it means nothing there; the status says so.
+    InPart,
+    Refused,
+    /// Refused everywhere, by this release.
+    NotYet,
+    /// The same is made with it and without.
+    Silent,
+}
+
+/// What this runtime does with each field of the table.
+///
+/// # Errors
+/// What is wrong with the table's own specs.
+pub fn support(runtime: &dyn Runtime, base: &Base) -> Result<Vec<(&'static str, Support)>, String> {
+    let rules = Rules::compiled();
+    let told = of(base).into_iter().map(|(field, without, with)| {
         let invalid = [&without, &with].map(|spec| rules.violations(ResourceKind::MCPServer, &resource(spec)));
         if let Some(broken) = invalid.iter().find(|broken| !broken.is_empty()) {
-            found.push(format!("{field}: the table's spec is invalid: {broken:?}"));
-            continue;
+            return Err(format!("{field}: the table's spec is invalid: {broken:?}"));
         }
         let (before, after) = (effect(runtime, &without), effect(runtime, &with));
-        let refused = names(&after.refused, field) || (field == "spec.roots" && names(&after.refused, "spec.sessions"));
-        if before.output == after.output && !refused {
-            found.push(format!("{field} is silent: {after:#?}"));
+        let unimplemented = serde_json::from_value::<MCPServer>(resource(&with))
+            .map(|server| accept::unimplemented_in_server(&server.spec))
+            .unwrap_or_default();
+        let unimplemented: Vec<String> = unimplemented.into_iter().map(str::to_owned).collect();
+        let told = if names(&unimplemented, field) {
+            Support::NotYet
+        } else if names(&after.refused, field) || (field == "spec.roots" && names(&after.refused, "spec.sessions")) {
+            Support::Refused
+        } else if before.output == after.output {
+            Support::Silent
+        } else if after.degraded().iter().any(|path| names(std::slice::from_ref(path), field)) {
+            Support::InPart
+        } else {
+            Support::Honoured
+        };
+        Ok((field, told))
+    });
+    told.collect()
+}
+
+/// Fields of the table that this runtime neither honours nor refuses by name.
+pub fn silent(runtime: &dyn Runtime, base: &Base) -> Vec<String> {
+    match support(runtime, base) {
+        Ok(told) => {
+            let silent = told.into_iter().filter(|(_, told)| *told == Support::Silent);
+            silent.map(|(field, _)| format!("{field} is silent")).collect()
         }
+        Err(problem) => vec![problem],
     }
-    found
 }
 
 /// How many fields were taken out of a spec that the runtime honours in full, one at a time, and those whose absence it did

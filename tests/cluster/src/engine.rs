@@ -1,6 +1,7 @@
 //! A container engine of a test's own, in a network namespace of its own: what it publishes on 127.0.0.1 is reached by who
 //! enters it.
 
+use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::mount::MountFlags;
 use rustix::process::Signal;
 
 use crate::cluster::{made_up_name, sweep};
@@ -61,6 +63,18 @@ impl Engine {
     /// # Errors
     /// It is not installed, this is not root, or it does not begin to answer.
     pub fn up(kind: EngineKind) -> Result<Self, Error> {
+        Self::up_with(kind, None)
+    }
+
+    /// As [`Engine::up`], with so many bytes for its images, containers and volumes, at [`Engine::data`].
+    ///
+    /// # Errors
+    /// As [`Engine::up`], or if the kernel does not give the room.
+    pub fn up_on_disk(kind: EngineKind, bytes: u64) -> Result<Self, Error> {
+        Self::up_with(kind, Some(bytes))
+    }
+
+    fn up_with(kind: EngineKind, disk: Option<u64>) -> Result<Self, Error> {
         if !rustix::process::geteuid().is_root() {
             return Err(Error::NotRoot);
         }
@@ -76,6 +90,13 @@ impl Engine {
         let mut engine = Self { folder, kind, child: None, lock: Some(lock) };
         engine.folder.namespace().create()?;
         engine.configure()?;
+        if let Some(bytes) = disk {
+            let data = engine.data();
+            files::make(&data)?;
+            let size = CString::new(format!("size={bytes}")).unwrap_or_default();
+            let mounted = rustix::mount::mount("tmpfs", &data, "tmpfs", MountFlags::empty(), Some(&*size));
+            mounted.map_err(|error| Error::file("mount", &data)(error.into()))?;
+        }
         engine.start()?;
         Ok(engine)
     }
@@ -91,6 +112,11 @@ impl Engine {
 
     pub fn socket(&self) -> PathBuf {
         self.folder.path().join("engine.sock")
+    }
+
+    /// Where it keeps images, containers and volumes.
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
     }
 
     pub fn log(&self) -> PathBuf {
@@ -128,13 +154,10 @@ impl Engine {
         files::remove(&self.folder.path().join("docker.pid"))
     }
 
-    /// Stops the engine's process where it is, so that it answers nothing, until [`Engine::resume`].
-    pub fn pause(&self) {
+    /// Stops the engine's process where it is, so that it answers nothing, until what this gives is dropped.
+    pub fn pause(&self) -> Paused<'_> {
         self.signal(Signal::STOP);
-    }
-
-    pub fn resume(&self) {
-        self.signal(Signal::CONT);
+        Paused(self)
     }
 
     fn signal(&self, signal: Signal) {
@@ -181,7 +204,8 @@ impl Engine {
     fn configure(&self) -> Result<(), Error> {
         let write = |name: &str, text: String| files::write(&self.folder.path().join(name), text);
         // Names are the node's to know, as on a machine with a resolver of its own; what a test does not answer nobody does.
-        write("daemon.json", format!("{{\"dns\": [\"{NODE}\"]}}"))?;
+        // What a registry does wrong is seen at once, and not after tries of the engine's own, half a minute apart.
+        write("daemon.json", format!("{{\"dns\": [\"{NODE}\"], \"max-download-attempts\": 1}}"))?;
         // Limits for a machine that allows less than what Podman sets by itself. Both the same: its Docker API takes the one
         // for the other (seen with 4.3).
         write(
@@ -225,6 +249,16 @@ impl Engine {
             }
         };
         words
+    }
+}
+
+/// An engine that answers nothing. Dropped, it goes on.
+#[derive(Debug)]
+pub struct Paused<'a>(&'a Engine);
+
+impl Drop for Paused<'_> {
+    fn drop(&mut self) {
+        self.0.signal(Signal::CONT);
     }
 }
 

@@ -37,6 +37,11 @@ impl Record {
         Self::of(self.pid) == Some(*self)
     }
 
+    /// Stops it where it is, so that it hears nothing but a kill.
+    pub fn stop(&self) {
+        self.signal(Signal::STOP);
+    }
+
     /// Sends a signal if the process still lives.
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);

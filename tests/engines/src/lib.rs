@@ -12,6 +12,7 @@ use bollard::query_parameters::{ImportImageOptions, ListContainersOptions, ListN
 use futures::StreamExt;
 use mcp_hub_crds::MCPServer;
 use mcp_hub_dataplane_api::status::{BridgeStatus, Phase};
+use mcp_hub_e2e::Hub;
 use mcp_hub_local_runtime::docker::{
     Bridges, DIGITS, DockerConfig, DockerRuntime, EngineKind, Program, ProgramImage, Surroundings,
 };
@@ -44,6 +45,8 @@ pub const MCPCTL: &str = "MCP_HUB_TEST_MCPCTL";
 
 /// The example server, whose program is all that its image has.
 pub const UNITS: &str = "localhost/mcp-hub/units:test";
+/// The server of the tests, with faults on demand.
+pub const FIXTURE: &str = "localhost/mcp-hub/fixture:test";
 
 /// A path that the level's set-up gives.
 pub fn given(variable: &str) -> PathBuf {
@@ -74,7 +77,11 @@ pub struct Scene {
 impl Scene {
     /// Starts the engine, moves this thread to where its published ports are, and loads the example server's image.
     pub async fn up(kind: Engines) -> Self {
-        let engine = Engine::up(kind).expect("an engine");
+        Self::on(Engine::up(kind).expect("an engine")).await
+    }
+
+    /// As [`Scene::up`], on an engine that was started already.
+    pub async fn on(engine: Engine) -> Self {
         engine.enter().expect("its network");
         let api = Docker::connect_with_unix(&engine.address(), 60, bollard::API_DEFAULT_VERSION).expect("a client");
         let api = api.negotiate_version().await.expect("an engine that says its version");
@@ -107,15 +114,33 @@ impl Scene {
         }
     }
 
-    pub fn config(&self) -> DockerConfig {
-        let variable = match self.kind() {
+    /// The variable that names the engine's address.
+    fn variable(&self) -> &'static str {
+        match self.kind() {
             EngineKind::Podman => "CONTAINER_HOST",
             EngineKind::Docker | EngineKind::Vessel => "DOCKER_HOST",
-        };
+        }
+    }
+
+    /// A hub whose images run on the engine that answers at this address, with no daemon yet.
+    pub fn hub(&self, address: &str) -> Hub {
+        let mut hub = Hub::new();
+        hub.set_env(self.variable(), address);
+        hub.set_env("MCPHUB_RUNTIME", self.kind().as_str());
+        hub.set_env("MCPHUB_SECRETS_PASSPHRASE", "a passphrase of the test");
+        hub
+    }
+
+    /// Over the engine's own socket.
+    pub fn config(&self) -> DockerConfig {
+        self.config_at(self.engine.address())
+    }
+
+    pub fn config_at(&self, address: String) -> DockerConfig {
         DockerConfig {
             kind: self.kind(),
             around: Surroundings {
-                env: BTreeMap::from([(variable.to_owned(), self.engine.address())]),
+                env: BTreeMap::from([(self.variable().to_owned(), address)]),
                 ..Surroundings::default()
             },
             installation: self.installation.clone(),
@@ -225,7 +250,15 @@ impl Scene {
 
     /// Everything on the engine that bears our installation's mark: containers, networks, volumes.
     pub async fn everything(&self) -> Vec<String> {
-        let label = format!("mcphub.io/installation={}", self.installation.id());
+        self.marked(format!("mcphub.io/installation={}", self.installation.id())).await
+    }
+
+    /// As [`Scene::everything`], of whichever installation.
+    pub async fn everybodys(&self) -> Vec<String> {
+        self.marked("mcphub.io/installation".to_owned()).await
+    }
+
+    async fn marked(&self, label: String) -> Vec<String> {
         let filters = Some(HashMap::from([("label".to_owned(), vec![label.clone()])]));
         let mut all = self.containers(Some(label)).await;
         let networks = self.api.list_networks(Some(ListNetworksOptions { filters: filters.clone() })).await.unwrap();
@@ -234,6 +267,17 @@ impl Scene {
         all.extend(volumes.volumes.into_iter().flatten().map(|volume| volume.name));
         all
     }
+}
+
+/// A manifest of a server of this image, with more in its spec.
+pub fn manifest(name: &str, image: &str, more: &Value) -> String {
+    let mut spec = json!({"source": {"image": {"ref": image}}});
+    if let (Value::Object(spec), Value::Object(more)) = (&mut spec, more) {
+        spec.extend(more.clone());
+    }
+    let object =
+        json!({"apiVersion": "mcphub.io/v1alpha1", "kind": "MCPServer", "metadata": {"name": name}, "spec": spec});
+    format!("---\n{object}\n")
 }
 
 /// Waits for a state.

@@ -1,5 +1,7 @@
 //! `cargo xtask bench NAME`: the figures that the documentation promises, as ratios from one run.
 
+#[cfg(target_os = "linux")]
+pub(crate) mod docker;
 pub(crate) mod gateway;
 mod load;
 pub(crate) mod local;

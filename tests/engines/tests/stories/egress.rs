@@ -159,7 +159,7 @@ async fn a_list_opens_what_it_names_and_nothing_beside(kind: EngineKind) {
     let scene = Scene::up(kind).await;
     scene.load("fixture").await;
     let machine = Machine::around(&scene).await;
-    let mut hub = hub(&scene);
+    let mut hub = scene.hub(&scene.engine.address());
     let (by_name, by_address) = (format!("{ALLOWED}:{PORT}"), format!("{NODE}:{PORT}"));
     let servers = [
         with_list("named", Some(&[&by_name])),

@@ -6,26 +6,13 @@ mod egress;
 mod vessel;
 
 use bollard::query_parameters::ListVolumesOptions;
-use mcp_hub_e2e::{Hub, eventually};
-use mcp_hub_engine_tests::{Scene, UNITS, until};
+use mcp_hub_e2e::eventually;
+use mcp_hub_engine_tests::{FIXTURE, Scene, UNITS, manifest, until};
 use mcp_hub_test_cluster::EngineKind;
 use serde_json::{Value, json};
 
 const EXAMPLE: &str = include_str!("../../../../examples/docker/servers.yaml");
 const CONVERSION: [&str; 8] = ["call", "units/convert", "--arg", "value=26.2", "--arg", "from=mi", "--arg", "to=km"];
-
-/// A hub whose images run on the scene's engine, with no daemon yet.
-fn hub(scene: &Scene) -> Hub {
-    let mut hub = Hub::new();
-    let (variable, runtime) = match scene.engine.kind() {
-        EngineKind::Docker => ("DOCKER_HOST", "docker"),
-        EngineKind::Podman => ("CONTAINER_HOST", "podman"),
-    };
-    hub.set_env(variable, &scene.engine.address());
-    hub.set_env("MCPHUB_RUNTIME", runtime);
-    hub.set_env("MCPHUB_SECRETS_PASSPHRASE", "a passphrase of the test");
-    hub
-}
 
 /// The example as it is, but for the tag of tests' images.
 fn example() -> String {
@@ -35,11 +22,9 @@ fn example() -> String {
 
 /// A server of the fixture's image.
 fn fixture(name: &str, more: &Value) -> String {
-    let mut spec = json!({"source": {"image": {"ref": "localhost/mcp-hub/fixture:test"}}, "args": ["stdio"]});
+    let mut spec = json!({"args": ["stdio"]});
     spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    let object =
-        json!({"apiVersion": "mcphub.io/v1alpha1", "kind": "MCPServer", "metadata": {"name": name}, "spec": spec});
-    format!("---\n{object}\n")
+    manifest(name, FIXTURE, &spec)
 }
 
 /// What the engine shows of each of our containers, by the server's name.
@@ -52,7 +37,7 @@ async fn inspected(scene: &Scene, name: &str) -> Option<Value> {
 
 async fn the_example_answers_and_leaves_nothing(kind: EngineKind) {
     let scene = Scene::up(kind).await;
-    let mut hub = hub(&scene);
+    let mut hub = scene.hub(&scene.engine.address());
     hub.write("servers.yaml", &example());
     hub.start();
     for name in ["units", "units-http"] {
@@ -96,16 +81,7 @@ async fn the_example_answers_and_leaves_nothing(kind: EngineKind) {
     assert_eq!(inspected(&scene, "units").await.unwrap()["Id"], id);
 
     let said = hub.ok(&["down", "--all"]);
-    let mut all = scene.containers(None).await;
-    all.retain(|line| line.contains("mcphub"));
-    assert_eq!(all, Vec::<String>::new(), "{said}\n{}", hub.log());
-    let networks = scene.api.list_networks(None).await.unwrap();
-    assert!(
-        networks.iter().all(|network| !network.name.as_deref().unwrap_or_default().contains("mcphub")),
-        "{networks:?}"
-    );
-    let volumes = scene.api.list_volumes(None::<ListVolumesOptions>).await.unwrap().volumes.unwrap_or_default();
-    assert!(volumes.iter().all(|volume| !volume.name.contains("mcphub")), "{volumes:?}");
+    assert_eq!(scene.everybodys().await, Vec::<String>::new(), "{said}\n{}", hub.log());
 }
 
 #[tokio::test]
@@ -121,7 +97,7 @@ async fn on_podman_the_example_answers_and_leaves_nothing() {
 async fn a_secret_reaches_the_server_and_nothing_else(kind: EngineKind) {
     let scene = Scene::up(kind).await;
     scene.load("fixture").await;
-    let mut hub = hub(&scene);
+    let mut hub = scene.hub(&scene.engine.address());
     let env = json!({"env": [{"name": "TOKEN", "secretRef": {"name": "github", "key": "token"}}, {"name": "PLAIN", "value": "seen"}]});
     hub.write("servers.yaml", &fixture("github", &env));
     hub.ok_with_input(&["secret", "set", "github", "token"], "s3cr3t-value");
@@ -143,7 +119,7 @@ async fn on_docker_a_secret_reaches_the_server_and_nothing_else() {
 async fn servers_do_not_reach_each_other(kind: EngineKind) {
     let scene = Scene::up(kind).await;
     scene.load("fixture").await;
-    let mut hub = hub(&scene);
+    let mut hub = scene.hub(&scene.engine.address());
     // What is kept from another is not refused but lost, so that a call ends by its time.
     let limit = json!({"timeouts": {"call": "3s"}});
     hub.write("servers.yaml", &format!("{}{}", fixture("one", &limit), fixture("two", &limit)));

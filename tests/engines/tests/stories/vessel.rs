@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use mcp_hub_engine_tests::{Scene, until};
 use mcp_hub_test_cluster::EngineKind;
 
-use crate::{example, hub};
+use crate::example;
 
 #[tokio::test]
 async fn its_service_is_started_when_a_server_wants_it_and_again_when_it_has_ended() {
@@ -26,7 +26,7 @@ async fn its_service_is_started_when_a_server_wants_it_and_again_when_it_has_end
     write("#!/bin/sh\necho starting >&2; echo 'no room for a machine' >&2; exit 3\n");
     let started = || std::fs::read_to_string(&starts).unwrap_or_default().lines().count();
 
-    let mut hub = hub(&scene);
+    let mut hub = scene.hub(&scene.engine.address());
     hub.set_env("DOCKER_HOST", "unix:///nowhere.sock");
     hub.set_env("MCPHUB_RUNTIME", "vessel");
     hub.set_env("XDG_RUNTIME_DIR", runtime_dir.to_str().unwrap());

@@ -2,21 +2,23 @@
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod container;
+mod cuts;
+mod disk;
+mod engine;
+mod registry;
+
 use bollard::models::ContainerCreateBody;
 use bollard::query_parameters::{
     ContainerArchiveInfoOptions, CreateContainerOptions, ListVolumesOptions, RemoveImageOptions,
 };
-use futures::StreamExt;
-use mcp_hub_engine_tests::{IMAGES, Scene, UNITS, given, until, until_ready};
-use mcp_hub_fakeregistry::{Access, PASSWORD, Registry, USER};
+use mcp_hub_engine_tests::{Scene, UNITS, until, until_ready};
 use mcp_hub_local_runtime::docker::{DockerRuntime, EngineKind as Engines};
 use mcp_hub_reconcile::error::Retry;
 use mcp_hub_reconcile::observed::{Failure, PrepareState};
 use mcp_hub_reconcile::plan::plan;
-use mcp_hub_reconcile::ports::{Runtime, RuntimeEvent, Step};
+use mcp_hub_reconcile::ports::{Runtime, Step};
 use mcp_hub_reconcile::workload::{ServerWorkload, Workload};
-use mcp_hub_supply::bundle::Bundle;
-use mcp_hub_supply::{Credentials, Registries};
 use mcp_hub_test_cluster::EngineKind;
 use serde_json::{Value, json};
 
@@ -99,73 +101,6 @@ async fn a_program_that_cannot_start_is_a_crash_loop_and_not_a_container_that_co
     .await;
     assert!(format!("{status:?}").contains("/no/such/program"), "{status:?}");
     assert_eq!(scene.containers(Some("mcphub.io/name=broken".to_owned())).await.len(), 1);
-}
-
-#[tokio::test]
-async fn an_engine_that_is_away_is_said_to_be_and_what_ran_is_taken_over_when_it_is_back() {
-    let mut scene = Scene::up(EngineKind::Docker).await;
-    let runtime = scene.runtime().await;
-    let workload = scene.resolved(&*runtime, &scene.server("away", json!({}))).await;
-    scene.apply(&*runtime, &workload).await;
-    until_ready(&runtime, &workload.owner).await;
-
-    let mut events = runtime.events();
-    scene.engine.kill().unwrap();
-    let refused = until("the engine is missed", async || runtime.observe(&workload.owner).await.err()).await;
-    assert_eq!((refused.reason, refused.retry), ("EngineUnreachable", Retry::Backoff));
-    assert!(refused.hint.is_some());
-    scene.engine.start().unwrap();
-    // Without being asked it tells that everything is to be looked at.
-    until("a gap is told", async || match events.next().await {
-        Some(RuntimeEvent::Resync) => Some(()),
-        _ => None,
-    })
-    .await;
-    // The engine ended its containers with itself, or did not; either way the next pass makes it right.
-    until("the server runs again", async || {
-        let lowered = runtime.lower(&Workload::Server(Box::new(workload.clone()))).ok()?;
-        let observed = runtime.observe(&workload.owner).await.ok()?;
-        for step in plan(&lowered, &observed) {
-            runtime.execute(&workload.owner, &step).await.ok()?;
-        }
-        let bridge = runtime.observe(&workload.owner).await.ok()?.bridge?;
-        (bridge.phase == mcp_hub_dataplane_api::status::Phase::Ready).then_some(())
-    })
-    .await;
-    scene.remove(&*runtime, &workload.owner).await;
-    assert_eq!(scene.everything().await, Vec::<String>::new());
-}
-
-#[tokio::test]
-async fn a_private_image_is_pulled_with_the_secret_that_is_named_and_not_without() {
-    let scene = Scene::up(EngineKind::Docker).await;
-    // In the engine's network, where it is local and so may be asked in clear.
-    let registry = Registry::start(Access::UsersToken).await;
-    let image = registry.image("team/units:1");
-    let logins = json!({"auths": {&registry.host: {"username": USER, "password": PASSWORD}}}).to_string();
-    let credentials = Credentials::from_docker_config(logins.as_bytes()).unwrap();
-    let bundle = Bundle::open(&given(IMAGES).join("units.tar")).await.unwrap();
-    let registries = Registries::new().unwrap();
-    bundle.publish(&bundle.images()[0], &image, &registries, &credentials, &|_| {}).await.unwrap();
-
-    let source = |name: &str| json!({"ref": image.to_string(), "pullSecretRef": {"name": name}});
-    let failure = refusal(&scene, "without", json!({"ref": image.to_string()})).await;
-    assert_eq!(failure.reason, "ImagePullFailed");
-    assert!(failure.hint.unwrap().contains("pullSecretRef"), "{}", failure.message);
-    let failure = refusal(&scene, "missing", source("nobodys")).await;
-    assert_eq!(failure.reason, "SecretMissing");
-
-    scene.secrets.set("team", ".dockerconfigjson", &logins);
-    let runtime = scene.runtime().await;
-    let server = scene.server("private", json!({"source": {"image": source("team")}, "replicas": 1}));
-    let workload = scene.resolved(&*runtime, &server).await;
-    let found = workload.resolved.clone().unwrap().image.unwrap();
-    assert_eq!(found.index, bundle.images()[0].digest(), "the digest that the registry knows it by");
-    scene.apply(&*runtime, &workload).await;
-    until_ready(&runtime, &workload.owner).await;
-    let shown = scene.containers(Some("mcphub.io/name=private".to_owned())).await;
-    let shown = scene.api.inspect_container(shown[0].split(' ').next().unwrap(), None).await.unwrap();
-    assert!(!serde_json::to_string(&shown).unwrap().contains(PASSWORD));
 }
 
 #[tokio::test]
