@@ -15,8 +15,8 @@ use crate::target::Scope;
     name = "mcpctl",
     version,
     about = "MCP servers behind one endpoint, on this machine or a cluster",
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 no daemon runs or no cluster with MCP Hub \
-                  answers, 5 timed out, 6 invalid input, 7 the tool answered with an error, 8 held by another program or \
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 no daemon runs, or no cluster with MCP Hub \
+                  or no container engine answers, 5 timed out, 6 invalid input, 7 the tool answered with an error, 8 held by another program or \
                   field manager, 9 forbidden by the cluster.",
     disable_help_subcommand = true
 )]
@@ -101,6 +101,8 @@ pub(crate) enum Command {
     LockImages(LockImages),
     /// Copy locked images, for every platform, to a registry of your own
     PublishImages(PublishImages),
+    /// Fetch locked images into a container engine
+    PullImages(PullImages),
     /// Carry locked images to where no network is
     #[command(subcommand)]
     Bundle(Bundle),
@@ -553,6 +555,25 @@ pub(crate) struct PublishImages {
     pub(crate) lock: LockFile,
     #[command(flatten)]
     pub(crate) transport: Transport,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PullImages {
+    /// Only the images of this file or folder of manifests
+    #[arg(short, long = "file", value_name = "PATH")]
+    pub(crate) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) lock: LockFile,
+    #[command(flatten)]
+    pub(crate) engine: EngineChoice,
+}
+
+/// An engine that a command acts on.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct EngineChoice {
+    /// Container engine; `auto` takes the first of docker, podman and vessel that answers
+    #[arg(long, env = "MCPHUB_RUNTIME", value_enum, default_value_t = RuntimeChoice::Auto)]
+    pub(crate) runtime: RuntimeChoice,
 }
 
 #[derive(Debug, Subcommand)]

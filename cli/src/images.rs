@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use mcp_hub_crds::source::Source;
 use mcp_hub_crds::{Resource, manifest};
-use mcp_hub_supply::lock::MAX_BYTES;
+use mcp_hub_supply::lock::{Locked, MAX_BYTES};
 use mcp_hub_supply::progress::Event;
 use mcp_hub_supply::reference::Mirror;
 use mcp_hub_supply::{Credentials, DockerConfig, ImageLock, Published, Reference, Registries};
@@ -19,6 +19,7 @@ use crate::daemon;
 use crate::error::Error;
 use crate::output;
 use crate::places::Places;
+use crate::target::local::Local;
 
 /// The images of a file or folder of manifests, or of the user's own configuration; each once, by full name.
 pub(crate) fn of_manifests(places: &Places, file: Option<&Path>) -> Result<Vec<Reference>, Error> {
@@ -75,6 +76,23 @@ pub(crate) fn locked(file: &LockFile) -> Result<ImageLock, Error> {
         output::hint("`mcpctl lock-images` writes it as 2.0, with all platforms");
     }
     Ok(lock)
+}
+
+/// All that is locked, or what is locked for the images of some manifests, which all must be.
+pub(crate) fn chosen<'a>(
+    lock: &'a ImageLock,
+    LockFile { path }: &LockFile,
+    local: &Local,
+    file: Option<&Path>,
+) -> Result<Vec<&'a Locked>, Error> {
+    let Some(file) = file else { return Ok(lock.images().collect()) };
+    let missing = |image: &Reference| Error::NotFound {
+        what: "image in the lock file that is named",
+        name: image.to_string(),
+        hint: Some(format!("`mcpctl lock-images` locks it; {} was read", path.display())),
+    };
+    let wanted = of_manifests(&local.places, Some(file))?;
+    wanted.iter().map(|image| lock.get(image).ok_or_else(|| missing(image))).collect()
 }
 
 /// Writes a lock file whole or not at all. Returns whether it is another than before.

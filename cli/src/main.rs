@@ -23,7 +23,7 @@ use crate::admin::Action;
 use crate::args::{Cli, Command, Place, Start};
 use crate::commands::{
     add, apply, bundle, call, down, endpoint, generate, get, import, lifecycle, lock_images, logs, plan,
-    publish_images, reference, secret, status, stdio, tools, up, version,
+    publish_images, pull_images, reference, secret, status, stdio, tools, up, version,
 };
 use crate::error::Error;
 use crate::places::Places;
@@ -96,6 +96,7 @@ async fn dispatch(cli: &Cli) -> Result<(), Error> {
         Command::Secret(args) => secret::run(&here("secret")?, args).await,
         Command::LockImages(args) => lock_images::run(&here("lock-images")?, args).await,
         Command::PublishImages(args) => publish_images::run(&here("publish-images")?, args).await,
+        Command::PullImages(args) => pull_images::run(&here("pull-images")?, args).await,
         Command::Bundle(args) => {
             here("bundle")?;
             bundle::run(args).await
@@ -113,6 +114,7 @@ fn not_there(command: &str) -> Error {
         "down" | "remove" => "there `mcpctl delete servers NAME` ends a server",
         "add" => "there `mcpctl apply -f PATH` brings a server",
         "secret" => "there secrets are Secrets: `kubectl create secret generic NAME --from-file=KEY=/dev/stdin`",
+        "pull-images" => "nodes of a cluster fetch their images themselves",
         "lock-images" | "publish-images" | "bundle" => "it acts on files and registries only: leave --target out",
         _ => "leave --target out",
     };

@@ -14,6 +14,7 @@ pub(crate) mod lock_images;
 pub(crate) mod logs;
 pub(crate) mod plan;
 pub(crate) mod publish_images;
+pub(crate) mod pull_images;
 pub(crate) mod reference;
 pub(crate) mod secret;
 pub(crate) mod status;

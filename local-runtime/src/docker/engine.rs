@@ -8,6 +8,7 @@ use bollard::Docker;
 use bollard::errors::Error as ApiError;
 use mcp_hub_reconcile::error::{Retry, RuntimeError};
 
+use super::pull::Refusal;
 use crate::secret_source::SecretError;
 use crate::wire::Address;
 
@@ -75,6 +76,12 @@ pub enum EngineError {
     NameTaken { name: String },
     #[error("image {image} is not there any more: {problem}")]
     ImageGone { image: String, problem: String },
+    #[error("{product} could not pull {image}: {said}")]
+    PullRefused { product: String, architecture: String, image: String, said: String, why: Refusal },
+    #[error("image {image} is for {}, and the engine runs linux/{architecture}", .made_for.join(", "))]
+    WrongPlatform { image: String, made_for: Vec<String>, architecture: String },
+    #[error("{product} stored {image} as something else than was asked for ({found})")]
+    ImageAltered { product: String, image: String, found: String },
     #[error("the bridge of {owner} ended at once: {output}")]
     Ended { owner: String, output: String },
     #[error("the bridge of {owner} does not answer")]
@@ -115,7 +122,32 @@ fn usual(message: &str) -> Option<&'static str> {
     known.into_iter().find(|(words, _)| message.contains(words)).map(|(_, hint)| hint)
 }
 
+const ALTERED: &str = "the registry, or somebody on the way to it, changed the image; do not run it";
+
+fn platform_hint(architecture: &str) -> String {
+    format!("use an image for linux/{architecture}")
+}
+
+fn pull_refused(why: Refusal, architecture: &str) -> (&'static str, String) {
+    let hint = match why {
+        Refusal::Platform => return ("WrongPlatform", platform_hint(architecture)),
+        Refusal::Altered => ALTERED,
+        Refusal::Login => {
+            "the registry wants another login, or there is no such image: `docker login`, or set pullSecretRef"
+        }
+        Refusal::Missing => "check the name and tag; an image that was built here need not be pulled",
+        Refusal::DiskFull => "the engine's disk is full",
+        Refusal::Other => "can the engine reach the registry?",
+    };
+    ("ImagePullFailed", hint.to_owned())
+}
+
 impl EngineError {
+    /// What the user does next.
+    pub fn hint(&self) -> Option<String> {
+        self.lot().1
+    }
+
     /// Whether the engine refused something with these words, which is all that it says of the reason.
     pub(super) fn says(&self, words: &str) -> bool {
         matches!(self, Self::Refused { message, .. } if message.to_lowercase().contains(words))
@@ -130,10 +162,11 @@ impl EngineError {
     }
 }
 
-impl From<EngineError> for RuntimeError {
-    fn from(error: EngineError) -> Self {
+impl EngineError {
+    /// Its reason, what the user does next, and whether time mends it.
+    fn lot(&self) -> (&'static str, Option<String>, Retry) {
         let hint = |text: &str| Some(text.to_owned());
-        let (reason, hint, retry) = match &error {
+        match self {
             EngineError::NotFound { hint: what, .. } => ("EngineNotFound", hint(what), Retry::Backoff),
             EngineError::Address { .. } => ("EngineNotFound", hint("check DOCKER_HOST"), Retry::Backoff),
             EngineError::Unreachable { .. } => (
@@ -147,6 +180,15 @@ impl From<EngineError> for RuntimeError {
             EngineError::ImageGone { .. } => {
                 ("ImageGone", hint("pull or build it again, or change spec.source"), Retry::Backoff)
             }
+            EngineError::PullRefused { why, architecture, .. } => {
+                let (reason, what) = pull_refused(*why, architecture);
+                // It may be pushed, or the registry be back, at any time.
+                (reason, Some(what), Retry::Backoff)
+            }
+            EngineError::WrongPlatform { architecture, .. } => {
+                ("WrongPlatform", Some(platform_hint(architecture)), Retry::OnChange)
+            }
+            EngineError::ImageAltered { .. } => ("ImageAltered", hint(ALTERED), Retry::Backoff),
             EngineError::Ended { .. } => ("BridgeFailed", None, Retry::Backoff),
             EngineError::Mute { .. } => ("BridgeMute", None, Retry::Backoff),
             EngineError::NoBridge { .. } => {
@@ -156,7 +198,13 @@ impl From<EngineError> for RuntimeError {
             EngineError::Secret(error) => (error.reason(), None, Retry::Backoff),
             EngineError::File { .. } => ("BridgeMissing", None, Retry::Backoff),
             EngineError::Malformed { .. } => ("ObjectUnreadable", None, Retry::Backoff),
-        };
+        }
+    }
+}
+
+impl From<EngineError> for RuntimeError {
+    fn from(error: EngineError) -> Self {
+        let (reason, hint, retry) = error.lot();
         Self {
             reason,
             message: error.to_string(),

@@ -89,6 +89,7 @@ pub(super) struct Named {
 pub(super) struct FoundImage {
     pub(super) id: String,
     pub(super) repo_digests: Option<Vec<String>>,
+    pub(super) os: String,
     pub(super) architecture: String,
     pub(super) config: Option<Starts>,
 }

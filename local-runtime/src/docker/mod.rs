@@ -15,7 +15,9 @@ mod lower;
 mod names;
 mod pacing;
 mod place;
+mod pull;
 mod shared;
+mod stock;
 mod watch;
 
 use std::collections::{HashMap, HashSet};
@@ -54,7 +56,9 @@ use image::{Images, Logins};
 use look::Found;
 use pacing::Pacing;
 use place::EnginePlace;
+pub use pull::Refusal;
 use shared::Shared;
+pub use stock::Brought;
 
 /// A bridge listens and answers within a moment of its start; even on a busy machine that takes far less.
 const BRIDGE_START: Duration = Duration::from_secs(30);

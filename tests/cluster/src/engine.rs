@@ -24,6 +24,10 @@ use crate::tools::{self, Tool};
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// Addresses in an engine's network namespace that it speaks to in clear, for registries of the test. Docker does so to all of
+/// 127.0.0.1, Podman only where it was told.
+pub const REGISTRIES: [&str; 2] = ["127.0.0.1:5000", "127.0.0.1:5001"];
+
 /// What an engine is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EngineKind {
@@ -151,6 +155,7 @@ impl Engine {
         command.args(self.arguments());
         command.env("CONTAINERS_CONF", self.folder.at("containers.conf"));
         command.env("CONTAINERS_STORAGE_CONF", self.folder.at("storage.conf"));
+        command.env("CONTAINERS_REGISTRIES_CONF", self.folder.at("registries.conf"));
         let path = self.log();
         let log = OpenOptions::new().create(true).append(true).open(&path).map_err(Error::file("open", &path))?;
         let copy = log.try_clone().map_err(Error::file("open", &path))?;
@@ -180,6 +185,8 @@ impl Engine {
     fn configure(&self) -> Result<(), Error> {
         let write = |name: &str, text: String| files::write(&self.folder.path().join(name), text);
         write("daemon.json", "{}".to_owned())?;
+        let in_clear = REGISTRIES.map(|address| format!("[[registry]]\nlocation = \"{address}\"\ninsecure = true\n"));
+        write("registries.conf", in_clear.concat())?;
         // Limits for a machine that allows less than what Podman sets by itself. Both the same: its Docker API takes the one
         // for the other (seen with 4.3).
         write(

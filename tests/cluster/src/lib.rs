@@ -37,7 +37,7 @@ mod tools;
 
 pub use cluster::{Cluster, Options, Shape};
 pub use door::Door;
-pub use engine::{Engine, EngineKind};
+pub use engine::{Engine, EngineKind, REGISTRIES};
 pub use error::Error;
 pub use folder::STATE_VARIABLE;
 pub use image::BUSYBOX;

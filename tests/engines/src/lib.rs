@@ -61,21 +61,26 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// Starts the engine, moves this thread to where its published ports are, and loads the example server's image.
+    /// As [`Scene::empty`], with the example server's image.
     pub async fn up(kind: Engines) -> Self {
+        let scene = Self::empty(kind).await;
+        scene.load("units").await;
+        scene
+    }
+
+    /// Starts the engine, which has no image, and moves this thread to where its published ports are.
+    pub async fn empty(kind: Engines) -> Self {
         let engine = Engine::up(kind).expect("an engine");
         engine.enter().expect("its network");
         let api = Docker::connect_with_unix(&engine.address(), 60, bollard::API_DEFAULT_VERSION).expect("a client");
         let api = api.negotiate_version().await.expect("an engine that says its version");
-        let scene = Self {
+        Self {
             installation: Installation::new(format!("test-{}", std::process::id()), [7; 32]),
             secrets: Arc::default(),
             folder: tempfile::tempdir().expect("a folder"),
             engine,
             api,
-        };
-        scene.load("units").await;
-        scene
+        }
     }
 
     /// Loads an image of ours by its name.

@@ -2,13 +2,15 @@
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod images;
+
 use bollard::query_parameters::ListVolumesOptions;
 use mcp_hub_e2e::{Hub, eventually};
 use mcp_hub_engine_tests::{Scene, UNITS, until};
 use mcp_hub_test_cluster::EngineKind;
 use serde_json::{Value, json};
 
-const EXAMPLE: &str = include_str!("../../../examples/docker/servers.yaml");
+const EXAMPLE: &str = include_str!("../../../../examples/docker/servers.yaml");
 const CONVERSION: [&str; 8] = ["call", "units/convert", "--arg", "value=26.2", "--arg", "from=mi", "--arg", "to=km"];
 
 /// A hub whose images run on the scene's engine, with no daemon yet.
