@@ -68,6 +68,8 @@ struct State {
     faults: Vec<(&'static str, Option<u32>, Fault)>,
     /// Uploads that have begun.
     uploads: BTreeMap<String, Vec<u8>>,
+    /// How many have begun so far.
+    begun: usize,
     knows_ranges: bool,
     tokens: BTreeSet<String>,
     requests: Vec<String>,
@@ -105,6 +107,7 @@ impl Registry {
             content: BTreeMap::new(),
             faults: Vec::new(),
             uploads: BTreeMap::new(),
+            begun: 0,
             knows_ranges: true,
             tokens: BTreeSet::new(),
             requests: Vec::new(),
@@ -448,7 +451,8 @@ fn store(
                 state.content.insert(blob(digest), content);
                 return at(201, &blob(digest));
             }
-            let place = format!("/v2/{repository}/blobs/uploads/{}", state.requests.len());
+            state.begun += 1;
+            let place = format!("/v2/{repository}/blobs/uploads/{}", state.begun);
             state.uploads.insert(place.clone(), Vec::new());
             at(202, &format!("{place}?state=begun"))
         }
