@@ -6,6 +6,7 @@ pub(crate) mod bundle;
 pub(crate) mod call;
 pub(crate) mod down;
 pub(crate) mod endpoint;
+pub(crate) mod gc;
 pub(crate) mod generate;
 pub(crate) mod get;
 pub(crate) mod import;

@@ -14,8 +14,6 @@ use crate::wire::Address;
 
 /// Longest wait for an answer to any one request. Pulls and logs are streams, which it does not bound as a whole.
 const ANSWER: u64 = 60;
-/// An engine that is there says so within milliseconds; one that is starting is found at the next look.
-const HELLO: Duration = Duration::from_secs(5);
 
 /// A client of one engine. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -31,6 +29,8 @@ pub struct Engine {
 pub struct Facts {
     /// `unix://PATH` or `tcp://HOST:PORT`.
     pub address: String,
+    /// Tells this engine, with what it has, from others, and stays the same when it starts again.
+    pub identity: String,
     /// For people: `Docker Engine 28.2.2`.
     pub product: String,
     pub version: String,
@@ -82,6 +82,10 @@ pub enum EngineError {
     WrongPlatform { image: String, made_for: Vec<String>, architecture: String },
     #[error("{product} stored {image} as something else than was asked for ({found})")]
     ImageAltered { product: String, image: String, found: String },
+    #[error("what is noted of images that were brought cannot be read")]
+    Ledger(#[source] std::io::Error),
+    #[error("image {image} is named by its digest, by which engines know only what they pulled themselves")]
+    Unnameable { image: String },
     #[error("the bridge of {owner} ended at once: {output}")]
     Ended { owner: String, output: String },
     #[error("the bridge of {owner} does not answer")]
@@ -175,7 +179,7 @@ impl EngineError {
                 Retry::Backoff,
             ),
             EngineError::Refused { message, .. } => ("EngineRefused", usual(message).and_then(hint), Retry::Backoff),
-            EngineError::Failed { .. } => ("EngineRefused", None, Retry::Backoff),
+            EngineError::Failed { .. } | EngineError::Ledger(_) => ("EngineRefused", None, Retry::Backoff),
             EngineError::NameTaken { .. } => ("NameTaken", hint("remove or rename it"), Retry::Backoff),
             EngineError::ImageGone { .. } => {
                 ("ImageGone", hint("pull or build it again, or change spec.source"), Retry::Backoff)
@@ -189,6 +193,11 @@ impl EngineError {
                 ("WrongPlatform", Some(platform_hint(architecture)), Retry::OnChange)
             }
             EngineError::ImageAltered { .. } => ("ImageAltered", hint(ALTERED), Retry::Backoff),
+            EngineError::Unnameable { .. } => (
+                "ImageUnpinned",
+                hint("load the bundle into a registry, and pull it from there; or name it by a tag"),
+                Retry::OnChange,
+            ),
             EngineError::Ended { .. } => ("BridgeFailed", None, Retry::Backoff),
             EngineError::Mute { .. } => ("BridgeMute", None, Retry::Backoff),
             EngineError::NoBridge { .. } => {
@@ -219,11 +228,11 @@ impl Engine {
     /// Asks the engine at this address what it is.
     ///
     /// # Errors
-    /// Nothing answers there within five seconds, or it does not speak the Docker API.
+    /// Nothing answers there in time, or it does not speak the Docker API.
     ///
     /// # Cancel safety
     /// May be dropped at any time.
-    pub async fn connect(address: &str) -> Result<Self, EngineError> {
+    pub async fn connect(address: &str, patience: Duration) -> Result<Self, EngineError> {
         let unreachable = |source| EngineError::Unreachable { address: address.to_owned(), source: Box::new(source) };
         let version = bollard::API_DEFAULT_VERSION;
         let (api, direct) = match address.split_once("://") {
@@ -251,6 +260,11 @@ impl Engine {
             let is_podman = version.components.iter().flatten().any(|part| part.name.to_lowercase().contains("podman"));
             engine.facts = Facts {
                 address: address.to_owned(),
+                identity: match is_podman {
+                    // It makes up another id each time.
+                    true => format!("{address} {}", info.docker_root_dir),
+                    false => format!("{} {}", info.id, info.docker_root_dir),
+                },
                 product: format!("{} {}", if is_podman { "Podman" } else { "Docker Engine" }, version.version),
                 version: version.version,
                 is_podman,
@@ -261,7 +275,7 @@ impl Engine {
             };
             Ok(engine)
         };
-        tokio::time::timeout(HELLO, hello).await.unwrap_or_else(|_| Err(unreachable(ApiError::RequestTimeoutError)))
+        tokio::time::timeout(patience, hello).await.unwrap_or_else(|_| Err(unreachable(ApiError::RequestTimeoutError)))
     }
 
     pub fn facts(&self) -> &Facts {
@@ -325,7 +339,7 @@ mod tests {
     async fn an_engine_that_is_not_on_this_machine_is_refused_and_not_asked() {
         for address in ["tcp://192.0.2.1:2375", "ssh://somebody@192.0.2.1", "https://127.0.0.1:2376", "127.0.0.1:2375"]
         {
-            let refused = Engine::connect(address).await.unwrap_err();
+            let refused = Engine::connect(address, Duration::ZERO).await.unwrap_err();
             assert!(matches!(&refused, EngineError::Address { .. }), "{address}: {refused}");
             assert!(refused.to_string().contains(address), "{refused}");
         }

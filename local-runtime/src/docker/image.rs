@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use super::detect::EngineKind;
 use super::engine::{Engine, EngineError};
+use super::ledger::Ledger;
 use super::look::FoundImage;
 use super::place::EnginePlace;
 use super::pull;
@@ -26,6 +27,7 @@ pub(super) struct Images {
     pub(super) kind: EngineKind,
     pub(super) place: Arc<EnginePlace>,
     pub(super) logins: Logins,
+    pub(super) ledger: Ledger,
 }
 
 /// How registries are told who pulls.
@@ -123,6 +125,11 @@ impl Images {
             let login = self.logins.of(&reference, image.pull_secret_ref.as_ref(), namespace).await?;
             engine.pull(&reference, login, &|_| {}).await.map_err(failure)?;
             found = engine.image(&image.r#ref).await.map_err(failure)?;
+            if let Some(found) = &found
+                && let Err(error) = self.ledger.note(engine, &full_id(found.id.clone()), &reference.to_string())
+            {
+                tracing::warn!(image = image.r#ref, %error, "it was not noted that this image was brought");
+            }
         }
         let gone = || failure(engine.pull_refused(&image.r#ref, "it is not there after it was pulled"));
         let found = found.ok_or_else(gone)?;

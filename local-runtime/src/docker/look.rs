@@ -1,7 +1,7 @@
 //! What an engine says of what is there, and what of that we read. Engines differ in words that we do not look at, over which a
 //! library that knows all of them stumbles.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use bollard::errors::Error as ApiError;
@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::engine::{Engine, EngineError};
+use super::image::full_id;
 
 /// Longest wait for an answer, which takes milliseconds: whoever waits for a stuck engine holds up others.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -88,7 +89,9 @@ pub(super) struct Named {
 #[serde(default, rename_all = "PascalCase")]
 pub(super) struct FoundImage {
     pub(super) id: String,
+    pub(super) repo_tags: Option<Vec<String>>,
     pub(super) repo_digests: Option<Vec<String>>,
+    pub(super) size: u64,
     pub(super) os: String,
     pub(super) architecture: String,
     pub(super) config: Option<Starts>,
@@ -119,6 +122,9 @@ pub(super) struct Info {
     pub(super) memory_limit: bool,
     pub(super) cpu_cfs_quota: bool,
     pub(super) pids_limit: bool,
+    #[serde(rename = "ID")]
+    pub(super) id: String,
+    pub(super) docker_root_dir: String,
 }
 
 impl Engine {
@@ -135,6 +141,18 @@ impl Engine {
         let path = format!("/containers/json?all=true&{}", bearing(labels));
         let found: Option<Vec<Labelled>> = self.get(&path, "containers").await?;
         Ok(found.into_iter().flatten().filter_map(|container| container.labels).collect())
+    }
+
+    /// Ids of the images that containers are made of, running or not.
+    pub(super) async fn images_in_use(&self) -> Result<HashSet<String>, EngineError> {
+        #[derive(Default, Deserialize)]
+        #[serde(default, rename_all = "PascalCase")]
+        struct Made {
+            #[serde(rename = "ImageID")]
+            image_id: String,
+        }
+        let found: Option<Vec<Made>> = self.get("/containers/json?all=true", "containers").await?;
+        Ok(found.into_iter().flatten().map(|container| full_id(container.image_id)).collect())
     }
 
     pub(super) async fn container(&self, name: &str) -> Result<Option<Found>, EngineError> {

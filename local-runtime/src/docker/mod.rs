@@ -10,6 +10,7 @@ mod container;
 mod detect;
 mod engine;
 mod image;
+mod ledger;
 mod look;
 mod lower;
 mod names;
@@ -18,6 +19,7 @@ mod place;
 mod pull;
 mod shared;
 mod stock;
+mod tidy;
 mod watch;
 
 use std::collections::{HashMap, HashSet};
@@ -53,12 +55,14 @@ pub use detect::{Candidate, EngineKind, NotFound, Surroundings, candidates, find
 pub use engine::{Engine, EngineError, Facts};
 use engine::{is_absent, is_conflict};
 use image::{Images, Logins};
+pub use ledger::Ledger;
 use look::Found;
 use pacing::Pacing;
 use place::EnginePlace;
 pub use pull::Refusal;
 use shared::Shared;
-pub use stock::Brought;
+pub use stock::{Brought, LoadError};
+pub use tidy::{Needed, Stays, Tidied, before};
 
 /// A bridge listens and answers within a moment of its start; even on a busy machine that takes far less.
 const BRIDGE_START: Duration = Duration::from_secs(30);
@@ -84,6 +88,8 @@ pub struct DockerConfig {
     pub installation: Installation,
     pub host: Host,
     pub bridges: Bridges,
+    /// Where it is written down which images we brought.
+    pub ledger: Ledger,
 }
 
 #[derive(Debug)]
@@ -126,7 +132,7 @@ impl DockerRuntime {
         let logins = Logins { docker_config, secrets: secrets.clone() };
         let runtime = Arc::new(Self {
             preparations: Preparations::new(
-                Arc::new(Images { kind, place: place.clone(), logins: logins.clone() }),
+                Arc::new(Images { kind, place: place.clone(), logins: logins.clone(), ledger: config.ledger.clone() }),
                 events.clone(),
             ),
             logins,

@@ -1,12 +1,16 @@
 //! Where an engine is: looked for as long as none was found, and then kept.
 
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use mcp_hub_reconcile::ports::{Enforces, RuntimeInfo};
 
 use super::DockerConfig;
 use super::detect::{EngineKind, NotFound, find};
 use super::engine::{Engine, EngineError};
+
+/// An engine that is there says so within milliseconds; one that is starting is found at the next look.
+const HELLO: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) struct EnginePlace {
@@ -52,7 +56,7 @@ impl EnginePlace {
         if self.found.get().is_some() {
             return;
         }
-        match find(config.kind, &config.around).await {
+        match find(config.kind, &config.around, HELLO).await {
             Ok(engine) => {
                 let facts = engine.facts();
                 let info = RuntimeInfo {

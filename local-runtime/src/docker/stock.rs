@@ -1,14 +1,40 @@
-//! The images that an engine has, for who brings them there by a lock file.
+//! The images that an engine has, for who brings them there: by a lock file, or from a bundle.
 
-use bollard::query_parameters::{RemoveImageOptions, TagImageOptions};
+use std::io;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bollard::errors::Error as ApiError;
+use bollard::query_parameters::{ImportImageOptions, RemoveImageOptions, TagImageOptions};
+use bytes::BytesMut;
+use futures::{StreamExt, stream};
+use mcp_hub_supply::bundle::{Bundle, BundleError, Bundled, Chosen};
 use mcp_hub_supply::lock::Locked;
-use mcp_hub_supply::progress::Tell;
-use mcp_hub_supply::{Credentials, Reference};
+use mcp_hub_supply::progress::{Event, Tell};
+use mcp_hub_supply::{Credentials, Platform, Reference};
+use tokio::io::{AsyncReadExt, DuplexStream};
+use tokio::time::Instant;
 
 use super::engine::{Engine, EngineError, is_absent};
 use super::image::full_id;
 use super::look::FoundImage;
 use super::pull;
+
+/// An engine that takes nothing and says nothing for so long has stalled; it unpacks layers in between.
+const SILENCE: Duration = Duration::from_secs(300);
+/// Longest load of all, which only the library needs: it counts from the first byte to the engine's first word.
+const LOAD_MAX: Duration = Duration::from_secs(24 * 3600);
+/// What is on its way to the engine.
+const BUFFER: usize = 256 << 10;
+
+/// Why an image of a bundle did not come into an engine.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
 
 /// An image that was asked for and is on the engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +89,92 @@ impl Engine {
         Ok(Brought { displaced: self.name(&locked.image, &id).await?, id, was_there })
     }
 
+    /// Loads an image of a bundle for the engine's platform, under its name.
+    ///
+    /// # Errors
+    /// It is not for this platform, is named by a digest, was refused, or is not what the bundle has.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time; the engine has the image whole then, or not.
+    pub async fn load(&self, bundle: &Bundle, image: &Bundled, tell: Tell<'_>) -> Result<Brought, LoadError> {
+        let name = image.name.to_string();
+        if image.name.digest().is_some() {
+            return Err(EngineError::Unnameable { image: name }.into());
+        }
+        let chosen = bundle.choose(image, &Platform::linux(&self.facts().architecture)).await?;
+        let before = self.image(&name).await?.map(|found| full_id(found.id));
+        if let Some(id) = before.clone().filter(|id| chosen.is(id)) {
+            return Ok(Brought { id, was_there: true, displaced: None });
+        }
+        self.send(&name, &chosen, tell).await?;
+        let found = self.image(&name).await?.unwrap_or_default();
+        let id = full_id(found.id);
+        if !chosen.is(&id) {
+            self.drop_name(&name).await?;
+            return Err(self.altered(&image.name, id).into());
+        }
+        Ok(Brought { id, was_there: false, displaced: before })
+    }
+
+    async fn send(&self, name: &str, chosen: &Chosen<'_>, tell: Tell<'_>) -> Result<(), LoadError> {
+        let sign_of_life = Mutex::new(Instant::now());
+        let lives = || *sign_of_life.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        let tell = |event: Event<'_>| {
+            lives();
+            tell(event);
+        };
+        let (writer, reader) = tokio::io::duplex(BUFFER);
+        let refused = |message: String| EngineError::Refused {
+            action: "load image",
+            object: name.to_owned(),
+            code: 500,
+            message,
+        };
+        let write = chosen.write(writer, &tell);
+        let take = async {
+            let api = self.api.clone().with_timeout(LOAD_MAX);
+            let body = bollard::body_try_stream(pieces(reader));
+            let mut steps = api.import_image(ImportImageOptions::default(), body, None);
+            while let Some(step) = steps.next().await {
+                lives();
+                let said = match step {
+                    Ok(step) => step.error_detail.and_then(|detail| detail.message),
+                    Err(ApiError::DockerStreamError { error }) => Some(error),
+                    Err(error) => return Err(self.failed("load image", name, error)),
+                };
+                if let Some(said) = said {
+                    return Err(refused(said));
+                }
+            }
+            Ok(())
+        };
+        let stalled = async {
+            loop {
+                let end = *sign_of_life.lock().unwrap_or_else(PoisonError::into_inner) + SILENCE;
+                if end <= Instant::now() {
+                    return refused(format!("it took nothing for {} s", SILENCE.as_secs()));
+                }
+                tokio::time::sleep_until(end).await;
+            }
+        };
+        let (mut write, mut take) = (std::pin::pin!(write), std::pin::pin!(take));
+        let mut stalled = std::pin::pin!(stalled);
+        tokio::select! {
+            written = &mut write => match written {
+                Ok(()) => {}
+                // The engine took no more, and says why.
+                Err(BundleError::Write(_)) => {}
+                Err(error) => return Err(error.into()),
+            },
+            taken = &mut take => return taken.map_err(Into::into),
+            error = &mut stalled => return Err(error.into()),
+        }
+        tokio::select! {
+            taken = &mut take => taken.map_err(Into::into),
+            error = &mut stalled => Err(error.into()),
+        }
+    }
+
     /// Whether an image is what it was asked for as. The digest counts, wherever it is from: Podman finds by one repository's
     /// name what it has of another.
     fn check(&self, pinned: &Reference, found: &FoundImage) -> Result<(), EngineError> {
@@ -111,6 +223,15 @@ impl Engine {
             architecture: self.facts().architecture.clone(),
         }
     }
+}
+
+/// What is written at the other end.
+fn pieces(reader: DuplexStream) -> impl futures::Stream<Item = io::Result<bytes::Bytes>> + Send + 'static {
+    stream::try_unfold(reader, async |mut reader| {
+        let mut piece = BytesMut::with_capacity(BUFFER);
+        let read = reader.read_buf(&mut piece).await?;
+        Ok((read > 0).then(|| (piece.freeze(), reader)))
+    })
 }
 
 /// As far as the lock file says.

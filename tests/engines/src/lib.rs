@@ -13,7 +13,7 @@ use futures::StreamExt;
 use mcp_hub_crds::MCPServer;
 use mcp_hub_dataplane_api::status::{BridgeStatus, Phase};
 use mcp_hub_local_runtime::docker::{
-    Bridge, BridgeImage, Bridges, DIGITS, DockerConfig, DockerRuntime, EngineKind, Surroundings,
+    Bridge, BridgeImage, Bridges, DIGITS, DockerConfig, DockerRuntime, EngineKind, Ledger, Surroundings,
 };
 use mcp_hub_local_runtime::host::Host;
 use mcp_hub_local_runtime::process::{ProcessConfig, ProcessRuntime};
@@ -120,6 +120,7 @@ impl Scene {
             installation: self.installation.clone(),
             host: Host::of_this_process(),
             bridges: Bridges::new(vec![own], self.folder.path().join("bridges")),
+            ledger: Ledger::new(self.folder.path().join("images")),
         }
     }
 

@@ -1,7 +1,10 @@
 //! Images that come to an engine by a lock file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
+use bollard::query_parameters::{CreateImageOptions, RemoveImageOptions, TagImageOptions};
+use futures::StreamExt;
 use mcp_hub_e2e::{Hub, text};
 use mcp_hub_engine_tests::{IMAGES, Scene, given};
 use mcp_hub_fakeregistry::{Access, Distribution, Fault, INDEX, MANIFEST, Registry};
@@ -154,4 +157,137 @@ async fn on_docker_what_is_not_what_was_locked_is_refused_and_the_rest_is_pulled
 #[tokio::test(flavor = "multi_thread")]
 async fn on_podman_what_is_not_what_was_locked_is_refused_and_the_rest_is_pulled() {
     what_is_not_what_was_locked_is_refused_and_the_rest_is_pulled(EngineKind::Podman).await;
+}
+
+/// An image whose layer is compressed, as those of nearly all images are. Nothing in it can start.
+fn push_compressed(registry: &Registry, folder: &Path) -> String {
+    let run = |program: &str, args: &[&str]| {
+        assert!(Command::new(program).args(args).current_dir(folder).status().unwrap().success(), "{program} {args:?}");
+    };
+    std::fs::write(folder.join("file"), "content").unwrap();
+    run("tar", &["-cf", "layer.tar", "file"]);
+    run("gzip", &["-k", "layer.tar"]);
+    let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
+    let rootfs = json!({"type": "layers", "diff_ids": [mcp_hub_fakeregistry::digest(&read("layer.tar"))]});
+    let config = json!({"os": "linux", "architecture": OWN, "config": {}, "rootfs": rootfs}).to_string();
+    registry.push_parts("compressed", Some("1"), config, &[&read("layer.tar.gz")])
+}
+
+async fn a_bundle_is_loaded_for_the_engines_platform_and_starts(kind: EngineKind) {
+    let scene = Scene::empty(kind).await;
+    let registry = Registry::start(Access::Everybody).await;
+    let mut hub = hub(&scene);
+    let [units, own] = push(&registry, "mcp/units").await;
+    let compressed = push_compressed(&registry, scene.folder.path());
+    let other = registry.push("other", Some("1"), "linux/riscv64", &json!({}));
+    let names = ["mcp/units:1", "compressed:1", "other:1"].map(|name| registry.image(name).to_string());
+    let digests = [units, compressed, other];
+    let images: Vec<_> = names.iter().zip(&digests).map(|(name, digest)| (&**name, &**digest, json!({}))).collect();
+    let (lock, bundle) = (write_lock(&hub, &images), at(&hub, "bundle.tar"));
+    hub.ok(&["bundle", "save", &bundle, "--lock-file", lock.to_str().unwrap()]);
+    drop(registry);
+
+    // One that changed on its way is refused as a whole.
+    let mut bytes = std::fs::read(&bundle).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    let changed = at(&hub, "changed.tar");
+    std::fs::write(&changed, bytes).unwrap();
+    let runtime = scene.kind().as_str();
+    hub.fails(6, &["bundle", "load", &changed, "--runtime", runtime]);
+    assert!(scene.api.inspect_image(&names[1]).await.is_err());
+
+    let load = ["bundle", "load", &bundle, "--runtime", runtime];
+    let said = hub.fails(1, &load);
+    assert!(said.contains(&format!("{} loaded", names[0])) && said.contains(&format!("{} loaded", names[1])), "{said}");
+    let wrong = format!("error: {}: `{}` is not there for linux/{OWN}", names[2], names[2]);
+    assert!(said.contains(&wrong) && said.contains("1 of 3 images could not be loaded"), "{said}");
+    assert!(scene.api.inspect_image(&names[2]).await.is_err(), "{said}");
+    let said = hub.fails(1, &load);
+    assert!(said.contains(&format!("{} is there already", names[0])), "{said}");
+
+    hub.write("servers.yaml", &server(&names[0]));
+    hub.start();
+    if kind == EngineKind::Docker {
+        // It knows no digest of what it did not pull itself.
+        hub.wait_reason("units", "ImageUnpinned");
+        hub.write("servers.yaml", &server(&names[0]).replace("true", "false"));
+    }
+    let ready = hub.wait_reason("units", "Ready");
+    if kind == EngineKind::Podman {
+        assert_eq!(ready["status"]["resolved"]["image"]["index"], *own, "the manifest's, as a registry has it");
+    }
+    assert_eq!(hub.ok(&CONVERSION).trim(), "26.2 mi = 42.1648128 km");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_docker_a_bundle_is_loaded_for_the_engines_platform_and_starts() {
+    a_bundle_is_loaded_for_the_engines_platform_and_starts(EngineKind::Docker).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_podman_a_bundle_is_loaded_for_the_engines_platform_and_starts() {
+    a_bundle_is_loaded_for_the_engines_platform_and_starts(EngineKind::Podman).await;
+}
+
+/// What we brought goes when nothing needs it any more; what others brought stays, whatever it is called.
+async fn only_what_we_brought_and_nobody_needs_is_tidied_away(kind: EngineKind) {
+    let scene = Scene::empty(kind).await;
+    let registry = Registry::at(REGISTRIES[1], Access::Everybody).await;
+    let mut hub = hub(&scene);
+    let [_, units] = push(&registry, "mcp/units").await;
+    let ours = push_compressed(&registry, scene.folder.path());
+    let config = json!({"os": "linux", "architecture": OWN, "config": {"User": "theirs"}, "rootfs": {}}).to_string();
+    let theirs = registry.push_parts("theirs", Some("1"), config, &[]);
+    let [units_name, ours_name, their_name] =
+        ["mcp/units:own", "compressed:1", "theirs:1"].map(|name| registry.image(name).to_string());
+    let options = CreateImageOptions { from_image: Some(their_name.clone()), ..Default::default() };
+    let mut pulled = scene.api.create_image(Some(options), None, None);
+    while let Some(step) = pulled.next().await {
+        assert!(step.unwrap().error_detail.is_none());
+    }
+
+    // Two by a lock file, one of which was there; one by the daemon.
+    let lock = write_lock(&hub, &[(&ours_name, &ours, json!({})), (&their_name, &theirs, json!({}))]);
+    let lock = lock.to_str().unwrap();
+    said(&hub, &["pull-images", "--lock-file", lock]);
+    hub.write("servers.yaml", &server(&units_name));
+    hub.start();
+    hub.wait_reason("units", "Ready");
+
+    let none = at(&hub, "none.lock");
+    let gc = |hub: &Hub, args: &[&str]| said(hub, &[&["gc", "--lock-file"], args].concat());
+    assert!(gc(&hub, &[lock, "--older-than", "0s"]).contains(&format!("{ours_name} stays: it is locked")));
+    assert!(gc(&hub, &[&none, "--yes"]).contains(&format!("{ours_name} stays: it was asked for recently")));
+    let now = [&*none, "--older-than", "0s"];
+    let planned = gc(&hub, &now);
+    assert!(planned.contains(&format!("{ours_name} would go")) && planned.contains("1 would go: up to "), "{planned}");
+    assert!(planned.contains(&format!("{units_name} stays: a container is made of it")), "{planned}");
+    assert!(!planned.contains(&their_name), "{planned}");
+    let tag = TagImageOptions { repo: Some("localhost/mine".to_owned()), tag: Some("1".to_owned()) };
+    scene.api.tag_image(&ours_name, Some(tag)).await.unwrap();
+    assert!(gc(&hub, &now).contains("stays: somebody gave it another name"));
+    scene.api.remove_image("localhost/mine:1", None::<RemoveImageOptions>, None).await.unwrap();
+    assert!(scene.api.inspect_image(&ours_name).await.is_ok(), "nothing went without --yes");
+
+    let remove = [&*none, "--older-than", "0s", "--yes"];
+    let removed = gc(&hub, &remove);
+    assert!(removed.contains(&format!("{ours_name} removed")), "{removed}");
+    assert!(scene.api.inspect_image(&ours_name).await.is_err(), "{removed}");
+    hub.ok(&["down", "--all"]);
+    let removed = gc(&hub, &remove);
+    assert!(removed.contains(&format!("{units_name} removed")), "{removed}");
+    assert!(scene.api.inspect_image(&units).await.is_err() && scene.api.inspect_image(&units_name).await.is_err());
+    assert!(scene.api.inspect_image(&their_name).await.is_ok(), "{removed}");
+    assert!(gc(&hub, &remove).contains("nothing to remove"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_docker_only_what_we_brought_and_nobody_needs_is_tidied_away() {
+    only_what_we_brought_and_nobody_needs_is_tidied_away(EngineKind::Docker).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_podman_only_what_we_brought_and_nobody_needs_is_tidied_away() {
+    only_what_we_brought_and_nobody_needs_is_tidied_away(EngineKind::Podman).await;
 }
