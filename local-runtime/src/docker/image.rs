@@ -125,15 +125,20 @@ impl Images {
             let login = self.logins.of(&reference, image.pull_secret_ref.as_ref(), namespace).await?;
             engine.pull(&reference, login, &|_| {}).await.map_err(failure)?;
             found = engine.image(&image.r#ref).await.map_err(failure)?;
-            if let Some(found) = &found
-                && let Err(error) = self.ledger.note(engine, &full_id(found.id.clone()), &reference.to_string())
-            {
-                tracing::warn!(image = image.r#ref, %error, "it was not noted that this image was brought");
+            if let Some(found) = &found {
+                note(&self.ledger, engine, &full_id(found.id.clone()), &reference);
             }
         }
         let gone = || failure(engine.pull_refused(&image.r#ref, "it is not there after it was pulled"));
         let found = found.ok_or_else(gone)?;
         facts(self.kind, engine, image, &reference, found)
+    }
+}
+
+/// A pull succeeded all the same if it cannot be noted: the image is not tidied away then.
+fn note(ledger: &Ledger, engine: &Engine, id: &str, name: &Reference) {
+    if let Err(error) = ledger.note(engine, id, &name.to_string()) {
+        tracing::warn!(image = %name, %error, "it was not noted that this image was brought");
     }
 }
 
@@ -144,6 +149,7 @@ pub(super) async fn fetch_again(
     image: &Value,
     container_image: &str,
     logins: &Logins,
+    ledger: &Ledger,
 ) -> Result<(), EngineError> {
     let text = |field: &str| image[field].as_str().unwrap_or_default();
     let (name, index, id) = (text("ref"), text("index"), text("id"));
@@ -154,20 +160,19 @@ pub(super) async fn fetch_again(
     }
     let reference: Reference = name.parse().map_err(|error: ReferenceError| gone(error.to_string()))?;
     let pinned = match by_tag {
-        true => reference,
+        true => reference.clone(),
         false => reference.at(index).parse().map_err(|error: ReferenceError| gone(error.to_string()))?,
     };
     let pull_secret = image["pullSecret"].as_str().map(|name| LocalSecretRef { name: name.to_owned() });
     let login = logins.of(&pinned, pull_secret.as_ref(), &owner.namespace).await;
     let login = login.map_err(|failure| gone(failure.message))?;
     engine.pull(&pinned, login, &|_| {}).await.map_err(|error| gone(error.to_string()))?;
-    if by_tag {
-        // Whatever it means now is what was asked for.
-        return Ok(());
-    }
     let found = engine.image(&pinned.to_string()).await?;
-    match full_id(found.unwrap_or_default().id) {
-        found if found == id => Ok(()),
+    let found = full_id(found.ok_or_else(|| gone("it is not there after it was pulled".to_owned()))?.id);
+    note(ledger, engine, &found, &reference);
+    match found {
+        // By its tag, whatever that means now is what was asked for.
+        found if by_tag || found == id => Ok(()),
         found => Err(gone(format!("what the registry gave for {index} is {found} here, and not {id}"))),
     }
 }

@@ -266,7 +266,8 @@ impl DockerRuntime {
                 _ if attempt == ATTEMPTS => return Err(error),
                 // Somebody tidied up: it is fetched again, by its digest.
                 error if error.says("no such image") => {
-                    image::fetch_again(engine, owner, &object.body["image"], &wanted.image, &self.logins).await?
+                    let (image, ledger) = (&object.body["image"], &self.config.ledger);
+                    image::fetch_again(engine, owner, image, &wanted.image, &self.logins, ledger).await?;
                 }
                 // The last other server of the network or of this bridge went a moment ago, and took it along.
                 error if ["network", "volume", carry::PROGRAM].iter().any(|what| error.says(what)) => {
