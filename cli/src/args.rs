@@ -15,8 +15,8 @@ use crate::target::Scope;
     name = "mcpctl",
     version,
     about = "MCP servers behind one endpoint, on this machine or a cluster",
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 no daemon runs or no cluster with MCP Hub \
-                  answers, 5 timed out, 6 invalid input, 7 the tool answered with an error, 8 held by another program or \
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 no daemon runs, or no cluster with MCP Hub \
+                  or no container engine answers, 5 timed out, 6 invalid input, 7 the tool answered with an error, 8 held by another program or \
                   field manager, 9 forbidden by the cluster.",
     disable_help_subcommand = true
 )]
@@ -101,9 +101,13 @@ pub(crate) enum Command {
     LockImages(LockImages),
     /// Copy locked images, for every platform, to a registry of your own
     PublishImages(PublishImages),
+    /// Fetch locked images into a container engine
+    PullImages(PullImages),
     /// Carry locked images to where no network is
     #[command(subcommand)]
     Bundle(Bundle),
+    /// Remove images from a container engine that MCP Hub brought there and nothing needs any more
+    Gc(Gc),
     /// Show versions of this program and of what it acts on
     Version(OutputOnly),
     /// Print a completion script
@@ -555,11 +559,47 @@ pub(crate) struct PublishImages {
     pub(crate) transport: Transport,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct PullImages {
+    /// Only the images of this file or folder of manifests
+    #[arg(short, long = "file", value_name = "PATH")]
+    pub(crate) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) lock: LockFile,
+    #[command(flatten)]
+    pub(crate) engine: EngineChoice,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Gc {
+    /// Remove them; without, only say what would go
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// How long an image must not have been asked for
+    #[arg(long, value_name = "DURATION", default_value = "24h")]
+    pub(crate) older_than: Duration,
+    /// Manifests whose images stay as well, besides your own configuration and what a daemon follows
+    #[arg(short, long = "file", value_name = "PATH")]
+    pub(crate) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) lock: LockFile,
+    #[command(flatten)]
+    pub(crate) engine: EngineChoice,
+}
+
+/// An engine that a command acts on.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct EngineChoice {
+    /// Container engine; `auto` takes the first of docker, podman and vessel that answers
+    #[arg(long, env = "MCPHUB_RUNTIME", value_enum, default_value_t = RuntimeChoice::Auto)]
+    pub(crate) runtime: RuntimeChoice,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bundle {
     /// Write locked images, for every platform, into one file
     Save(BundleSave),
-    /// Send the images of such a file to a registry
+    /// Send the images of such a file to a registry, or into a container engine
     Load(BundleLoad),
 }
 
@@ -580,8 +620,11 @@ pub(crate) struct BundleLoad {
     #[arg(value_name = "FILE")]
     pub(crate) bundle: PathBuf,
     /// Registry, or a path in it, that the images go to
-    #[arg(long, value_name = "HOST[:PORT][/PATH]")]
-    pub(crate) registry: Mirror,
+    #[arg(long, value_name = "HOST[:PORT][/PATH]", required_unless_present = "runtime", conflicts_with = "runtime")]
+    pub(crate) registry: Option<Mirror>,
+    /// Container engine that the images go into, under their own names, for its platform only
+    #[arg(long, value_enum, conflicts_with = "plain_http")]
+    pub(crate) runtime: Option<RuntimeChoice>,
     #[command(flatten)]
     pub(crate) transport: Transport,
 }
@@ -650,9 +693,13 @@ mod tests {
     }
 
     #[test]
-    fn images_go_to_a_registry_and_to_nothing_else() {
+    fn images_go_to_one_place() {
         assert!(parse("mcpctl publish-images --registry localhost:5000/team").is_ok());
         assert!(parse("mcpctl bundle load images.tar --registry ghcr.io/me").is_ok());
+        assert!(parse("mcpctl bundle load images.tar --runtime podman").is_ok());
+        for wrong in ["--runtime docker --registry ghcr.io/me", "--runtime docker --plain-http a.io"] {
+            assert!(parse(&format!("mcpctl bundle load images.tar {wrong}")).is_err(), "{wrong}");
+        }
         for wrong in ["publish-images", "publish-images --registry team", "bundle load images.tar", "bundle save"] {
             assert!(parse(&format!("mcpctl {wrong}")).is_err(), "{wrong}");
         }

@@ -11,7 +11,7 @@ use kube::ResourceExt;
 use mcp_hub_crds::manifest::ManifestErrors;
 use mcp_hub_crds::{MCPServer, Resource, ResourceKey, ResourceKind};
 use mcp_hub_local_runtime::cgroup::Delegation;
-use mcp_hub_local_runtime::docker::{DockerConfig, DockerRuntime, EngineKind, Surroundings};
+use mcp_hub_local_runtime::docker::{DockerConfig, DockerRuntime, EngineKind, Ledger, Surroundings};
 use mcp_hub_local_runtime::host::Host;
 use mcp_hub_local_runtime::origins::{self, Followed, LoadError};
 use mcp_hub_local_runtime::process::{ProcessConfig, ProcessRuntime};
@@ -83,6 +83,7 @@ pub(crate) async fn run(
             host: Host::of_this_process(),
             bridges: bridge_program::for_containers(&places),
             relays: bridge_program::relays(),
+            ledger: Ledger::new(places.images()),
         };
         (kind, DockerRuntime::start(config, secrets.clone()).await)
     });

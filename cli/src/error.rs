@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use kube::ResourceExt;
 
+use mcp_hub_local_runtime::docker::{EngineError, NotFound};
 use mcp_hub_supply::RegistryError;
 use mcp_hub_supply::bundle::BundleError;
 use mcp_hub_supply::credentials::CredentialsError;
@@ -19,7 +20,7 @@ pub(crate) enum Exit {
     /// Clap's own, too.
     Usage = 2,
     NotFound = 3,
-    /// No daemon, no API server, or none that knows MCP Hub.
+    /// No daemon, no container engine, no API server, or none that knows MCP Hub.
     NoAnswer = 4,
     TimedOut = 5,
     Invalid = 6,
@@ -92,6 +93,11 @@ pub(crate) enum Error {
     Registry(#[from] RegistryError),
     #[error("{}", chain(.0))]
     Credentials(#[from] CredentialsError),
+    #[error("{}", chain(&**.0))]
+    Engine(Box<EngineError>),
+    /// Nothing answers of all that was looked for, which is at least one.
+    #[error("there is no container engine: {}", .0.iter().map(NotFound::to_string).collect::<Vec<_>>().join("; "))]
+    NoEngine(Vec<NotFound>),
     #[error("{path}: {problem}", path = .path.display(), problem = chain(&**.source))]
     Bundle { path: PathBuf, source: Box<BundleError> },
     #[error("{path} is no lock file: {source}", path = .path.display())]
@@ -140,10 +146,16 @@ fn registry_hint(error: &RegistryError) -> String {
     }
 }
 
+impl From<EngineError> for Error {
+    fn from(error: EngineError) -> Self {
+        Self::Engine(error.into())
+    }
+}
+
 impl Error {
     pub(crate) fn exit(&self) -> Exit {
         match self {
-            Self::NoDaemon => Exit::NoAnswer,
+            Self::NoDaemon | Self::NoEngine(_) => Exit::NoAnswer,
             Self::Elsewhere { .. } => Exit::Usage,
             Self::Cluster(error) => error.exit(),
             Self::Refused { exit, .. } => *exit,
@@ -165,6 +177,7 @@ impl Error {
             | Self::Secret(_)
             | Self::Registry(_)
             | Self::Credentials(_)
+            | Self::Engine(_)
             | Self::Images { .. }
             | Self::Output(_) => Exit::Failed,
         }
@@ -185,6 +198,8 @@ impl Error {
             Self::Endpoint { .. } => Some("`mcpctl get hubs` says whether the hub is ready".to_owned()),
             Self::Secret(error) => error.hint(),
             Self::Registry(error) => Some(registry_hint(error)),
+            Self::Engine(error) => error.hint(),
+            Self::NoEngine(missing) => missing.first().map(|missing| missing.hint().to_owned()),
             Self::Bundle { source, .. } => match &**source {
                 BundleError::Registry(error) => Some(registry_hint(error)),
                 source => source.hint().map(str::to_owned),

@@ -5,23 +5,39 @@ use std::fmt;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use mcp_hub_crds::source::Source;
 use mcp_hub_crds::{Resource, manifest};
-use mcp_hub_supply::lock::MAX_BYTES;
+use mcp_hub_local_runtime::docker::{Brought, Engine, EngineKind, Ledger, Surroundings, find};
+use mcp_hub_supply::lock::{Locked, MAX_BYTES};
 use mcp_hub_supply::progress::Event;
 use mcp_hub_supply::reference::Mirror;
 use mcp_hub_supply::{Credentials, DockerConfig, ImageLock, Published, Reference, Registries};
 
-use crate::args::{LockFile, Transport};
+use crate::args::{LockFile, RuntimeChoice, Transport};
 use crate::daemon;
 use crate::error::Error;
 use crate::output;
 use crate::places::Places;
+use crate::target::local::Local;
+
+/// As [`named`], of which there must be one.
+pub(crate) fn of_manifests(places: &Places, file: Option<&Path>) -> Result<Vec<Reference>, Error> {
+    let images = named(places, file)?;
+    if images.is_empty() {
+        let own = places.servers();
+        return Err(Error::Invalid {
+            message: format!("no server in {} comes from an image", file.unwrap_or(&own).display()),
+            hint: Some("-f PATH names other manifests".to_owned()),
+        });
+    }
+    Ok(images)
+}
 
 /// The images of a file or folder of manifests, or of the user's own configuration; each once, by full name.
-pub(crate) fn of_manifests(places: &Places, file: Option<&Path>) -> Result<Vec<Reference>, Error> {
+pub(crate) fn named(places: &Places, file: Option<&Path>) -> Result<Vec<Reference>, Error> {
     let own = places.servers();
     let path = file.unwrap_or(&own);
     let documents = match path.try_exists() {
@@ -38,12 +54,6 @@ pub(crate) fn of_manifests(places: &Places, file: Option<&Path>) -> Result<Vec<R
             hint: None,
         })?;
         images.insert(reference.to_string(), reference);
-    }
-    if images.is_empty() {
-        return Err(Error::Invalid {
-            message: format!("no server in {} comes from an image", path.display()),
-            hint: Some("-f PATH names other manifests".to_owned()),
-        });
     }
     Ok(images.into_values().collect())
 }
@@ -75,6 +85,23 @@ pub(crate) fn locked(file: &LockFile) -> Result<ImageLock, Error> {
         output::hint("`mcpctl lock-images` writes it as 2.0, with all platforms");
     }
     Ok(lock)
+}
+
+/// All that is locked, or what is locked for the images of some manifests, which all must be.
+pub(crate) fn chosen<'a>(
+    lock: &'a ImageLock,
+    LockFile { path }: &LockFile,
+    local: &Local,
+    file: Option<&Path>,
+) -> Result<Vec<&'a Locked>, Error> {
+    let Some(file) = file else { return Ok(lock.images().collect()) };
+    let missing = |image: &Reference| Error::NotFound {
+        what: "image in the lock file that is named",
+        name: image.to_string(),
+        hint: Some(format!("`mcpctl lock-images` locks it; {} was read", path.display())),
+    };
+    let wanted = of_manifests(&local.places, Some(file))?;
+    wanted.iter().map(|image| lock.get(image).ok_or_else(|| missing(image))).collect()
 }
 
 /// Writes a lock file whole or not at all. Returns whether it is another than before.
@@ -113,6 +140,42 @@ pub(crate) async fn logins(images: impl IntoIterator<Item = &Reference>) -> Resu
     };
     let Some(folder) = folder else { return Ok(Credentials::none()) };
     Ok(DockerConfig::read(&folder.join("config.json"))?.logins(images).await?)
+}
+
+/// Nobody looks again for a command. Podman asks package managers for versions before it says what it can do.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The engine that was chosen, or the first that answers.
+pub(crate) async fn engine(runtime: RuntimeChoice) -> Result<Engine, Error> {
+    let (around, chosen) = (Surroundings::of_this_process(), runtime.engine());
+    let mut missing = Vec::new();
+    for kind in EngineKind::ALL.into_iter().filter(|kind| chosen.is_none_or(|chosen| chosen == *kind)) {
+        match find(kind, &around, PATIENCE).await {
+            Ok(engine) => return Ok(engine),
+            Err(none) => missing.push(none),
+        }
+    }
+    Err(Error::NoEngine(missing))
+}
+
+/// Notes that an image is ours to tidy away, unless it was there before, and tells of a name that stands for another image
+/// now.
+pub(crate) fn brought(places: &Places, engine: &Engine, image: &Reference, brought: &Brought) {
+    let note = || {
+        places.create()?;
+        let (ledger, name) = (Ledger::new(places.images()), image.to_string());
+        let noted = match brought.was_there {
+            true => ledger.note_again(engine, &brought.id, &name),
+            false => ledger.note(engine, &brought.id, &name),
+        };
+        noted.map_err(Error::file("write", places.images()))
+    };
+    if let Err(error) = note() {
+        output::warning(&error);
+    }
+    if let Some(other) = &brought.displaced {
+        output::say(&format!("warning: until now its name stood for {other} on this engine"));
+    }
 }
 
 /// Names of images in another registry. No two images may come to bear one name.

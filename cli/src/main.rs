@@ -22,8 +22,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::admin::Action;
 use crate::args::{Cli, Command, Place, Start};
 use crate::commands::{
-    add, apply, bundle, call, down, endpoint, generate, get, import, lifecycle, lock_images, logs, plan,
-    publish_images, reference, secret, status, stdio, tools, up, version,
+    add, apply, bundle, call, down, endpoint, gc, generate, get, import, lifecycle, lock_images, logs, plan,
+    publish_images, pull_images, reference, secret, status, stdio, tools, up, version,
 };
 use crate::error::Error;
 use crate::places::Places;
@@ -96,10 +96,9 @@ async fn dispatch(cli: &Cli) -> Result<(), Error> {
         Command::Secret(args) => secret::run(&here("secret")?, args).await,
         Command::LockImages(args) => lock_images::run(&here("lock-images")?, args).await,
         Command::PublishImages(args) => publish_images::run(&here("publish-images")?, args).await,
-        Command::Bundle(args) => {
-            here("bundle")?;
-            bundle::run(args).await
-        }
+        Command::PullImages(args) => pull_images::run(&here("pull-images")?, args).await,
+        Command::Bundle(args) => bundle::run(&here("bundle")?.places, args).await,
+        Command::Gc(args) => gc::run(&here("gc")?, args).await,
         Command::Version(args) => version::run(&*there().await?, args).await,
         Command::Daemon(args) => serve(&Places::find()?, *args).await,
         Command::Completions { .. } | Command::GenerateReference => Ok(()),
@@ -113,6 +112,7 @@ fn not_there(command: &str) -> Error {
         "down" | "remove" => "there `mcpctl delete servers NAME` ends a server",
         "add" => "there `mcpctl apply -f PATH` brings a server",
         "secret" => "there secrets are Secrets: `kubectl create secret generic NAME --from-file=KEY=/dev/stdin`",
+        "pull-images" | "gc" => "nodes of a cluster fetch and remove their images themselves",
         "lock-images" | "publish-images" | "bundle" => "it acts on files and registries only: leave --target out",
         _ => "leave --target out",
     };

@@ -75,6 +75,11 @@ impl Places {
         self.run.join("admin.sock")
     }
 
+    /// Which images were brought into engines.
+    pub(crate) fn images(&self) -> PathBuf {
+        self.state.join("images")
+    }
+
     pub(crate) fn secrets_file(&self) -> PathBuf {
         self.state.join("secrets.age")
     }

@@ -1,14 +1,14 @@
 //! What is told while images are on their way.
 
+use std::error::Error;
 use std::time::Duration;
 
-use crate::error::RegistryError;
 use crate::reference::Reference;
 
 /// Something that happened. The bytes of an image are those of its configurations and layers.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// An image's turn has come.
+    /// An image's turn has come, or more of it has come to light.
     Begins { image: &'a Reference, bytes: u64 },
     /// Bytes went.
     Moved(u64),
@@ -17,7 +17,7 @@ pub enum Event<'a> {
     /// Bytes that went have to go again.
     Again(u64),
     /// Something failed and is tried again after a while.
-    Waits { wait: Duration, error: &'a RegistryError },
+    Waits { wait: Duration, error: &'a (dyn Error + 'static) },
 }
 
 /// Whom it is told.

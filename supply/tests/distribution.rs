@@ -3,72 +3,23 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
+use mcp_hub_fakeregistry::Distribution;
 use mcp_hub_supply::bundle::{self, Bundle};
 use mcp_hub_supply::layout::{self, Image, Layer, Start};
 use mcp_hub_supply::progress::Event;
 use mcp_hub_supply::reference::Mirror;
 use mcp_hub_supply::{Credentials, ImageLock, Platform, Published, Reference, Registries, RegistryError};
 
-/// Longest wait on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
-const USER: &str = "reader";
-const PASSWORD: &str = "reads";
-/// bcrypt of the password, cheap.
-const HASH: &str = "$2b$04$vdFtR/RDr0xoLYVpnyDhNuvHzNQnVxo3NdVcr0Jya1aFM2se9OjBq";
-
-struct Distribution {
-    process: Child,
-    host: String,
-    _folder: tempfile::TempDir,
+fn push(registry: &Distribution, archive: &Path, name: &str) {
+    let to = [format!("oci-archive:{}", archive.display()), format!("docker://{}/{name}", registry.host)];
+    let login = format!("--dest-creds={}:{}", Distribution::USER, Distribution::PASSWORD);
+    skopeo(&["--dest-tls-verify=false", &login], &to);
 }
 
-impl Drop for Distribution {
-    fn drop(&mut self) {
-        self.process.kill().ok();
-        self.process.wait().ok();
-    }
-}
-
-impl Distribution {
-    async fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let host = format!("127.0.0.1:{}", mcp_hub_test_port::free_port().unwrap());
-        let at = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
-        std::fs::write(at("users"), format!("{USER}:{HASH}\n")).unwrap();
-        let config = format!(
-            "version: 0.1\nlog: {{level: warn}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '{host}'}}\n\
-             auth: {{htpasswd: {{realm: test, path: {}}}}}\n",
-            at("store"),
-            at("users")
-        );
-        std::fs::write(at("config.yml"), config).unwrap();
-        let log = std::fs::File::create(at("log")).unwrap();
-        let process = Command::new("docker-registry")
-            .args(["serve", &at("config.yml")])
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let started = Instant::now();
-        while tokio::net::TcpStream::connect(&host).await.is_err() {
-            let log = std::fs::read_to_string(at("log")).unwrap();
-            assert!(started.elapsed() < PATIENCE, "the registry does not listen: {log}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        Self { process, host, _folder: folder }
-    }
-
-    fn push(&self, archive: &Path, name: &str) {
-        let to = [format!("oci-archive:{}", archive.display()), format!("docker://{}/{name}", self.host)];
-        skopeo(&["--dest-tls-verify=false", &format!("--dest-creds={USER}:{PASSWORD}")], &to);
-    }
-
-    fn image(&self, name: &str) -> Reference {
-        format!("{}/{name}", self.host).parse().unwrap()
-    }
+fn at(registry: &Distribution, name: &str) -> Reference {
+    format!("{}/{name}", registry.host).parse().unwrap()
 }
 
 /// Copies for all platforms.
@@ -83,11 +34,7 @@ fn skopeo(options: &[&str], from_to: &[String; 2]) {
 }
 
 fn logins(registries: &[&Distribution]) -> Credentials {
-    let entry = |registry: &&Distribution| {
-        format!(r#""{}": {{"username": "{USER}", "password": "{PASSWORD}"}}"#, registry.host)
-    };
-    let entries: Vec<String> = registries.iter().map(entry).collect();
-    Credentials::from_docker_config(format!(r#"{{"auths": {{{}}}}}"#, entries.join(",")).as_bytes()).unwrap()
+    Credentials::from_docker_config(Distribution::logins(registries).as_bytes()).unwrap()
 }
 
 fn tell_nobody(_: Event<'_>) {}
@@ -113,7 +60,7 @@ async fn what_was_pushed_is_what_is_told() {
         let archive = folder.path().join("archive");
         let images: Vec<_> = architectures.iter().map(|architecture| image(architecture)).collect();
         layout::write(&format!("localhost/{name}"), &images, std::fs::File::create(&archive).unwrap()).unwrap();
-        registry.push(&archive, name);
+        push(&registry, &archive, name);
 
         let image: Reference = format!("{}/{name}", registry.host).parse().unwrap();
         let credentials = logins(&[&registry]);
@@ -143,7 +90,7 @@ async fn digests(registry: &Distribution, names: [&str; 2]) -> Vec<(String, Vec<
     let (registries, credentials) = (Registries::new().unwrap(), logins(&[registry]));
     let mut digests = Vec::new();
     for name in names {
-        let pinned = registries.pin(&registry.image(name), &credentials, &tell_nobody).await.unwrap();
+        let pinned = registries.pin(&at(registry, name), &credentials, &tell_nobody).await.unwrap();
         digests.push((pinned.digest, pinned.platforms.into_iter().collect()));
     }
     digests
@@ -158,14 +105,14 @@ async fn images_are_the_same_after_they_were_locked_published_bundled_lost_and_l
     for (name, architectures) in NAMES.into_iter().zip([&["amd64"][..], &["amd64", "arm64"]]) {
         let images: Vec<_> = architectures.iter().map(|architecture| image(architecture)).collect();
         layout::write(&format!("localhost/{name}"), &images, std::fs::File::create(&archive).unwrap()).unwrap();
-        first.push(&archive, name);
+        push(&first, &archive, name);
     }
     let (registries, credentials) = (Registries::new().unwrap(), logins(&[&first, &second]));
 
     // Locked.
     let mut lock = ImageLock::default();
     for name in NAMES {
-        let image = first.image(name);
+        let image = at(&first, name);
         let pinned = registries.pin(&image, &credentials, &tell_nobody).await.unwrap();
         lock.pin(image, pinned, None, jiff::Timestamp::now());
     }
@@ -192,7 +139,7 @@ async fn images_are_the_same_after_they_were_locked_published_bundled_lost_and_l
     let file = tokio::fs::File::create(&bundle).await.unwrap();
     bundle::save(&images, &registries, &credentials, &tell_nobody, file).await.unwrap();
     let theirs = folder.path().join("theirs.tar");
-    let name = first.image("mcp/several:1");
+    let name = at(&first, "mcp/several:1");
     skopeo(
         &[],
         &[format!("oci-archive:{}:{name}", bundle.display()), format!("oci-archive:{}:{name}", theirs.display())],

@@ -5,11 +5,11 @@ use crate::needs::Need;
 use crate::shell::{self, Error};
 use crate::{cluster, dist};
 
-/// Root starts engines in network namespaces; their images are ours.
-pub(crate) const NEEDS: [Need; 6] = {
+/// Root starts engines in network namespaces; their images are ours, some of a registry beside them.
+pub(crate) const NEEDS: [Need; 7] = {
     let [root, ..] = cluster::NEEDS;
     let [targets, cc, node, debian] = images::NEEDS;
-    [root, targets, cc, node, debian, Need::Engines]
+    [root, targets, cc, node, debian, Need::Engines, Need::Registry]
 };
 
 pub(crate) fn run() -> Result<(), Error> {

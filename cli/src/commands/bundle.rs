@@ -1,21 +1,24 @@
 //! `mcpctl bundle save` and `load`: locked images in one file.
 
-use mcp_hub_supply::bundle::{self, BundleError};
+use mcp_hub_local_runtime::docker::LoadError;
+use mcp_hub_supply::bundle::{self, Bundle as Loaded, BundleError};
 use mcp_hub_supply::progress::Event;
+use mcp_hub_supply::reference::Mirror;
 use tokio::io::BufWriter;
 
-use crate::args::{Bundle, BundleLoad, BundleSave};
+use crate::args::{Bundle, BundleLoad, BundleSave, RuntimeChoice};
 use crate::error::Error;
 use crate::images::{self, Bytes, Progress};
 use crate::output;
+use crate::places::Places;
 
 /// What is collected before it is written.
 const BUFFER: usize = 256 << 10;
 
-pub(crate) async fn run(args: &Bundle) -> Result<(), Error> {
+pub(crate) async fn run(places: &Places, args: &Bundle) -> Result<(), Error> {
     match args {
         Bundle::Save(args) => save(args).await,
-        Bundle::Load(args) => load(args).await,
+        Bundle::Load(args) => load(places, args).await,
     }
 }
 
@@ -45,10 +48,17 @@ async fn save(args: &BundleSave) -> Result<(), Error> {
     Ok(())
 }
 
-async fn load(args: &BundleLoad) -> Result<(), Error> {
+async fn load(places: &Places, args: &BundleLoad) -> Result<(), Error> {
     let of_bundle = |source: BundleError| Error::Bundle { path: args.bundle.clone(), source: source.into() };
-    let bundle = bundle::Bundle::open(&args.bundle).await.map_err(of_bundle)?;
-    let names = images::names(&args.registry, bundle.images().iter().map(|image| (&image.name, image.digest())))?;
+    let bundle = Loaded::open(&args.bundle).await.map_err(of_bundle)?;
+    match (&args.registry, args.runtime) {
+        (Some(registry), _) => to_registry(&bundle, registry, args).await,
+        (None, runtime) => to_engine(places, &bundle, runtime.unwrap_or(RuntimeChoice::Auto), args).await,
+    }
+}
+
+async fn to_registry(bundle: &Loaded, registry: &Mirror, args: &BundleLoad) -> Result<(), Error> {
+    let names = images::names(registry, bundle.images().iter().map(|image| (&image.name, image.digest())))?;
     let registries = images::registries(&args.transport)?;
     let credentials = images::logins(&names).await?;
 
@@ -62,11 +72,42 @@ async fn load(args: &BundleLoad) -> Result<(), Error> {
                 failed += 1;
                 progress.say(|| images::failed(name, &error.into()));
             }
-            Err(error) => return Err(of_bundle(error)),
+            Err(source) => return Err(Error::Bundle { path: args.bundle.clone(), source: source.into() }),
         }
     }
     match failed {
         0 => Ok(()),
         failed => Err(Error::Images { failed, of: names.len(), done: "published", so: None }),
+    }
+}
+
+/// One after the other: the engine's disk is what takes time.
+async fn to_engine(places: &Places, bundle: &Loaded, runtime: RuntimeChoice, args: &BundleLoad) -> Result<(), Error> {
+    let engine = images::engine(runtime).await?;
+    let progress = Progress::new();
+    let tell = |event: Event<'_>| progress.tell(&event);
+    let mut failed = 0;
+    for image in bundle.images() {
+        let error = match engine.load(bundle, image, &tell).await {
+            Ok(brought) => {
+                progress.say(|| {
+                    let how = if brought.was_there { "is there already" } else { "loaded" };
+                    output::say(&format!("{} {how}: {}", image.name, brought.id));
+                    images::brought(places, &engine, &image.name, &brought);
+                });
+                continue;
+            }
+            Err(LoadError::Engine(error)) => error.into(),
+            Err(LoadError::Bundle(BundleError::Registry(error))) => error.into(),
+            Err(LoadError::Bundle(source)) => {
+                return Err(Error::Bundle { path: args.bundle.clone(), source: source.into() });
+            }
+        };
+        failed += 1;
+        progress.say(|| images::failed(&image.name, &error));
+    }
+    match failed {
+        0 => Ok(()),
+        failed => Err(Error::Images { failed, of: bundle.images().len(), done: "loaded", so: None }),
     }
 }

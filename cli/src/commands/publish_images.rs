@@ -15,10 +15,7 @@ use crate::target::local::Local;
 
 pub(crate) async fn run(local: &Local, args: &PublishImages) -> Result<(), Error> {
     let lock = images::locked(&args.lock)?;
-    let locked = match &args.file {
-        Some(file) => only(&lock, &images::of_manifests(&local.places, Some(file))?, &args.lock)?,
-        None => lock.images().collect(),
-    };
+    let locked = images::chosen(&lock, &args.lock, local, args.file.as_deref())?;
     let names = images::names(&args.registry, locked.iter().map(|one| (&one.image, &*one.digest)))?;
     let registries = images::registries(&args.transport)?;
     let credentials = images::logins(locked.iter().map(|one| &one.image).chain(&names)).await?;
@@ -43,16 +40,6 @@ pub(crate) async fn run(local: &Local, args: &PublishImages) -> Result<(), Error
         Some(path) => write_lock(path, locked.iter().copied().zip(&names), &registries, &credentials).await,
         None => Ok(()),
     }
-}
-
-/// What is locked for the images of some manifests, which all must be.
-fn only<'a>(lock: &'a ImageLock, wanted: &[Reference], LockFile { path }: &LockFile) -> Result<Vec<&'a Locked>, Error> {
-    let missing = |image: &Reference| Error::NotFound {
-        what: "image in the lock file that is named",
-        name: image.to_string(),
-        hint: Some(format!("`mcpctl lock-images` locks it; {} was read", path.display())),
-    };
-    wanted.iter().map(|image| lock.get(image).ok_or_else(|| missing(image))).collect()
 }
 
 /// What the registry says now of what it was given. Others may write to it as well, and what they write is locked by

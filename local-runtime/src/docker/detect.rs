@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -198,8 +199,8 @@ fn context(around: &Surroundings) -> Result<Option<String>, String> {
     Ok(Some(endpoint.host.clone()))
 }
 
-/// The first engine of this kind that answers.
-pub async fn find(kind: EngineKind, around: &Surroundings) -> Result<Engine, NotFound> {
+/// The first engine of this kind that answers, each within `patience`.
+pub async fn find(kind: EngineKind, around: &Surroundings, patience: Duration) -> Result<Engine, NotFound> {
     let places = match candidates(kind, around) {
         Ok(places) => places,
         Err(why) => {
@@ -215,7 +216,7 @@ pub async fn find(kind: EngineKind, around: &Surroundings) -> Result<Engine, Not
             tried.push((place, "there is no such socket".to_owned()));
             continue;
         }
-        match Engine::connect(&place.address).await {
+        match Engine::connect(&place.address, patience).await {
             Ok(engine) if fits(kind, &engine) => return Ok(engine),
             Ok(engine) => tried.push((place, format!("{} answers there", engine.facts().product))),
             Err(error) => tried.push((place, error.why())),
@@ -296,7 +297,8 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let socket = home.path().join("no.sock");
         let address = format!("unix://{}", socket.display());
-        let missing = find(EngineKind::Docker, &around(home.path(), &[("DOCKER_HOST", &address)])).await.unwrap_err();
+        let around = around(home.path(), &[("DOCKER_HOST", &address)]);
+        let missing = find(EngineKind::Docker, &around, Duration::ZERO).await.unwrap_err();
         assert_eq!(
             missing.to_string(),
             format!("docker does not answer; tried {address} (DOCKER_HOST): there is no such socket")

@@ -8,13 +8,12 @@ use bollard::Docker;
 use bollard::errors::Error as ApiError;
 use mcp_hub_reconcile::error::{Retry, RuntimeError};
 
+use super::pull::Refusal;
 use crate::secret_source::SecretError;
 use crate::wire::Address;
 
 /// Longest wait for an answer to any one request. Pulls and logs are streams, which it does not bound as a whole.
 const ANSWER: u64 = 60;
-/// An engine that is there says so within milliseconds; one that is starting is found at the next look.
-const HELLO: Duration = Duration::from_secs(5);
 
 /// A client of one engine. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -30,6 +29,8 @@ pub struct Engine {
 pub struct Facts {
     /// `unix://PATH` or `tcp://HOST:PORT`.
     pub address: String,
+    /// Tells this engine, with what it has, from others, and stays the same when it starts again.
+    pub identity: String,
     /// For people: `Docker Engine 28.2.2`.
     pub product: String,
     pub version: String,
@@ -75,6 +76,16 @@ pub enum EngineError {
     NameTaken { name: String },
     #[error("image {image} is not there any more: {problem}")]
     ImageGone { image: String, problem: String },
+    #[error("{product} could not pull {image}: {said}")]
+    PullRefused { product: String, architecture: String, image: String, said: String, why: Refusal },
+    #[error("image {image} is for {}, and the engine runs linux/{architecture}", .made_for.join(", "))]
+    WrongPlatform { image: String, made_for: Vec<String>, architecture: String },
+    #[error("{product} stored {image} as something else than was asked for ({found})")]
+    ImageAltered { product: String, image: String, found: String },
+    #[error("what is noted of images that were brought cannot be read")]
+    Ledger(#[source] std::io::Error),
+    #[error("image {image} is named by its digest, by which engines know only what they pulled themselves")]
+    Unnameable { image: String },
     #[error("the bridge of {owner} ended at once: {output}")]
     Ended { owner: String, output: String },
     #[error("the bridge of {owner} does not answer")]
@@ -133,7 +144,32 @@ fn usual(message: &str) -> Option<&'static str> {
     known.into_iter().find(|(words, _)| message.contains(words)).map(|(_, hint)| hint)
 }
 
+const ALTERED: &str = "the registry, or somebody on the way to it, changed the image; do not run it";
+
+fn platform_hint(architecture: &str) -> String {
+    format!("use an image for linux/{architecture}")
+}
+
+fn pull_refused(why: Refusal, architecture: &str) -> (&'static str, String) {
+    let hint = match why {
+        Refusal::Platform => return ("WrongPlatform", platform_hint(architecture)),
+        Refusal::Altered => ALTERED,
+        Refusal::Login => {
+            "the registry wants another login, or there is no such image: `docker login`, or set pullSecretRef"
+        }
+        Refusal::Missing => "check the name and tag; an image that was built here need not be pulled",
+        Refusal::DiskFull => "the engine's disk is full",
+        Refusal::Other => "can the engine reach the registry?",
+    };
+    ("ImagePullFailed", hint.to_owned())
+}
+
 impl EngineError {
+    /// What the user does next.
+    pub fn hint(&self) -> Option<String> {
+        self.lot().1
+    }
+
     /// Whether the engine refused something with these words, which is all that it says of the reason.
     pub(super) fn says(&self, words: &str) -> bool {
         matches!(self, Self::Refused { message, .. } if message.to_lowercase().contains(words))
@@ -148,10 +184,11 @@ impl EngineError {
     }
 }
 
-impl From<EngineError> for RuntimeError {
-    fn from(error: EngineError) -> Self {
+impl EngineError {
+    /// Its reason, what the user does next, and whether time mends it.
+    fn lot(&self) -> (&'static str, Option<String>, Retry) {
         let hint = |text: &str| Some(text.to_owned());
-        let (reason, hint, retry) = match &error {
+        match self {
             EngineError::NotFound { hint: what, .. } => ("EngineNotFound", hint(what), Retry::Backoff),
             EngineError::Address { .. } => ("EngineNotFound", hint("check DOCKER_HOST"), Retry::Backoff),
             EngineError::Unreachable { .. } => (
@@ -160,11 +197,25 @@ impl From<EngineError> for RuntimeError {
                 Retry::Backoff,
             ),
             EngineError::Refused { message, .. } => ("EngineRefused", usual(message).and_then(hint), Retry::Backoff),
-            EngineError::Failed { .. } => ("EngineRefused", None, Retry::Backoff),
+            EngineError::Failed { .. } | EngineError::Ledger(_) => ("EngineRefused", None, Retry::Backoff),
             EngineError::NameTaken { .. } => ("NameTaken", hint("remove or rename it"), Retry::Backoff),
             EngineError::ImageGone { .. } => {
                 ("ImageGone", hint("pull or build it again, or change spec.source"), Retry::Backoff)
             }
+            EngineError::PullRefused { why, architecture, .. } => {
+                let (reason, what) = pull_refused(*why, architecture);
+                // It may be pushed, or the registry be back, at any time.
+                (reason, Some(what), Retry::Backoff)
+            }
+            EngineError::WrongPlatform { architecture, .. } => {
+                ("WrongPlatform", Some(platform_hint(architecture)), Retry::OnChange)
+            }
+            EngineError::ImageAltered { .. } => ("ImageAltered", hint(ALTERED), Retry::Backoff),
+            EngineError::Unnameable { .. } => (
+                "ImageUnpinned",
+                hint("load the bundle into a registry, and pull it from there; or name it by a tag"),
+                Retry::OnChange,
+            ),
             EngineError::Ended { .. } => ("BridgeFailed", None, Retry::Backoff),
             EngineError::Mute { .. } => ("BridgeMute", None, Retry::Backoff),
             EngineError::NoBridge { .. } => {
@@ -181,7 +232,13 @@ impl From<EngineError> for RuntimeError {
             EngineError::Secret(error) => (error.reason(), None, Retry::Backoff),
             EngineError::File { .. } => ("BridgeMissing", None, Retry::Backoff),
             EngineError::Malformed { .. } => ("ObjectUnreadable", None, Retry::Backoff),
-        };
+        }
+    }
+}
+
+impl From<EngineError> for RuntimeError {
+    fn from(error: EngineError) -> Self {
+        let (reason, hint, retry) = error.lot();
         Self {
             reason,
             message: error.to_string(),
@@ -196,11 +253,11 @@ impl Engine {
     /// Asks the engine at this address what it is.
     ///
     /// # Errors
-    /// Nothing answers there within five seconds, or it does not speak the Docker API.
+    /// Nothing answers there in time, or it does not speak the Docker API.
     ///
     /// # Cancel safety
     /// May be dropped at any time.
-    pub async fn connect(address: &str) -> Result<Self, EngineError> {
+    pub async fn connect(address: &str, patience: Duration) -> Result<Self, EngineError> {
         let unreachable = |source| EngineError::Unreachable { address: address.to_owned(), source: Box::new(source) };
         let version = bollard::API_DEFAULT_VERSION;
         let (api, direct) = match address.split_once("://") {
@@ -228,6 +285,11 @@ impl Engine {
             let is_podman = version.components.iter().flatten().any(|part| part.name.to_lowercase().contains("podman"));
             engine.facts = Facts {
                 address: address.to_owned(),
+                identity: match is_podman {
+                    // It makes up another id each time.
+                    true => format!("{address} {}", info.docker_root_dir),
+                    false => format!("{} {}", info.id, info.docker_root_dir),
+                },
                 product: format!("{} {}", if is_podman { "Podman" } else { "Docker Engine" }, version.version),
                 version: version.version,
                 is_podman,
@@ -238,7 +300,7 @@ impl Engine {
             };
             Ok(engine)
         };
-        tokio::time::timeout(HELLO, hello).await.unwrap_or_else(|_| Err(unreachable(ApiError::RequestTimeoutError)))
+        tokio::time::timeout(patience, hello).await.unwrap_or_else(|_| Err(unreachable(ApiError::RequestTimeoutError)))
     }
 
     pub fn facts(&self) -> &Facts {
@@ -302,7 +364,7 @@ mod tests {
     async fn an_engine_that_is_not_on_this_machine_is_refused_and_not_asked() {
         for address in ["tcp://192.0.2.1:2375", "ssh://somebody@192.0.2.1", "https://127.0.0.1:2376", "127.0.0.1:2375"]
         {
-            let refused = Engine::connect(address).await.unwrap_err();
+            let refused = Engine::connect(address, Duration::ZERO).await.unwrap_err();
             assert!(matches!(&refused, EngineError::Address { .. }), "{address}: {refused}");
             assert!(refused.to_string().contains(address), "{refused}");
         }

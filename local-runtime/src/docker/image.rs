@@ -2,26 +2,23 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bollard::auth::DockerCredentials;
-use bollard::errors::Error as ApiError;
-use bollard::query_parameters::CreateImageOptions;
-use futures::StreamExt;
 use mcp_hub_crds::source::{ImageSource, LocalSecretRef, Resolved, ResolvedImage, SecretKeyRef, Source};
-use mcp_hub_dataplane_api::secret::SecretString;
 use mcp_hub_reconcile::error::{Retry, RuntimeError};
 use mcp_hub_reconcile::observed::Failure;
 use mcp_hub_reconcile::owner::OwnerKey;
 use mcp_hub_supply::reference::ReferenceError;
-use mcp_hub_supply::{Credentials, DockerConfig, Login, Reference};
+use mcp_hub_supply::{Credentials, DockerConfig, Reference};
 use serde_json::Value;
 
 use super::detect::EngineKind;
 use super::engine::{Engine, EngineError};
+use super::ledger::Ledger;
 use super::look::FoundImage;
 use super::place::EnginePlace;
+use super::pull;
 use crate::prepare::{Order, Resolve};
 use crate::secret_source::SecretSource;
 
@@ -30,6 +27,7 @@ pub(super) struct Images {
     pub(super) kind: EngineKind,
     pub(super) place: Arc<EnginePlace>,
     pub(super) logins: Logins,
+    pub(super) ledger: Ledger,
 }
 
 /// How registries are told who pulls.
@@ -40,8 +38,6 @@ pub(super) struct Logins {
     pub(super) secrets: Arc<dyn SecretSource>,
 }
 
-/// A pull that shows nothing for so long has stalled: engines tell of each part of a layer.
-const SILENCE: Duration = Duration::from_secs(300);
 /// Key of a pull secret, as Kubernetes has it.
 const PULL_SECRET: &str = ".dockerconfigjson";
 
@@ -80,18 +76,7 @@ impl Logins {
                 credentials.map_err(|error| broken("ImagePullFailed", error.to_string(), &error.hint()))?
             }
         };
-        Ok(credentials.login(reference).map(|login| {
-            let text = |secret: &SecretString| Some(secret.expose_secret().to_owned());
-            let for_registry =
-                DockerCredentials { serveraddress: Some(reference.registry().to_owned()), ..Default::default() };
-            match login {
-                Login::Password { user, password } => {
-                    DockerCredentials { username: Some(user.clone()), password: text(password), ..for_registry }
-                }
-                Login::Refresh(token) => DockerCredentials { identitytoken: text(token), ..for_registry },
-                Login::Access(token) => DockerCredentials { registrytoken: text(token), ..for_registry },
-            }
-        }))
+        Ok(pull::login(&credentials, reference))
     }
 }
 
@@ -138,33 +123,22 @@ impl Images {
         let mut found = engine.image(&image.r#ref).await.map_err(failure)?;
         if found.is_none() {
             let login = self.logins.of(&reference, image.pull_secret_ref.as_ref(), namespace).await?;
-            pull(engine, &reference, login).await?;
+            engine.pull(&reference, login, &|_| {}).await.map_err(failure)?;
             found = engine.image(&image.r#ref).await.map_err(failure)?;
+            if let Some(found) = &found {
+                note(&self.ledger, engine, &full_id(found.id.clone()), &reference);
+            }
         }
-        let found = found.ok_or_else(|| refused(&image.r#ref, "it is not there after it was pulled", engine))?;
+        let gone = || failure(engine.pull_refused(&image.r#ref, "it is not there after it was pulled"));
+        let found = found.ok_or_else(gone)?;
         facts(self.kind, engine, image, &reference, found)
     }
 }
 
-async fn pull(engine: &Engine, reference: &Reference, login: Option<DockerCredentials>) -> Result<(), Failure> {
-    let name = reference.to_string();
-    // With its tag or digest: without, all tags of a repository would be meant.
-    let options = CreateImageOptions { from_image: Some(name.clone()), ..CreateImageOptions::default() };
-    let mut pulled = engine.api.create_image(Some(options), None, login);
-    loop {
-        let step = tokio::time::timeout(SILENCE, pulled.next()).await;
-        let silent = || refused(&name, &format!("nothing came for {} s", SILENCE.as_secs()), engine);
-        let Some(step) = step.map_err(|_| silent())? else { return Ok(()) };
-        let why = match step {
-            Ok(info) => match info.error_detail.and_then(|detail| detail.message) {
-                Some(message) => message,
-                None => continue,
-            },
-            Err(ApiError::DockerStreamError { error }) => error,
-            Err(ApiError::DockerResponseServerError { message, .. }) => message,
-            Err(error) => return Err(failure(engine.failed("pull image", &name, error))),
-        };
-        return Err(refused(&name, &why, engine));
+/// A pull succeeded all the same if it cannot be noted: the image is not tidied away then.
+fn note(ledger: &Ledger, engine: &Engine, id: &str, name: &Reference) {
+    if let Err(error) = ledger.note(engine, id, &name.to_string()) {
+        tracing::warn!(image = %name, %error, "it was not noted that this image was brought");
     }
 }
 
@@ -175,6 +149,7 @@ pub(super) async fn fetch_again(
     image: &Value,
     container_image: &str,
     logins: &Logins,
+    ledger: &Ledger,
 ) -> Result<(), EngineError> {
     let text = |field: &str| image[field].as_str().unwrap_or_default();
     let (name, index, id) = (text("ref"), text("index"), text("id"));
@@ -185,49 +160,20 @@ pub(super) async fn fetch_again(
     }
     let reference: Reference = name.parse().map_err(|error: ReferenceError| gone(error.to_string()))?;
     let pinned = match by_tag {
-        true => reference,
+        true => reference.clone(),
         false => reference.at(index).parse().map_err(|error: ReferenceError| gone(error.to_string()))?,
     };
     let pull_secret = image["pullSecret"].as_str().map(|name| LocalSecretRef { name: name.to_owned() });
     let login = logins.of(&pinned, pull_secret.as_ref(), &owner.namespace).await;
     let login = login.map_err(|failure| gone(failure.message))?;
-    pull(engine, &pinned, login).await.map_err(|failure| gone(failure.message))?;
-    if by_tag {
-        // Whatever it means now is what was asked for.
-        return Ok(());
-    }
+    engine.pull(&pinned, login, &|_| {}).await.map_err(|error| gone(error.to_string()))?;
     let found = engine.image(&pinned.to_string()).await?;
-    match full_id(found.unwrap_or_default().id) {
-        found if found == id => Ok(()),
+    let found = full_id(found.ok_or_else(|| gone("it is not there after it was pulled".to_owned()))?.id);
+    note(ledger, engine, &found, &reference);
+    match found {
+        // By its tag, whatever that means now is what was asked for.
+        found if by_tag || found == id => Ok(()),
         found => Err(gone(format!("what the registry gave for {index} is {found} here, and not {id}"))),
-    }
-}
-
-/// Engines say why in words only.
-fn refused(name: &str, why: &str, engine: &Engine) -> Failure {
-    let says = |words: &[&str]| words.iter().any(|word| why.to_lowercase().contains(word));
-    let (reason, hint) = if says(&["no matching manifest", "no image found in manifest list", "no child with platform"])
-    {
-        ("WrongPlatform", format!("use an image for linux/{}", engine.facts().architecture))
-    } else if says(&["unauthorized", "authentication required", "denied", "forbidden", "username or password"]) {
-        (
-            "ImagePullFailed",
-            "the registry wants another login, or there is no such image: `docker login`, or set pullSecretRef"
-                .to_owned(),
-        )
-    } else if says(&["not found", "manifest unknown", "name unknown"]) {
-        ("ImagePullFailed", "check the name and tag; an image that was built here need not be pulled".to_owned())
-    } else if says(&["no space left"]) {
-        ("ImagePullFailed", "the engine's disk is full".to_owned())
-    } else {
-        ("ImagePullFailed", "can the engine reach the registry?".to_owned())
-    };
-    Failure {
-        reason,
-        message: format!("{} could not pull {name}: {}", engine.facts().product, why.trim()),
-        hint: Some(hint),
-        // It may be pushed, or the registry be back, at any time.
-        retry: Retry::Backoff,
     }
 }
 
@@ -240,13 +186,12 @@ fn facts(
 ) -> Result<ResolvedImage, Failure> {
     let wrong =
         |reason, message: String, hint: String| Failure { reason, message, hint: Some(hint), retry: Retry::OnChange };
-    let architecture = found.architecture;
-    if architecture != engine.facts().architecture {
-        return Err(wrong(
-            "WrongPlatform",
-            format!("image {} is for {architecture}, and the engine runs {}", image.r#ref, engine.facts().architecture),
-            format!("use an image for linux/{}", engine.facts().architecture),
-        ));
+    if found.architecture != engine.facts().architecture {
+        return Err(failure(EngineError::WrongPlatform {
+            image: image.r#ref.clone(),
+            made_for: vec![format!("{}/{}", found.os, found.architecture)],
+            architecture: engine.facts().architecture.clone(),
+        }));
     }
     let digests = found.repo_digests.unwrap_or_default();
     let digest = digests.iter().find_map(|name| {
@@ -274,7 +219,7 @@ fn facts(
 }
 
 /// Podman leaves the algorithm out.
-fn full_id(id: String) -> String {
+pub(super) fn full_id(id: String) -> String {
     if id.starts_with("sha256:") { id } else { format!("sha256:{id}") }
 }
 

@@ -1,7 +1,7 @@
 //! What an engine says of what is there, and what of that we read. Engines differ in words that we do not look at, over which a
 //! library that knows all of them stumbles.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::engine::{Engine, EngineError};
+use super::image::full_id;
 
 /// Longest wait for an answer, which takes milliseconds: whoever waits for a stuck engine holds up others.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -103,7 +104,10 @@ pub(super) struct Named {
 #[serde(default, rename_all = "PascalCase")]
 pub(super) struct FoundImage {
     pub(super) id: String,
+    pub(super) repo_tags: Option<Vec<String>>,
     pub(super) repo_digests: Option<Vec<String>>,
+    pub(super) size: u64,
+    pub(super) os: String,
     pub(super) architecture: String,
     pub(super) config: Option<Starts>,
 }
@@ -133,6 +137,9 @@ pub(super) struct Info {
     pub(super) memory_limit: bool,
     pub(super) cpu_cfs_quota: bool,
     pub(super) pids_limit: bool,
+    #[serde(rename = "ID")]
+    pub(super) id: String,
+    pub(super) docker_root_dir: String,
 }
 
 impl Engine {
@@ -149,6 +156,18 @@ impl Engine {
         let path = format!("/containers/json?all=true&{}", bearing(labels));
         let found: Option<Vec<Labelled>> = self.get(&path, "containers").await?;
         Ok(found.into_iter().flatten().filter_map(|container| container.labels).collect())
+    }
+
+    /// Ids of the images that containers are made of, running or not.
+    pub(super) async fn images_in_use(&self) -> Result<HashSet<String>, EngineError> {
+        #[derive(Default, Deserialize)]
+        #[serde(default, rename_all = "PascalCase")]
+        struct Made {
+            #[serde(rename = "ImageID")]
+            image_id: String,
+        }
+        let found: Option<Vec<Made>> = self.get("/containers/json?all=true", "containers").await?;
+        Ok(found.into_iter().flatten().map(|container| full_id(container.image_id)).collect())
     }
 
     pub(super) async fn container(&self, name: &str) -> Result<Option<Found>, EngineError> {

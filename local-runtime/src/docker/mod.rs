@@ -10,13 +10,17 @@ mod container;
 mod detect;
 mod engine;
 mod image;
+mod ledger;
 mod look;
 mod lower;
 mod names;
 mod pacing;
 mod place;
+mod pull;
 mod relay;
 mod shared;
+mod stock;
+mod tidy;
 mod vessel;
 mod watch;
 mod way_in;
@@ -54,11 +58,15 @@ pub use detect::{Candidate, EngineKind, NotFound, Surroundings, candidates, find
 pub use engine::{Engine, EngineError, Facts};
 use engine::{is_absent, is_conflict};
 use image::{Images, Logins};
+pub use ledger::Ledger;
 use look::Found;
 use pacing::Pacing;
 use place::EnginePlace;
+pub use pull::Refusal;
 use relay::{Relays, Way, discard};
 use shared::Shared;
+pub use stock::{Brought, LoadError};
+pub use tidy::{Needed, Stays, Tidied, before};
 use way_in::{Route, WaysIn};
 
 /// A bridge listens and answers within a moment of its start; even on a busy machine that takes far less.
@@ -89,6 +97,8 @@ pub struct DockerConfig {
     pub bridges: Bridges,
     /// One for each architecture.
     pub relays: Vec<Program>,
+    /// Where it is written down which images we brought.
+    pub ledger: Ledger,
 }
 
 #[derive(Debug)]
@@ -132,7 +142,7 @@ impl DockerRuntime {
         let logins = Logins { docker_config, secrets: secrets.clone() };
         let runtime = Arc::new(Self {
             preparations: Preparations::new(
-                Arc::new(Images { kind, place: place.clone(), logins: logins.clone() }),
+                Arc::new(Images { kind, place: place.clone(), logins: logins.clone(), ledger: config.ledger.clone() }),
                 events.clone(),
             ),
             logins,
@@ -269,7 +279,8 @@ impl DockerRuntime {
                 _ if attempt == ATTEMPTS => return Err(error),
                 // Somebody tidied up: it is fetched again, by its digest.
                 error if error.says("no such image") => {
-                    image::fetch_again(engine, owner, &object.body["image"], &wanted.image, &self.logins).await?
+                    let (image, ledger) = (&object.body["image"], &self.config.ledger);
+                    image::fetch_again(engine, owner, image, &wanted.image, &self.logins, ledger).await?;
                 }
                 // The last other server of the network or of this bridge went a moment ago, and took it along.
                 error if ["network", "volume", carry::PROGRAM].iter().any(|what| error.says(what)) => {

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use mcp_hub_reconcile::ports::{Enforces, RuntimeInfo};
 use tokio::sync::Notify;
@@ -10,6 +11,9 @@ use super::DockerConfig;
 use super::detect::{EngineKind, NotFound, find};
 use super::engine::{Engine, EngineError};
 use super::vessel;
+
+/// An engine that is there says so within milliseconds; one that is starting is found at the next look.
+const HELLO: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) struct EnginePlace {
@@ -79,7 +83,10 @@ impl EnginePlace {
         if self.found.get().is_some() && !starts {
             return false;
         }
-        let found = if starts { vessel::awaken(&config.around).await } else { find(config.kind, &config.around).await };
+        let found = match starts {
+            true => vessel::awaken(&config.around, HELLO).await,
+            false => find(config.kind, &config.around, HELLO).await,
+        };
         match found {
             Ok(engine) => {
                 let facts = engine.facts();

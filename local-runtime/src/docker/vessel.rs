@@ -18,16 +18,18 @@ const LAST_LINE: usize = 400;
 
 /// The engine that answers, after its service was started if none does. A place that the user names is theirs to serve.
 ///
+/// `hello`: how long each place has to answer.
+///
 /// The service is the user's Vessel's from then on: like its containers it outlives this process.
 ///
 /// # Cancel safety
 /// Dropped while it waits, it leaves the service as it is; the next call finds it or starts it anew.
-pub(super) async fn awaken(around: &Surroundings) -> Result<Engine, NotFound> {
-    let mut missing = match find(EngineKind::Vessel, around).await {
+pub(super) async fn awaken(around: &Surroundings, hello: Duration) -> Result<Engine, NotFound> {
+    let mut missing = match find(EngineKind::Vessel, around, hello).await {
         Err(missing) if !around.names_vessel() => missing,
         outcome => return outcome,
     };
-    match serve(around).await {
+    match serve(around, hello).await {
         Ok(engine) => Ok(engine),
         Err(why) => {
             missing.tried.push((Candidate { address: "vessel compat".to_owned(), source: "PATH" }, why));
@@ -36,7 +38,7 @@ pub(super) async fn awaken(around: &Surroundings) -> Result<Engine, NotFound> {
     }
 }
 
-async fn serve(around: &Surroundings) -> Result<Engine, String> {
+async fn serve(around: &Surroundings, hello: Duration) -> Result<Engine, String> {
     let told = |what: &'static str| move |error: std::io::Error| format!("could not {what}: {error}");
     // Not a pipe, which would break under the service when this process ends.
     let said = tempfile::tempfile().map_err(told("keep what it says"))?;
@@ -58,7 +60,7 @@ async fn serve(around: &Surroundings) -> Result<Engine, String> {
     let begun = Instant::now();
     let mut last = String::new();
     while begun.elapsed() < PATIENCE {
-        match find(EngineKind::Vessel, around).await {
+        match find(EngineKind::Vessel, around, hello).await {
             Ok(engine) => return Ok(engine),
             Err(missing) => last = missing.to_string(),
         }

@@ -3,11 +3,13 @@
 //! A bundle is the tar of an OCI image layout: `oci-layout`, `index.json`, which has the images' full names, and a file
 //! for each blob. The same images give the same bytes. Other programs read it, too: `skopeo copy oci-archive:FILE:NAME …`.
 
+mod engine;
 mod read;
 mod write;
 
 use std::io;
 
+pub use engine::Chosen;
 pub use read::{Bundle, Bundled};
 pub use write::save;
 

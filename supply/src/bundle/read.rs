@@ -51,7 +51,7 @@ pub struct Bundled {
     /// Its full name, as it was saved.
     pub name: Reference,
     /// Of whichever images have the same digest.
-    tree: Arc<Tree>,
+    pub(super) tree: Arc<Tree>,
 }
 
 impl Bundled {
@@ -117,9 +117,9 @@ impl Bundle {
 }
 
 /// What one image needs of a bundle.
-struct Part<'a> {
-    bundle: &'a Bundle,
-    image: &'a Reference,
+pub(super) struct Part<'a> {
+    pub(super) bundle: &'a Bundle,
+    pub(super) image: &'a Reference,
 }
 
 impl Part<'_> {

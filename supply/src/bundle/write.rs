@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::stream::{BoxStream, StreamExt};
 use serde_json::json;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
@@ -66,7 +66,7 @@ pub async fn save(
     for (digest, part) in parts {
         match part {
             Part::Document(body) => tar.file(&path_of(digest), body).await?,
-            Part::Blob(blob, source) => tar.blob(blob, source, tell).await?,
+            Part::Blob(blob, source) => tar.blob(blob, source.session.image, source.blob(blob), tell).await?,
         }
     }
     tar.end().await?;
@@ -88,21 +88,26 @@ fn index(images: &[(Reference, String)], trees: &[Tree]) -> String {
 }
 
 /// A tar archive that is written as its content comes.
-struct Tar<W>(W);
+pub(super) struct Tar<W>(pub(super) W);
 
 impl<W: AsyncWrite + Unpin> Tar<W> {
-    async fn file(&mut self, path: &str, content: &[u8]) -> Result<(), BundleError> {
+    pub(super) async fn file(&mut self, path: &str, content: &[u8]) -> Result<(), BundleError> {
         self.begin(path, content.len() as u64).await?;
         self.write(content).await?;
         self.pad(content.len() as u64).await
     }
 
-    async fn blob(&mut self, blob: &Blob, source: &Repository<'_>, tell: Tell<'_>) -> Result<(), BundleError> {
+    pub(super) async fn blob<E: Into<BundleError>>(
+        &mut self,
+        blob: &Blob,
+        image: &Reference,
+        mut content: BoxStream<'_, Result<Bytes, E>>,
+        tell: Tell<'_>,
+    ) -> Result<(), BundleError> {
         self.begin(&path_of(&blob.digest), blob.size).await?;
-        let mut check = Check::new(source.session.image, blob);
-        let mut content = source.blob(blob);
+        let mut check = Check::new(image, blob);
         while let Some(piece) = content.next().await {
-            let piece = piece?;
+            let piece = piece.map_err(Into::into)?;
             check.take(&piece)?;
             self.write(&piece).await?;
             tell(Event::Moved(piece.len() as u64));
@@ -130,7 +135,7 @@ impl<W: AsyncWrite + Unpin> Tar<W> {
     }
 
     /// Two empty blocks.
-    async fn end(mut self) -> Result<(), BundleError> {
+    pub(super) async fn end(mut self) -> Result<(), BundleError> {
         self.write(&[0; 2 * BLOCK]).await?;
         self.0.flush().await.map_err(BundleError::Write)
     }

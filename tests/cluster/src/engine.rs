@@ -27,6 +27,10 @@ use crate::tools::{self, Tool};
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// Addresses in an engine's network namespace that it speaks to in clear, for registries of the test. Docker does so to all of
+/// 127.0.0.1, Podman only where it was told.
+pub const REGISTRIES: [&str; 2] = ["127.0.0.1:5000", "127.0.0.1:5001"];
+
 /// What an engine is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EngineKind {
@@ -175,6 +179,7 @@ impl Engine {
         command.args(self.arguments());
         command.env("CONTAINERS_CONF", self.folder.at("containers.conf"));
         command.env("CONTAINERS_STORAGE_CONF", self.folder.at("storage.conf"));
+        command.env("CONTAINERS_REGISTRIES_CONF", self.folder.at("registries.conf"));
         let path = self.log();
         let log = OpenOptions::new().create(true).append(true).open(&path).map_err(Error::file("open", &path))?;
         let copy = log.try_clone().map_err(Error::file("open", &path))?;
@@ -206,6 +211,8 @@ impl Engine {
         // Names are the node's to know, as on a machine with a resolver of its own; what a test does not answer nobody does.
         // What a registry does wrong is seen at once, and not after tries of the engine's own, half a minute apart.
         write("daemon.json", format!("{{\"dns\": [\"{NODE}\"], \"max-download-attempts\": 1}}"))?;
+        let in_clear = REGISTRIES.map(|address| format!("[[registry]]\nlocation = \"{address}\"\ninsecure = true\n"));
+        write("registries.conf", in_clear.concat())?;
         // Limits for a machine that allows less than what Podman sets by itself. Both the same: its Docker API takes the one
         // for the other (seen with 4.3).
         write(

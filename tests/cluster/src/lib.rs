@@ -38,7 +38,7 @@ mod tools;
 
 pub use cluster::{Cluster, Options, Shape};
 pub use door::Door;
-pub use engine::{Engine, EngineKind, Paused};
+pub use engine::{Engine, EngineKind, Paused, REGISTRIES};
 pub use error::Error;
 pub use folder::STATE_VARIABLE;
 pub use image::BUSYBOX;

@@ -14,7 +14,7 @@ use mcp_hub_crds::MCPServer;
 use mcp_hub_dataplane_api::status::{BridgeStatus, Phase};
 use mcp_hub_e2e::Hub;
 use mcp_hub_local_runtime::docker::{
-    Bridges, DIGITS, DockerConfig, DockerRuntime, EngineKind, Program, ProgramImage, Surroundings,
+    Bridges, DIGITS, DockerConfig, DockerRuntime, EngineKind, Ledger, Program, ProgramImage, Surroundings,
 };
 use mcp_hub_local_runtime::host::Host;
 use mcp_hub_local_runtime::process::{ProcessConfig, ProcessRuntime};
@@ -75,25 +75,34 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// Starts the engine, moves this thread to where its published ports are, and loads the example server's image.
+    /// As [`Scene::empty`], with the example server's image.
     pub async fn up(kind: Engines) -> Self {
         Self::on(Engine::up(kind).expect("an engine")).await
     }
 
     /// As [`Scene::up`], on an engine that was started already.
     pub async fn on(engine: Engine) -> Self {
+        let scene = Self::of(engine).await;
+        scene.load("units").await;
+        scene
+    }
+
+    /// Starts the engine, which has no image, and moves this thread to where its published ports are.
+    pub async fn empty(kind: Engines) -> Self {
+        Self::of(Engine::up(kind).expect("an engine")).await
+    }
+
+    async fn of(engine: Engine) -> Self {
         engine.enter().expect("its network");
         let api = Docker::connect_with_unix(&engine.address(), 60, bollard::API_DEFAULT_VERSION).expect("a client");
         let api = api.negotiate_version().await.expect("an engine that says its version");
-        let scene = Self {
+        Self {
             installation: Installation::new(format!("test-{}", std::process::id()), [7; 32]),
             secrets: Arc::default(),
             folder: tempfile::tempdir().expect("a folder"),
             engine,
             api,
-        };
-        scene.load("units").await;
-        scene
+        }
     }
 
     /// Loads an image of ours by its name.
@@ -147,6 +156,7 @@ impl Scene {
             host: Host::of_this_process(),
             bridges: Bridges::new(vec![program(BRIDGE)], self.folder.path().join("bridges")),
             relays: vec![program(RELAY)],
+            ledger: Ledger::new(self.folder.path().join("images")),
         }
     }
 

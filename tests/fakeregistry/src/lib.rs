@@ -1,5 +1,7 @@
-//! A registry of the test's own: images by name, logins, uploads, and faults on demand.
+//! Registries of the test's own: one in memory, with images by name, logins, uploads, and faults on demand; and a real one.
 #![expect(clippy::unwrap_used, reason = "test support fails by panicking")]
+
+mod distribution;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -17,6 +19,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+
+pub use distribution::Distribution;
 
 pub const USER: &str = "reader";
 pub const PASSWORD: &str = "hunter2:and more";
@@ -64,6 +68,8 @@ struct State {
     faults: Vec<(&'static str, Option<u32>, Fault)>,
     /// Uploads that have begun.
     uploads: BTreeMap<String, Vec<u8>>,
+    /// How many have begun so far.
+    begun: usize,
     knows_ranges: bool,
     tokens: BTreeSet<String>,
     requests: Vec<String>,
@@ -89,13 +95,19 @@ pub fn digest(bytes: &[u8]) -> String {
 
 impl Registry {
     pub async fn start(access: Access) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::at("127.0.0.1:0", access).await
+    }
+
+    /// One at this address, where the calling thread's network is.
+    pub async fn at(address: &str, access: Access) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let host = listener.local_addr().unwrap().to_string();
         let state = Arc::new(Mutex::new(State {
             access,
             content: BTreeMap::new(),
             faults: Vec::new(),
             uploads: BTreeMap::new(),
+            begun: 0,
             knows_ranges: true,
             tokens: BTreeSet::new(),
             requests: Vec::new(),
@@ -148,6 +160,11 @@ impl Registry {
     /// Whether a repository has a manifest or index of this tag or digest.
     pub fn has(&self, repository: &str, version: &str) -> bool {
         self.state().content.contains_key(&format!("/v2/{repository}/manifests/{version}"))
+    }
+
+    /// A manifest or index of this tag or digest.
+    pub fn document(&self, repository: &str, version: &str) -> Bytes {
+        self.state().content[&format!("/v2/{repository}/manifests/{version}")].1.clone()
     }
 
     /// Digests of a repository's blobs.
@@ -434,7 +451,8 @@ fn store(
                 state.content.insert(blob(digest), content);
                 return at(201, &blob(digest));
             }
-            let place = format!("/v2/{repository}/blobs/uploads/{}", state.requests.len());
+            state.begun += 1;
+            let place = format!("/v2/{repository}/blobs/uploads/{}", state.begun);
             state.uploads.insert(place.clone(), Vec::new());
             at(202, &format!("{place}?state=begun"))
         }

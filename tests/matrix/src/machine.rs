@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mcp_hub_local_runtime::docker::{
-    Bridge, BridgeImage, Bridges, DockerConfig, DockerRuntime, EngineKind, Surroundings,
+    Bridges, DockerConfig, DockerRuntime, EngineKind, Ledger, Program, ProgramImage, Surroundings,
 };
 use mcp_hub_local_runtime::host::Host;
 use mcp_hub_local_runtime::process::{ProcessConfig, ProcessRuntime};
@@ -58,10 +58,10 @@ pub(crate) fn processes(folder: &Path) -> Result<RuntimeSet, Box<dyn std::error:
 pub(crate) async fn engine(folder: &Path, (kind, variable, product): Product) -> io::Result<Arc<DockerRuntime>> {
     let socket = folder.join(format!("{}.sock", kind.as_str()));
     tokio::spawn(serve(UnixListener::bind(&socket)?, product));
-    let bridge = Bridge {
+    let program = |name: &str| Program {
         architecture: "amd64".to_owned(),
         digest: "0".repeat(mcp_hub_local_runtime::docker::DIGITS),
-        image: BridgeImage::Kept(folder.join("bridge")),
+        image: ProgramImage::Kept(folder.join(name)),
     };
     let env = BTreeMap::from([(variable.to_owned(), format!("unix://{}", socket.display()))]);
     let config = DockerConfig {
@@ -69,7 +69,9 @@ pub(crate) async fn engine(folder: &Path, (kind, variable, product): Product) ->
         around: Surroundings { env, ..Surroundings::default() },
         installation: Installation::new("matrix", [1; 32]),
         host: host(),
-        bridges: Bridges::new(vec![bridge], folder.join("bridges")),
+        bridges: Bridges::new(vec![program("bridge")], folder.join("bridges")),
+        relays: vec![program("relay")],
+        ledger: Ledger::new(folder.join("images")),
     };
     let runtime = DockerRuntime::start(config, Arc::<Given>::default()).await;
     runtime.engine().map_err(|missing| io::Error::other(missing.to_string()))?;

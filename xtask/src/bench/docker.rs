@@ -45,7 +45,7 @@ pub(crate) fn run(plan: &Plan) -> Result<(), Error> {
         Some(folder) => (folder.join("mcpctl"), folder.join("units.tar")),
         None => {
             images::for_tests()?;
-            (dist::carrying(&dist::bridges()?, "release")?, shell::target().join("images/units.tar"))
+            (dist::carrying(&dist::programs()?, "release")?, shell::target().join("images/units.tar"))
         }
     };
     let engine = Engine::up(EngineKind::Docker)?;

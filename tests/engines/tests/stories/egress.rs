@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
 
-use super::{fixture, hub, inspected};
+use super::{fixture, inspected};
 
 /// Stands for the internet: an address that is nobody's private one, of a host that a test's machine has itself.
 const OUTSIDE: &str = "93.184.215.14";

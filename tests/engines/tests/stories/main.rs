@@ -3,9 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod egress;
+mod images;
 mod vessel;
 
-use bollard::query_parameters::ListVolumesOptions;
 use mcp_hub_e2e::eventually;
 use mcp_hub_engine_tests::{FIXTURE, Scene, UNITS, manifest, until};
 use mcp_hub_test_cluster::EngineKind;

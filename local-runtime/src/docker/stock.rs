@@ -1,0 +1,265 @@
+//! The images that an engine has, for who brings them there: by a lock file, or from a bundle.
+
+use std::io;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bollard::errors::Error as ApiError;
+use bollard::query_parameters::{ImportImageOptions, RemoveImageOptions, TagImageOptions};
+use bytes::BytesMut;
+use futures::{StreamExt, stream};
+use mcp_hub_supply::bundle::{Bundle, BundleError, Bundled, Chosen};
+use mcp_hub_supply::lock::Locked;
+use mcp_hub_supply::progress::{Event, Tell};
+use mcp_hub_supply::{Credentials, Platform, Reference};
+use tokio::io::{AsyncReadExt, DuplexStream};
+use tokio::time::Instant;
+
+use super::engine::{Engine, EngineError, is_absent};
+use super::image::full_id;
+use super::look::FoundImage;
+use super::pull;
+
+/// An engine that takes nothing and says nothing for so long has stalled; it unpacks layers in between.
+const SILENCE: Duration = Duration::from_secs(300);
+/// Longest load of all, which only the library needs: it counts from the first byte to the engine's first word.
+const LOAD_MAX: Duration = Duration::from_secs(24 * 3600);
+/// What is on its way to the engine.
+const BUFFER: usize = 256 << 10;
+
+/// Why an image of a bundle did not come into an engine.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+/// An image that was asked for and is on the engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Brought {
+    /// What the engine knows it by: `sha256:…`.
+    pub id: String,
+    /// Nothing had to be fetched.
+    pub was_there: bool,
+    /// The image that its name stood for on this engine until now.
+    pub displaced: Option<String>,
+}
+
+impl Engine {
+    /// Makes sure that the engine has exactly the image that is locked, under its name, and that it is for the engine's
+    /// platform. It is fetched by its digest unless it is there; it gets its name last, so that what is not right never bears
+    /// it.
+    ///
+    /// # Errors
+    /// It is not for this platform, could not be pulled after several attempts, or is not what was asked for.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time; the image may be there then without its name.
+    pub async fn bring(
+        &self,
+        locked: &Locked,
+        credentials: &Credentials,
+        tell: Tell<'_>,
+    ) -> Result<Brought, EngineError> {
+        let pinned = locked.image.pinned(&locked.digest);
+        let name = pinned.to_string();
+        if !is_made_for(locked, &self.facts().architecture) {
+            return Err(self.wrong_platform(&locked.image, locked.platforms.keys().cloned().collect()));
+        }
+        let found = self.image(&name).await?;
+        let was_there = found.is_some();
+        let found = match found {
+            Some(found) => found,
+            None => {
+                self.pull_insistently(&pinned, pull::login(credentials, &pinned), tell).await?;
+                let gone = || self.pull_refused(&name, "it is not there after it was pulled");
+                self.image(&name).await?.ok_or_else(gone)?
+            }
+        };
+        if let Err(error) = self.check(&pinned, &found) {
+            if !was_there {
+                // Left there, it would be taken for the right one by its name.
+                self.drop_name(&name).await?;
+            }
+            return Err(error);
+        }
+        let id = full_id(found.id);
+        Ok(Brought { displaced: self.name(&locked.image, &id).await?, id, was_there })
+    }
+
+    /// Loads an image of a bundle for the engine's platform, under its name.
+    ///
+    /// # Errors
+    /// It is not for this platform, is named by a digest, was refused, or is not what the bundle has.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time; the engine has the image whole then, or not.
+    pub async fn load(&self, bundle: &Bundle, image: &Bundled, tell: Tell<'_>) -> Result<Brought, LoadError> {
+        let name = image.name.to_string();
+        if image.name.digest().is_some() {
+            return Err(EngineError::Unnameable { image: name }.into());
+        }
+        let chosen = bundle.choose(image, &Platform::linux(&self.facts().architecture)).await?;
+        let before = self.image(&name).await?.map(|found| full_id(found.id));
+        if let Some(id) = before.clone().filter(|id| chosen.is(id)) {
+            return Ok(Brought { id, was_there: true, displaced: None });
+        }
+        self.send(&name, &chosen, tell).await?;
+        let found = self.image(&name).await?.unwrap_or_default();
+        let id = full_id(found.id);
+        if !chosen.is(&id) {
+            self.drop_name(&name).await?;
+            return Err(self.altered(&image.name, id).into());
+        }
+        Ok(Brought { id, was_there: false, displaced: before })
+    }
+
+    async fn send(&self, name: &str, chosen: &Chosen<'_>, tell: Tell<'_>) -> Result<(), LoadError> {
+        let sign_of_life = Mutex::new(Instant::now());
+        let lives = || *sign_of_life.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        let tell = |event: Event<'_>| {
+            lives();
+            tell(event);
+        };
+        let (writer, reader) = tokio::io::duplex(BUFFER);
+        let refused = |message: String| EngineError::Refused {
+            action: "load image",
+            object: name.to_owned(),
+            code: 500,
+            message,
+        };
+        let write = chosen.write(writer, &tell);
+        let take = async {
+            let api = self.api.clone().with_timeout(LOAD_MAX);
+            let body = bollard::body_try_stream(pieces(reader));
+            let mut steps = api.import_image(ImportImageOptions::default(), body, None);
+            while let Some(step) = steps.next().await {
+                lives();
+                let said = match step {
+                    Ok(step) => step.error_detail.and_then(|detail| detail.message),
+                    Err(ApiError::DockerStreamError { error }) => Some(error),
+                    Err(error) => return Err(self.failed("load image", name, error)),
+                };
+                if let Some(said) = said {
+                    return Err(refused(said));
+                }
+            }
+            Ok(())
+        };
+        let stalled = async {
+            loop {
+                let end = *sign_of_life.lock().unwrap_or_else(PoisonError::into_inner) + SILENCE;
+                if end <= Instant::now() {
+                    return refused(format!("it took nothing for {} s", SILENCE.as_secs()));
+                }
+                tokio::time::sleep_until(end).await;
+            }
+        };
+        let (mut write, mut take) = (std::pin::pin!(write), std::pin::pin!(take));
+        let mut stalled = std::pin::pin!(stalled);
+        tokio::select! {
+            written = &mut write => match written {
+                Ok(()) => {}
+                // The engine took no more, and says why.
+                Err(BundleError::Write(_)) => {}
+                Err(error) => return Err(error.into()),
+            },
+            taken = &mut take => return taken.map_err(Into::into),
+            error = &mut stalled => return Err(error.into()),
+        }
+        tokio::select! {
+            taken = &mut take => taken.map_err(Into::into),
+            error = &mut stalled => Err(error.into()),
+        }
+    }
+
+    /// Whether an image is what it was asked for as. The digest counts, wherever it is from: Podman finds by one repository's
+    /// name what it has of another.
+    fn check(&self, pinned: &Reference, found: &FoundImage) -> Result<(), EngineError> {
+        let digests = found.repo_digests.as_deref().unwrap_or_default();
+        let is_it = |name: &Reference| name.digest() == pinned.digest();
+        if !digests.iter().any(|name| name.parse().is_ok_and(|known| is_it(&known))) {
+            return Err(self.altered(pinned, digests.join(", ")));
+        }
+        if (&*found.os, &*found.architecture) != ("linux", &self.facts().architecture) {
+            return Err(self.wrong_platform(pinned, vec![format!("{}/{}", found.os, found.architecture)]));
+        }
+        Ok(())
+    }
+
+    /// Lets an image's tag stand for this one. An image that is named by its digest needs no other name.
+    async fn name(&self, image: &Reference, id: &str) -> Result<Option<String>, EngineError> {
+        let (Some(tag), None) = (image.tag(), image.digest()) else { return Ok(None) };
+        let name = image.to_string();
+        let before = self.image(&name).await?.map(|found| full_id(found.id));
+        if before.as_deref() == Some(id) {
+            return Ok(None);
+        }
+        let repo = format!("{}/{}", image.registry(), image.repository());
+        let options = TagImageOptions { repo: Some(repo), tag: Some(tag.to_owned()) };
+        let named = self.api.tag_image(id, Some(options)).await;
+        named.map_err(|error| self.failed("name image", &name, error))?;
+        Ok(before)
+    }
+
+    /// Takes a name away, and the image with it if it has no other.
+    async fn drop_name(&self, name: &str) -> Result<(), EngineError> {
+        match self.api.remove_image(name, None::<RemoveImageOptions>, None).await {
+            Err(error) if !is_absent(&error) => Err(self.failed("remove image", name, error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn altered(&self, image: &Reference, found: String) -> EngineError {
+        EngineError::ImageAltered { product: self.facts().product.clone(), image: image.to_string(), found }
+    }
+
+    fn wrong_platform(&self, image: &Reference, made_for: Vec<String>) -> EngineError {
+        EngineError::WrongPlatform {
+            image: image.to_string(),
+            made_for,
+            architecture: self.facts().architecture.clone(),
+        }
+    }
+}
+
+/// What is written at the other end.
+fn pieces(reader: DuplexStream) -> impl futures::Stream<Item = io::Result<bytes::Bytes>> + Send + 'static {
+    stream::try_unfold(reader, async |mut reader| {
+        let mut piece = BytesMut::with_capacity(BUFFER);
+        let read = reader.read_buf(&mut piece).await?;
+        Ok((read > 0).then(|| (piece.freeze(), reader)))
+    })
+}
+
+/// As far as the lock file says.
+fn is_made_for(locked: &Locked, architecture: &str) -> bool {
+    let own = format!("linux/{architecture}");
+    let fits = |name: &String| name.strip_prefix(&own).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    locked.platforms.is_empty() || locked.platforms.keys().any(fits)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn a_platform_is_told_by_its_whole_name() {
+        let digest = format!("sha256:{}", "a1".repeat(32));
+        let of = |platforms: &[&str]| Locked {
+            image: "a.io/b:1".parse().unwrap(),
+            digest: digest.clone(),
+            platforms: platforms.iter().map(|name| ((*name).to_owned(), digest.clone())).collect::<BTreeMap<_, _>>(),
+            last_updated: "2026-11-26T05:00:00Z".parse().unwrap(),
+        };
+        assert!(is_made_for(&of(&["linux/amd64", "linux/arm64/v8"]), "arm64"));
+        assert!(is_made_for(&of(&[]), "arm64"), "a lock file may say nothing of it");
+        for wrong in [&["linux/amd64"][..], &["linux/arm64be"], &["windows(10.0.17763.1)/arm64"]] {
+            assert!(!is_made_for(&of(wrong), "arm64"), "{wrong:?}");
+        }
+    }
+}
