@@ -20,6 +20,9 @@ use crate::cgroup;
 
 /// First argument that selects this mode.
 pub const MODE: &str = "exec";
+/// In a container, where server and bridge have one limit of memory: the first to go is the server, of whose end the bridge
+/// can tell.
+const FIRST_TO_GO: (&str, &str) = ("/proc/self/oom_score_adj", "1000");
 /// Environment variable with the [`Instructions`]; taken out before the server starts.
 pub const INSTRUCTIONS: &str = "MCP_BRIDGE_EXEC";
 
@@ -89,6 +92,10 @@ fn confine(instructions: &Instructions) -> Result<(), ShimError> {
         let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
         rustix::process::setrlimit(Resource::Data, limit)
             .map_err(|error| ShimError::Limit { what: "the memory limit", source: error.into() })?;
+    }
+    if instructions.parent == 1 {
+        // Where it cannot be said, the kernel takes the largest, which is no reason not to start.
+        std::fs::write(FIRST_TO_GO.0, FIRST_TO_GO.1).ok();
     }
     match &instructions.filesystem {
         Some(access) => landlock(access),

@@ -392,6 +392,9 @@ async fn a_first_process_without_rights_serves_from_a_read_only_root_and_takes_a
     let owner = std::fs::read_to_string(format!("/proc/{server}/status")).unwrap();
     assert!(owner.contains("Uid:\t4242\t4242\t4242\t4242"), "{owner}");
 
+    let first_to_go = std::fs::read_to_string(format!("/proc/{server}/oom_score_adj")).unwrap();
+    assert_eq!(first_to_go.trim(), "1000");
+
     // Nobody else could have killed it, and nobody counts here.
     kill(server, Signal::KILL);
     let status = bridge.until(|status| is_ready(status) && status.restarts == 1).await;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
-use mcp_hub_engine_tests::{Scene, until, until_ready};
+use mcp_hub_engine_tests::{FIXTURE, Scene, manifest, until, until_ready};
 use mcp_hub_reconcile::ports::Runtime;
 use mcp_hub_test_cluster::{EngineKind, Record};
 use serde_json::json;
@@ -37,6 +37,36 @@ async fn on_docker_a_container_that_hears_no_signal_is_ended() {
 #[tokio::test]
 async fn on_podman_a_container_that_hears_no_signal_is_ended() {
     one_that_hears_no_signal_is_ended(EngineKind::Podman).await;
+}
+
+async fn a_program_that_eats_its_memory_is_told_from_one_that_crashed(kind: EngineKind) {
+    let scene = Scene::up(kind).await;
+    scene.load("fixture").await;
+    let mut hub = scene.hub(&scene.engine.address());
+    let spec = json!({"args": ["stdio"], "resources": {"limits": {"memory": "48Mi"}}});
+    hub.write("servers.yaml", &manifest("eater", FIXTURE, &spec));
+    hub.start();
+    hub.wait_reason("eater", "Ready");
+    let before = scene.containers(Some("mcphub.io/name=eater".to_owned())).await;
+    // Sixty megabytes of text do not fit.
+    hub.mcpctl(&["call", "eater/big", "--arg", "bytes=62914560"]);
+    // Once it is back it says what to do.
+    hub.wait_server("eater", "the kill is told", |server| {
+        server["status"]["lastError"].as_str().is_some_and(|error| error.contains("raise spec.resources.limits.memory"))
+    });
+    hub.wait_reason("eater", "Ready");
+    // Only the program was ended, so that only the program was started again.
+    assert_eq!(scene.containers(Some("mcphub.io/name=eater".to_owned())).await, before);
+}
+
+#[tokio::test]
+async fn on_docker_a_program_that_eats_its_memory_is_told_from_one_that_crashed() {
+    a_program_that_eats_its_memory_is_told_from_one_that_crashed(EngineKind::Docker).await;
+}
+
+#[tokio::test]
+async fn on_podman_a_program_that_eats_its_memory_is_told_from_one_that_crashed() {
+    a_program_that_eats_its_memory_is_told_from_one_that_crashed(EngineKind::Podman).await;
 }
 
 /// The folder of the process's control group that counts memory, with cgroup v1 or v2.
