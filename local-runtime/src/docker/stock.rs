@@ -81,7 +81,7 @@ impl Engine {
         if let Err(error) = self.check(&pinned, &found) {
             if !was_there {
                 // Left there, it would be taken for the right one by its name.
-                self.drop_name(&name).await?;
+                self.remove_image(&name).await?;
             }
             return Err(error);
         }
@@ -110,7 +110,7 @@ impl Engine {
         let found = self.image(&name).await?.unwrap_or_default();
         let id = full_id(found.id);
         if !chosen.is(&id) {
-            self.drop_name(&name).await?;
+            self.remove_image(&name).await?;
             return Err(self.altered(&image.name, id).into());
         }
         Ok(Brought { id, was_there: false, displaced: before })
@@ -204,8 +204,8 @@ impl Engine {
         Ok(before)
     }
 
-    /// Takes a name away, and the image with it if it has no other.
-    async fn drop_name(&self, name: &str) -> Result<(), EngineError> {
+    /// Takes a name away, and the image with it if it has no other. By an image's id it goes unless it has names.
+    pub(super) async fn remove_image(&self, name: &str) -> Result<(), EngineError> {
         match self.api.remove_image(name, None::<RemoveImageOptions>, None).await {
             Err(error) if !is_absent(&error) => Err(self.failed("remove image", name, error)),
             _ => Ok(()),

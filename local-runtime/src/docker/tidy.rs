@@ -4,11 +4,10 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
-use bollard::query_parameters::RemoveImageOptions;
 use jiff::Timestamp;
 use mcp_hub_supply::Reference;
 
-use super::engine::{Engine, EngineError, is_absent};
+use super::engine::{Engine, EngineError};
 use super::image::full_id;
 use super::ledger::{Entry, Ledger};
 use super::look::FoundImage;
@@ -125,13 +124,6 @@ impl Engine {
             self.remove_image(&image.id).await?;
         }
         ledger.forget(self, &image.id).map_err(EngineError::Ledger)
-    }
-
-    async fn remove_image(&self, name: &str) -> Result<(), EngineError> {
-        match self.api.remove_image(name, None::<RemoveImageOptions>, None).await {
-            Err(error) if !is_absent(&error) => Err(self.failed("remove image", name, error)),
-            _ => Ok(()),
-        }
     }
 }
 
