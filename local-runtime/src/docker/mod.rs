@@ -321,7 +321,6 @@ impl DockerRuntime {
         let follower = self.followers.lock().unwrap_or_else(PoisonError::into_inner).remove(owner);
         follower.into_iter().for_each(|(_, follower)| follower.abort());
         self.ways_in.close(owner);
-        self.known().remove(owner);
         self.tidy(engine).await?;
         self.tell(RuntimeEvent::Changed(owner.clone()));
         Ok(())
@@ -377,7 +376,16 @@ impl Runtime for DockerRuntime {
         }));
         let Some(found) = self.inspect(&engine, owner).await? else {
             if observed.objects.is_empty() {
-                self.known().remove(owner);
+                match engine.network(&network).await? {
+                    // Its way was closed by halves.
+                    Some(_) => observed.objects.push(ObservedObject {
+                        id: lower::way_id(self.config.kind.as_str(), owner),
+                        stage: Stage::Network,
+                        digest: None,
+                        body: Value::Null,
+                    }),
+                    None => drop(self.known().remove(owner)),
+                }
             }
             return Ok(observed);
         };
