@@ -105,13 +105,14 @@ impl Process {
         }
         let copied = async { while self.copies.join_next().await.is_some() {} };
         tokio::time::timeout(LAST_WORDS, copied).await.ok();
-        self.copies.detach_all();
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
         self.tree.forget(self.pid);
+        // What is still on its way is copied to its end.
+        self.copies.detach_all();
     }
 }
 

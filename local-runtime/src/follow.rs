@@ -57,6 +57,8 @@ pub(crate) async fn run(owner: OwnerKey, control: Control, place: impl Place, ev
             if silent.elapsed() > HANGS_AFTER {
                 tracing::warn!(%owner, "the bridge does not answer and is replaced");
                 place.kill().await;
+                // If it may not be the bridge that hangs, somebody is to look.
+                tell();
                 silent = Instant::now();
             }
             tokio::time::sleep(pause).await;

@@ -9,8 +9,7 @@ use std::path::PathBuf;
 
 use bollard::models::{ContainerCreateBody, HostConfig, Mount, MountType, VolumeCreateRequest};
 use bollard::query_parameters::{
-    ContainerArchiveInfoOptions, CreateContainerOptions, RemoveContainerOptions, RemoveVolumeOptions,
-    UploadToContainerOptions,
+    ContainerArchiveInfoOptions, CreateContainerOptions, RemoveVolumeOptions, UploadToContainerOptions,
 };
 
 use sha2::{Digest, Sha256};
@@ -134,7 +133,7 @@ impl Bridges {
 
         let helper = Helper::create(engine, volume, image, labels).await?;
         let filled = helper.fill(&program).await;
-        helper.remove().await?;
+        engine.discard(&helper.name).await?;
         filled?;
         self.keep(bridge);
         Ok(())
@@ -152,7 +151,7 @@ pub(super) async fn open(engine: &Engine, installation: &str, volume: &str, imag
     engine.api.create_volume(request).await.map_err(|error| engine.failed("create", volume, error))?;
     let helper = Helper::create(engine, volume, image, labels(installation)).await?;
     let opened = helper.upload("/", &root()).await;
-    helper.remove().await?;
+    engine.discard(&helper.name).await?;
     if opened.is_err() {
         // Closed it would be taken for done; nothing is in it yet.
         engine.api.remove_volume(volume, None::<RemoveVolumeOptions>).await.unwrap_or_default();
@@ -164,7 +163,7 @@ pub(super) async fn open(engine: &Engine, installation: &str, volume: &str, imag
 pub(super) async fn remove_helpers(engine: &Engine, mark: &str) -> Result<(), EngineError> {
     for labels in engine.labels(&[mark.to_owned(), format!("{}={HELPER}", label::ROLE)]).await? {
         if let Some(volume) = labels.get(VOLUME) {
-            Helper { engine, name: helper_of(volume) }.remove().await?;
+            engine.discard(&helper_of(volume)).await?;
         }
     }
     Ok(())
@@ -244,16 +243,6 @@ impl<'a> Helper<'a> {
         let options = UploadToContainerOptions { path: path.to_owned(), ..Default::default() };
         let sent = api.upload_to_container(&self.name, Some(options), bollard::body_full(archive.into())).await;
         sent.map_err(|error| self.engine.failed("fill", &self.name, error))
-    }
-
-    async fn remove(&self) -> Result<(), EngineError> {
-        let options = RemoveContainerOptions { force: true, ..Default::default() };
-        match self.engine.api.remove_container(&self.name, Some(options)).await {
-            Err(error) if !is_absent(&error) && !is_conflict(&error) => {
-                Err(self.engine.failed("remove", &self.name, error))
-            }
-            _ => Ok(()),
-        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bollard::Docker;
 use bollard::errors::Error as ApiError;
+use bollard::query_parameters::RemoveContainerOptions;
 use mcp_hub_reconcile::error::{Retry, RuntimeError};
 
 use super::pull::Refusal;
@@ -250,6 +251,17 @@ impl From<EngineError> for RuntimeError {
 }
 
 impl Engine {
+    /// Removes a container by force, with the volumes that are its own.
+    pub(super) async fn discard(&self, name: &str) -> Result<(), EngineError> {
+        let options = RemoveContainerOptions { force: true, v: true, ..Default::default() };
+        match self.api.remove_container(name, Some(options)).await {
+            Ok(()) => Ok(()),
+            // Gone, or somebody else is removing it.
+            Err(error) if is_absent(&error) || is_conflict(&error) => Ok(()),
+            Err(error) => Err(self.failed("remove", name, error)),
+        }
+    }
+
     /// Asks the engine at this address what it is.
     ///
     /// # Errors

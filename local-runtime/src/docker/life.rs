@@ -13,7 +13,6 @@ use mcp_hub_reconcile::ports::RuntimeEvent;
 use super::container::{Container, has_ended, is_running};
 use super::engine::{Engine, EngineError, is_absent, is_conflict};
 use super::look::Found;
-use super::relay::discard;
 use super::{DockerRuntime, carry, console, container, container_of, digest_of, image, names};
 use crate::secret_source::{self, Secrets};
 
@@ -42,7 +41,7 @@ impl DockerRuntime {
             // Noted once, by removing what tells of it.
             let Failure { reason, message, hint, retry } = ended(found);
             self.pacing.failed(owner, &object.digest, &RuntimeError { reason, message, hint, retry, source: None });
-            discard(engine, &names::container(owner)).await?;
+            engine.discard(&names::container(owner)).await?;
         }
         self.pacing.check(owner, &object.digest)?;
         let brought = async {
@@ -149,7 +148,7 @@ impl DockerRuntime {
         let started = engine.api.start_container(name, None).await;
         if let Err(error) = started {
             // One that never ran is not worth to be kept. What stands in the way of that is no reason to hide this.
-            discard(engine, name).await.unwrap_or_default();
+            engine.discard(name).await.unwrap_or_default();
             return Err(engine.failed("start", name, error));
         }
         Ok(())
@@ -170,7 +169,7 @@ impl DockerRuntime {
                 let name = names::container(owner);
                 let output = console::last_lines(engine, &name).await;
                 // What it had to say was read; left there it would be taken for one that ran.
-                discard(engine, &name).await?;
+                engine.discard(&name).await?;
                 return Err(EngineError::Ended { owner: owner.to_string(), output });
             }
             let relay = self.relay_of(engine, owner, wanted).await?;
@@ -205,7 +204,7 @@ impl DockerRuntime {
             }
             _ => {}
         }
-        discard(engine, &name).await
+        engine.discard(&name).await
     }
 }
 

@@ -99,6 +99,41 @@ pub(super) struct Named {
     pub(super) name: String,
 }
 
+/// A network.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(super) struct FoundNetwork {
+    pub(super) name: String,
+    pub(super) labels: Option<HashMap<String, String>>,
+    pub(super) internal: bool,
+    pub(super) options: Option<HashMap<String, String>>,
+    #[serde(rename = "IPAM")]
+    pools: Pools,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct Pools {
+    config: Option<Vec<Pool>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct Pool {
+    subnet: String,
+}
+
+impl FoundNetwork {
+    pub(super) fn label(&self, name: &str) -> Option<&str> {
+        self.labels.as_ref()?.get(name).map(String::as_str)
+    }
+
+    /// Its addresses, as `ADDRESS/BITS`.
+    pub(super) fn subnets(&self) -> impl Iterator<Item = &str> {
+        self.pools.config.iter().flatten().map(|pool| pool.subnet.as_str())
+    }
+}
+
 /// An image.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
@@ -179,51 +214,13 @@ impl Engine {
         self.get(&format!("/images/{name}/json"), name).await
     }
 
-    pub(super) async fn network(&self, name: &str) -> Result<Option<Labelled>, EngineError> {
+    pub(super) async fn network(&self, name: &str) -> Result<Option<FoundNetwork>, EngineError> {
         self.get(&format!("/networks/{name}"), name).await
     }
 
-    /// Names of the networks that bear these labels.
-    pub(super) async fn networks(&self, labels: &[String]) -> Result<Vec<String>, EngineError> {
-        let found: Option<Vec<Named>> = self.get(&format!("/networks?{}", bearing(labels)), "networks").await?;
-        Ok(found.into_iter().flatten().map(|network| network.name).collect())
-    }
-
-    /// The labels of all networks that bear these, by name.
-    pub(super) async fn labelled_networks(
-        &self,
-        labels: &[String],
-    ) -> Result<Vec<(String, HashMap<String, String>)>, EngineError> {
-        #[derive(Default, Deserialize)]
-        #[serde(default, rename_all = "PascalCase")]
-        struct Network {
-            name: String,
-            labels: Option<HashMap<String, String>>,
-        }
-        let found: Option<Vec<Network>> = self.get(&format!("/networks?{}", bearing(labels)), "networks").await?;
-        Ok(found.into_iter().flatten().map(|found| (found.name, found.labels.unwrap_or_default())).collect())
-    }
-
-    /// The addresses of a network, as `ADDRESS/BITS`.
-    pub(super) async fn subnet(&self, name: &str) -> Result<Option<String>, EngineError> {
-        #[derive(Default, Deserialize)]
-        #[serde(default, rename_all = "PascalCase")]
-        struct Network {
-            #[serde(rename = "IPAM")]
-            ipam: Pools,
-        }
-        #[derive(Default, Deserialize)]
-        #[serde(default, rename_all = "PascalCase")]
-        struct Pools {
-            config: Option<Vec<Pool>>,
-        }
-        #[derive(Default, Deserialize)]
-        #[serde(default, rename_all = "PascalCase")]
-        struct Pool {
-            subnet: String,
-        }
-        let found: Option<Network> = self.get(&format!("/networks/{name}"), name).await?;
-        Ok(found.and_then(|found| found.ipam.config?.into_iter().next()).map(|pool| pool.subnet))
+    /// The networks that bear these labels.
+    pub(super) async fn networks(&self, labels: &[String]) -> Result<Vec<FoundNetwork>, EngineError> {
+        Ok(self.get(&format!("/networks?{}", bearing(labels)), "networks").await?.unwrap_or_default())
     }
 
     /// Names of the images that bear these labels.

@@ -2,7 +2,7 @@
 //! else one container with the bridge before the image's program.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use mcp_hub_crds::Quantity;
 use mcp_hub_crds::server::{FilesystemPermission, NetworkPermissions, Resources, RunAs, Volume};
@@ -352,10 +352,12 @@ fn clean(path: &str) -> Result<String, Refusal> {
 }
 
 /// Whoever has an engine's socket has the machine.
-fn holds_an_engine(path: &Path, facts: &Facts) -> bool {
-    let usual = ["/run/docker.sock", "/var/run/docker.sock", "/run/podman/podman.sock", "/var/run/podman/podman.sock"];
-    let own = facts.address.strip_prefix("unix://");
-    usual.into_iter().chain(own).any(|socket| Path::new(socket).starts_with(path))
+fn holds_an_engine(path: &Path, facts: &Facts, host: &Host) -> bool {
+    let own = facts.address.strip_prefix("unix://").map(PathBuf::from);
+    let usual = ["docker.sock", "podman/podman.sock", "vessel/docker.sock"];
+    let folders = ["/run".to_owned(), "/var/run".to_owned(), format!("/run/user/{}", host.uid)];
+    let mut sockets = folders.iter().flat_map(|folder| usual.map(|socket| Path::new(folder).join(socket))).chain(own);
+    sockets.any(|socket| socket.starts_with(path))
 }
 
 fn mounted(volume: &Volume, owner: &OwnerKey, host: &Host, base: &Path, facts: &Facts) -> Result<Place, Refusal> {
@@ -368,7 +370,7 @@ fn mounted(volume: &Volume, owner: &OwnerKey, host: &Host, base: &Path, facts: &
     let from = match (host_path, pvc) {
         (Some(path), _) => {
             let path = host.absolute(base, path);
-            if holds_an_engine(&path, facts) {
+            if holds_an_engine(&path, facts, host) {
                 let message =
                     "it holds the socket of a container engine, which is all rights on the machine".to_owned();
                 return Err((".hostPath", message, Some("mount the folder that the server needs")));

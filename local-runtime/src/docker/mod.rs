@@ -104,6 +104,8 @@ pub struct DockerRuntime {
     ways_in: WaysIn,
     turns: Semaphore,
     pacing: Pacing,
+    /// Of the ways through relays.
+    ways_pacing: Pacing,
     events: broadcast::Sender<RuntimeEvent>,
     console: ContainerConsole,
     watcher: OnceLock<AbortHandle>,
@@ -148,6 +150,7 @@ impl DockerRuntime {
             ways_in: WaysIn::new(config.installation.permit_key()),
             turns: Semaphore::new(PARALLEL),
             pacing: Pacing::default(),
+            ways_pacing: Pacing::default(),
             events,
             watcher: OnceLock::new(),
             config,
@@ -282,10 +285,11 @@ impl DockerRuntime {
         })?;
         // From now on it is not to be tidied away.
         self.known().insert(owner.clone());
-        self.pacing.check(owner, &object.digest)?;
+        self.ways_pacing.check(owner, &object.digest)?;
         loop {
             let error = match self.shared.open(engine, &owner.namespace, &way).await {
                 Ok(()) => {
+                    self.ways_pacing.started(owner);
                     // Who waited for it is reached now.
                     self.tell(RuntimeEvent::Changed(owner.clone()));
                     return Ok(());
@@ -294,11 +298,11 @@ impl DockerRuntime {
             };
             let ended = matches!(error, EngineError::RelayEnded { .. });
             let error = RuntimeError::from(error);
-            self.pacing.failed(owner, &object.digest, &error);
+            self.ways_pacing.failed(owner, &object.digest, &error);
             if !ended {
                 return Err(error);
             }
-            self.pacing.check(owner, &object.digest)?;
+            self.ways_pacing.check(owner, &object.digest)?;
         }
     }
 
@@ -313,6 +317,7 @@ impl DockerRuntime {
         self.end(engine, owner).await?;
         self.preparations.forget(owner);
         self.pacing.forget(owner);
+        self.ways_pacing.forget(owner);
         let follower = self.followers.lock().unwrap_or_else(PoisonError::into_inner).remove(owner);
         follower.into_iter().for_each(|(_, follower)| follower.abort());
         self.ways_in.close(owner);
@@ -397,6 +402,11 @@ impl Runtime for DockerRuntime {
                             // What the bridge knows is its address in the container.
                             status.endpoint = format!("http://{address}/mcp");
                             observed.bridge = Some(status);
+                        }
+                        Err(_) if wanted.enclosed && !is_heard(relay.as_ref()).await => {
+                            // Brought again, it is made anew.
+                            observed.objects.iter_mut().for_each(|way| way.digest = None);
+                            observed.failure = Some(cut_off());
                         }
                         Err(_) => observed.failure = Some(mute()),
                     }
@@ -483,10 +493,18 @@ fn mute() -> Failure {
     }
 }
 
+/// Whether there is a relay that answers.
+async fn is_heard(relay: Option<&Found>) -> bool {
+    match relay {
+        Some(relay) => relay::answers(relay).await,
+        None => false,
+    }
+}
+
 fn cut_off() -> Failure {
     Failure {
         reason: "RelayEnded",
-        message: "the relay that leads to the server does not run".to_owned(),
+        message: "the relay that leads to the server does not run, or does not answer".to_owned(),
         hint: None,
         retry: Retry::Backoff,
     }

@@ -31,7 +31,8 @@ pub(super) fn outer(installation_id: &str, namespace: &str, shared: bool) -> Str
     }
 }
 
-const INNER: &str = "-inner";
+/// A namespace has no dot, so that no other network is named so.
+const INNER: &str = ".inner";
 
 /// The network of a server with an egress list, which leads to the relay alone.
 pub(super) fn inner(owner: &OwnerKey) -> String {
@@ -95,6 +96,8 @@ mod tests {
         assert_ne!(network(&owner("1"), false), network(&owner("2"), false));
         assert_ne!(inner(&owner("1")), inner(&owner("2")));
         assert!(is_inner(&inner(&owner("1"))) && !is_inner(&network(&owner("1"), true)));
-        assert!(!is_inner("somebodys-inner") && !is_inner(&outer("i", "default", false)));
+        for other in ["somebodys.inner", &outer("i", "default", false), &outer("i", "my-inner", true)] {
+            assert!(!is_inner(other), "{other}");
+        }
     }
 }

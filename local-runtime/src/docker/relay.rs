@@ -10,9 +10,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use bollard::models::{EndpointIpamConfig, EndpointSettings, NetworkConnectRequest};
-use bollard::query_parameters::{
-    CreateContainerOptions, ImportImageOptions, RemoveContainerOptions, UploadToContainerOptions,
-};
+use bollard::query_parameters::{CreateContainerOptions, ImportImageOptions, UploadToContainerOptions};
 use bytes::Bytes;
 use futures::StreamExt;
 use http::Request;
@@ -28,7 +26,7 @@ use serde_json::{Value, json};
 use super::carry::Program;
 use super::container::{Container, Mount, MountedFrom, has_ended, is_running, label, published};
 use super::detect::EngineKind;
-use super::engine::{Engine, EngineError, Facts, is_absent, is_conflict};
+use super::engine::{Engine, EngineError, Facts};
 use super::look::Found;
 use super::{console, names};
 use crate::wire::Address;
@@ -51,6 +49,8 @@ const PIDS: i64 = 64;
 /// It listens within milliseconds.
 const START: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(20);
+/// One that takes longer to refuse a request does not serve.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A server's way through the relay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,14 +159,18 @@ impl Relays {
             if !self.is_ours(&found) {
                 return Err(EngineError::NameTaken { name });
             }
-            if now(&found).as_ref() == Some(wanted) {
+            let is_wanted = now(&found).as_ref() == Some(wanted);
+            if is_wanted && answers(&found).await {
                 return Ok(found);
             }
             let ended = has_ended(&found);
             let output = if ended { console::last_lines(engine, &name).await } else { String::new() };
-            discard(engine, &name).await?;
+            engine.discard(&name).await?;
             if ended {
                 return Err(EngineError::RelayEnded { namespace: namespace.to_owned(), output });
+            }
+            if is_wanted {
+                return Err(EngineError::RelayMute { namespace: namespace.to_owned() });
             }
         }
         self.load(engine, &wanted.image).await?;
@@ -180,7 +184,7 @@ impl Relays {
         };
         if let Err(error) = started.await {
             // What stands in the way of that is no reason to hide this.
-            discard(engine, &name).await.unwrap_or_default();
+            engine.discard(&name).await.unwrap_or_default();
             return Err(error);
         }
         self.listening(engine, namespace).await
@@ -239,18 +243,15 @@ impl Relays {
             let found = engine.container(&name).await?;
             let Some(found) = found.filter(is_running) else {
                 let output = console::last_lines(engine, &name).await;
-                discard(engine, &name).await?;
+                engine.discard(&name).await?;
                 return Err(EngineError::RelayEnded { namespace: namespace.to_owned(), output });
             };
-            if let Some(address) = published(&found, PORT) {
-                // It refuses what is no request for a proxy, which is an answer.
-                let request = Request::get("/").header(HOST_HEADER, HOST).body(Full::<Bytes>::default());
-                let asked = async { Address::Port(address).ask(request.ok()?).await.ok() };
-                if tokio::time::timeout(START, asked).await.is_ok_and(|answer| answer.is_some()) {
-                    return Ok(found);
-                }
+            if answers(&found).await {
+                return Ok(found);
             }
             if started.elapsed() > START {
+                // Left there it would be taken for one that serves.
+                engine.discard(&name).await?;
                 return Err(EngineError::RelayMute { namespace: namespace.to_owned() });
             }
             tokio::time::sleep(LOOK).await;
@@ -292,8 +293,7 @@ pub(super) async fn fixed_address(engine: &Engine, network: &str) -> Result<Opti
     if !engine.facts().is_podman {
         return Ok(None);
     }
-    let subnet = engine.subnet(network).await?;
-    let last = subnet.as_deref().and_then(last_of);
+    let last = engine.network(network).await?.and_then(|found| found.subnets().find_map(last_of));
     last.map(Some).ok_or_else(|| EngineError::NoSubnet { network: network.to_owned() })
 }
 
@@ -314,19 +314,16 @@ fn now(found: &Found) -> Option<Container> {
     Some(Container { network: outer.join(","), ..wanted.now(found) })
 }
 
+/// Whether it listens. It refuses what is no request for a proxy, which is an answer.
+pub(super) async fn answers(relay: &Found) -> bool {
+    let Some(address) = door(relay) else { return false };
+    let Ok(request) = Request::get("/").header(HOST_HEADER, HOST).body(Full::<Bytes>::default()) else { return false };
+    tokio::time::timeout(PATIENCE, Address::Port(address).ask(request)).await.is_ok_and(|answer| answer.is_ok())
+}
+
 /// Where the way in begins; `None` while it does not run.
 pub(super) fn door(relay: &Found) -> Option<SocketAddr> {
     published(relay, PORT).filter(|_| is_running(relay))
-}
-
-pub(super) async fn discard(engine: &Engine, name: &str) -> Result<(), EngineError> {
-    let options = RemoveContainerOptions { force: true, v: true, ..Default::default() };
-    match engine.api.remove_container(name, Some(options)).await {
-        Ok(()) => Ok(()),
-        // Gone, or somebody else is removing it.
-        Err(error) if is_absent(&error) || is_conflict(&error) => Ok(()),
-        Err(error) => Err(engine.failed("remove", name, error)),
-    }
 }
 
 #[cfg(test)]

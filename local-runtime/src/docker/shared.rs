@@ -17,6 +17,8 @@ use super::relay::{self, Relays, Way};
 
 /// Role of an inner network, in its label.
 const INNER: &str = "inner";
+/// Docker's option of a network: the machine has no address on it.
+const INHIBIT: &str = "com.docker.network.bridge.inhibit_ipv4";
 
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -109,7 +111,7 @@ impl Shared {
     /// A network of a server and the relay that leads nowhere: not to the machine either, which has no address on it, and not
     /// to whom the engine asks for names.
     async fn inner_network(&self, engine: &Engine, namespace: &str, name: &str) -> Result<(), EngineError> {
-        if self.is_there(engine, name).await? {
+        if self.is_there(engine, name, Some(INNER)).await? {
             return Ok(());
         }
         let text = |name: &str, value: &str| (name.to_owned(), value.to_owned());
@@ -130,7 +132,7 @@ impl Shared {
             name: name.to_owned(),
             driver: Some("bridge".to_owned()),
             internal: Some(true),
-            options: Some(HashMap::from([text("com.docker.network.bridge.inhibit_ipv4", "true")])),
+            options: Some(HashMap::from([text(INHIBIT, "true")])),
             labels: Some(labels),
             ..NetworkCreateRequest::default()
         };
@@ -139,7 +141,7 @@ impl Shared {
 
     /// The network of a namespace, on which no container reaches another.
     async fn network(&self, engine: &Engine, name: &str) -> Result<(), EngineError> {
-        if self.is_there(engine, name).await? {
+        if self.is_there(engine, name, None).await? {
             return Ok(());
         }
         let text = |name: &str, value: &str| (name.to_owned(), value.to_owned());
@@ -157,10 +159,14 @@ impl Shared {
         made(engine, name, engine.api.create_network(request).await.map(drop))
     }
 
-    /// Somebody else's may let its containers talk to each other.
-    async fn is_there(&self, engine: &Engine, name: &str) -> Result<bool, EngineError> {
+    /// Whether our network is there. Somebody else's may let its containers talk to each other, or out.
+    async fn is_there(&self, engine: &Engine, name: &str, role: Option<&str>) -> Result<bool, EngineError> {
         let Some(found) = engine.network(name).await? else { return Ok(false) };
-        match found.labels.is_some_and(|labels| labels.contains_key(label::INSTALLATION)) {
+        let is_ours = found.label(label::INSTALLATION) == Some(self.installation()) && found.label(label::ROLE) == role;
+        let inhibits =
+            || found.options.as_ref().and_then(|options| options.get(INHIBIT)).is_some_and(|set| set == "true");
+        let is_closed = || found.internal && (engine.facts().is_podman || inhibits());
+        match is_ours && (role.is_none() || is_closed()) {
             true => Ok(true),
             false => Err(EngineError::NameTaken { name: name.to_owned() }),
         }
@@ -179,7 +185,10 @@ impl Shared {
         let ours = [self.mark()];
         carry::remove_helpers(engine, &self.mark()).await?;
         self.tidy_relays(engine, used).await?;
-        for network in engine.networks(&ours).await? {
+        // Inner ones were looked at above, those of this engine's other name by whoever drives that.
+        let networks =
+            engine.networks(&ours).await?.into_iter().filter(|found| found.label(label::ROLE) != Some(INNER));
+        for network in networks.map(|found| found.name) {
             match engine.api.remove_network(&network).await {
                 Err(error) if !is_used(&error) => return Err(engine.failed("remove network", &network, error)),
                 _ => {}
@@ -211,19 +220,19 @@ impl Shared {
             labels
         };
         let mut led_through = HashSet::new();
-        for (network, labels) in engine.labelled_networks(&with_role(INNER)).await? {
-            let namespace = labels.get(label::NAMESPACE).cloned().unwrap_or_default();
-            match used.contains(&network) {
+        for network in engine.networks(&with_role(INNER)).await? {
+            let namespace = network.label(label::NAMESPACE).unwrap_or_default();
+            match used.contains(&network.name) {
                 true => {
-                    led_through.insert(namespace);
+                    led_through.insert(namespace.to_owned());
                 }
-                false => self.remove_inner_network(engine, &namespace, &network).await?,
+                false => self.remove_inner_network(engine, namespace, &network.name).await?,
             }
         }
         for labels in engine.labels(&with_role(relay::ROLE)).await? {
             let namespace = labels.get(label::NAMESPACE).map(String::as_str).unwrap_or_default();
             if !led_through.contains(namespace) {
-                relay::discard(engine, &self.relays.name(namespace)).await?;
+                engine.discard(&self.relays.name(namespace)).await?;
             }
         }
         Ok(())

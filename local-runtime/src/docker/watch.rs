@@ -115,10 +115,11 @@ impl Place for Held {
 
     async fn kill(&self) {
         // Without the relay nobody hears the bridge, which says nothing against it.
-        if let Some(relay) = &self.relay
-            && !self.engine.container(relay).await.is_ok_and(|found| found.is_some_and(|found| is_running(&found)))
-        {
-            return;
+        if let Some(relay) = &self.relay {
+            match self.engine.container(relay).await {
+                Ok(Some(relay)) if relay::answers(&relay).await => {}
+                _ => return,
+            }
         }
         let options = KillContainerOptions { signal: "SIGKILL".to_owned() };
         if let Err(error) = self.engine.api.kill_container(&self.name, Some(options)).await {

@@ -271,17 +271,19 @@ pub fn support(runtime: &dyn Runtime, base: &Base) -> Result<Vec<(&'static str, 
             return Err(format!("{field}: the table's spec is invalid: {broken:?}"));
         }
         let (before, after) = (effect(runtime, &without), effect(runtime, &with));
-        let unimplemented = serde_json::from_value::<MCPServer>(resource(&with))
-            .map(|server| accept::unimplemented_in_server(&server.spec))
-            .unwrap_or_default();
-        let unimplemented: Vec<String> = unimplemented.into_iter().map(str::to_owned).collect();
+        let server: MCPServer = serde_json::from_value(resource(&with))
+            .map_err(|error| format!("{field}: the table's spec cannot be read: {error}"))?;
+        let unimplemented: Vec<String> =
+            accept::unimplemented_in_server(&server.spec).into_iter().map(str::to_owned).collect();
+        let known = before.degraded();
+        let degraded: Vec<String> = after.degraded().into_iter().filter(|path| !known.contains(path)).collect();
         let told = if names(&unimplemented, field) {
             Support::NotYet
         } else if names(&after.refused, field) || (field == "spec.roots" && names(&after.refused, "spec.sessions")) {
             Support::Refused
         } else if before.output == after.output {
             Support::Silent
-        } else if after.degraded().iter().any(|path| names(std::slice::from_ref(path), field)) {
+        } else if names(&degraded, field) {
             Support::InPart
         } else {
             Support::Honoured

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bollard::Docker;
-use bollard::query_parameters::{ImportImageOptions, ListContainersOptions, ListNetworksOptions, ListVolumesOptions};
+use bollard::query_parameters::{
+    ImportImageOptions, ListContainersOptions, ListImagesOptions, ListNetworksOptions, ListVolumesOptions,
+};
 use futures::StreamExt;
 use mcp_hub_crds::MCPServer;
 use mcp_hub_dataplane_api::status::{BridgeStatus, Phase};
@@ -273,8 +275,11 @@ impl Scene {
         let mut all = self.containers(Some(label)).await;
         let networks = self.api.list_networks(Some(ListNetworksOptions { filters: filters.clone() })).await.unwrap();
         all.extend(networks.into_iter().filter_map(|network| network.name));
-        let volumes = self.api.list_volumes(Some(ListVolumesOptions { filters })).await.unwrap();
+        let volumes = self.api.list_volumes(Some(ListVolumesOptions { filters: filters.clone() })).await.unwrap();
         all.extend(volumes.volumes.into_iter().flatten().map(|volume| volume.name));
+        let options = ListImagesOptions { filters, ..ListImagesOptions::default() };
+        let images = self.api.list_images(Some(options)).await.unwrap();
+        all.extend(images.into_iter().flat_map(|image| image.repo_tags));
         all
     }
 }

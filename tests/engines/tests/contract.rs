@@ -68,6 +68,7 @@ impl Harness for Containers {
             ("spec.volumes", volume(json!({"hostPath": "/data", "mountPath": "//mcp-hub/./"}))),
             ("spec.volumes", volume(json!({"hostPath": "/data", "mountPath": "/run"}))),
             ("spec.volumes", volume(json!({"hostPath": "/var/run/docker.sock"}))),
+            ("spec.volumes", volume(json!({"hostPath": "/run/user/0"}))),
             ("spec.volumes", volume(json!({"hostPath": "/"}))),
             ("spec.volumes", volume(json!({"hostPath": self.scene.engine.socket()}))),
             (

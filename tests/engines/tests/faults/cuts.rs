@@ -26,10 +26,12 @@ fn deeds() -> [Vec<Document>; 3] {
         let secret = json!({"name": "login", "key": "token"});
         json!({"env": [{"name": "TOKEN", "secretRef": secret}, {"name": "WORDS", "value": args.join(" ")}]})
     };
+    let mut enclosed = spec(&["second"]);
+    enclosed["permissions"] = json!({"network": {"egress": ["api.example.com:443"]}});
     let documents = |text: &str| parse(text, "servers.yaml".as_ref()).unwrap();
     [
         documents(&manifest("units", UNITS, &spec(&["first"]))),
-        documents(&manifest("units", UNITS, &spec(&["second"]))),
+        documents(&manifest("units", UNITS, &enclosed)),
         Vec::new(),
     ]
 }
@@ -97,7 +99,9 @@ impl World<'_> {
                 life(documents)
             });
             let there = self.tokio.block_on(self.scene.everybodys());
-            states.push(there.iter().map(|line| nameless(line)).chain(told.unwrap()).collect());
+            let mut state: Vec<String> = there.iter().map(|line| nameless(line)).chain(told.unwrap()).collect();
+            state.sort();
+            states.push(state);
         }
         states
     }
@@ -110,10 +114,21 @@ fn runtime() -> Runtime {
 /// Without the parts of a name that tell one installation and uid from another.
 fn nameless(line: &str) -> String {
     let is_random = |part: &str| part.len() >= 8 && part.chars().all(|c| c.is_ascii_hexdigit());
-    line.split('-')
-        .map(|part| if is_random(part.split(' ').next().unwrap()) { "#" } else { part })
-        .collect::<Vec<_>>()
-        .join("-")
+    let mut named = String::new();
+    for piece in line.split_inclusive(['-', '.', '/', ' ']) {
+        let part = piece.trim_end_matches(['-', '.', '/', ' ']);
+        if !is_random(part) {
+            named.push_str(piece);
+            continue;
+        }
+        named.push('#');
+        match &piece[part.len()..] {
+            // How a container does is not its name.
+            " " => break,
+            end => named.push_str(end),
+        }
+    }
+    named
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use bollard::query_parameters::{ListImagesOptions, ListNetworksOptions, ListVolumesOptions};
 use mcp_hub_e2e::{Hub, text};
 use mcp_hub_engine_tests::{Scene, until};
-use mcp_hub_test_cluster::{EngineKind, NODE};
+use mcp_hub_test_cluster::{EngineKind, NODE, Record};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
@@ -33,11 +33,10 @@ impl Machine {
             assert!(added.unwrap().success(), "{address}");
         }
         let web = TcpListener::bind(("0.0.0.0", PORT)).await.unwrap();
-        let web_v6 = TcpListener::bind(("fd00:250::1", PORT)).await;
         tokio::spawn(serve(web));
-        web_v6.into_iter().for_each(|web| {
-            tokio::spawn(serve(web));
-        });
+        // A new address is not there at once: the kernel looks first whether somebody else has it.
+        let web = until("the machine has its address", async || TcpListener::bind(("fd00:250::1", PORT)).await.ok());
+        tokio::spawn(serve(web.await));
         let asked = Arc::<Mutex<BTreeSet<String>>>::default();
         let socket = UdpSocket::bind((NODE, 53)).await.unwrap();
         tokio::spawn(answer_names(socket, asked.clone()));
@@ -128,6 +127,8 @@ async fn reaches(shown: &Value, address: SocketAddr) -> bool {
     curl.args(["curl", "--silent", "--noproxy", "*", "--max-time", "2", "--output", "/dev/null"]);
     // Any answer will do, also one that is no HTTP.
     let status = curl.args(["--http0.9", &format!("http://{address}/")]).status().await.unwrap();
+    // Not in time, refused, no way there, or cut off.
+    assert!(matches!(status.code(), Some(0 | 7 | 28 | 52 | 56)), "curl did not run: {status}");
     status.success()
 }
 
@@ -135,7 +136,9 @@ async fn reaches(shown: &Value, address: SocketAddr) -> bool {
 async fn ip(shown: &Value, args: &[&str]) -> String {
     let mut ip = tokio::process::Command::new("nsenter");
     ip.arg(format!("--net=/proc/{}/ns/net", shown["State"]["Pid"])).arg("ip").args(args);
-    text(&ip.output().await.unwrap().stdout)
+    let output = ip.output().await.unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    text(&output.stdout)
 }
 
 fn address_of(shown: &Value) -> String {
@@ -277,6 +280,22 @@ async fn a_list_opens_what_it_names_and_nothing_beside(kind: EngineKind) {
     })
     .await;
     hub.wait_reason("nothing", "Ready");
+    assert_eq!(inspected(&scene, "named").await.unwrap()["Id"], shown[0].1["Id"]);
+
+    // One that hears nothing is made anew as well, and no server is blamed for it.
+    let deaf = relays(&scene).await.remove(0);
+    Record::of(u32::try_from(deaf["State"]["Pid"].as_u64().unwrap()).unwrap()).unwrap().stop();
+    until("a relay that hears is there", async || {
+        let now = relays(&scene).await;
+        (now.len() == 1 && now[0]["Id"] != deaf["Id"]).then_some(())
+    })
+    .await;
+    for name in ["named", "addressed"] {
+        until("the servers are reached again", async || {
+            fetch(&hub, name, &allowed, false).await.is_ok_and(|answer| answer.contains("outside")).then_some(())
+        })
+        .await;
+    }
     assert_eq!(inspected(&scene, "named").await.unwrap()["Id"], shown[0].1["Id"]);
 
     // Without a list a server is as free as others; the last list takes the relay along.
