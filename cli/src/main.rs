@@ -113,7 +113,8 @@ fn not_there(command: &str) -> Error {
         "add" => "there `mcpctl apply -f PATH` brings a server",
         "secret" => "there secrets are Secrets: `kubectl create secret generic NAME --from-file=KEY=/dev/stdin`",
         "pull-images" | "gc" => "nodes of a cluster fetch and remove their images themselves",
-        "lock-images" | "publish-images" | "bundle" => "it acts on files and registries only: leave --target out",
+        "lock-images" | "publish-images" => "it acts on files and registries only: leave --target out",
+        "bundle" => "it acts on files, registries and this machine's engine only: leave --target out",
         _ => "leave --target out",
     };
     Error::Elsewhere {

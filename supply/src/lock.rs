@@ -27,6 +27,7 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
+use crate::platform::Platform;
 use crate::reference::{Reference, is_digest};
 use crate::registry::Pinned;
 
@@ -84,6 +85,17 @@ struct Entry {
     #[serde(default, skip_serializing)]
     platform: Option<String>,
     last_updated: String,
+}
+
+impl Locked {
+    /// Whether it is for a platform, as far as the file says: an old one says nothing of some. Without a wish for a variant
+    /// every one will do.
+    pub fn is_made_for(&self, wanted: &Platform) -> bool {
+        let wanted = wanted.to_string();
+        let fits =
+            |name: &String| name.strip_prefix(&wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        self.platforms.is_empty() || self.platforms.keys().any(fits)
+    }
 }
 
 impl ImageLock {
@@ -284,6 +296,22 @@ mod tests {
             let mut lock = ImageLock::default();
             lock.pin(image.clone(), pinned(index, platforms), old.get(&image), now);
             assert_eq!(lock.get(&image).unwrap().last_updated, wanted, "{index} {platforms:?}");
+        }
+    }
+
+    #[test]
+    fn a_platform_is_told_by_its_whole_name() {
+        let of = |names: &[&str]| Locked {
+            image: "a.io/b:1".parse().unwrap(),
+            digest: digest("a1"),
+            platforms: names.iter().map(|name| ((*name).to_owned(), digest("a1"))).collect(),
+            last_updated: at("2026-11-26T05:00:00Z"),
+        };
+        let own = Platform::linux("arm64");
+        assert!(of(&["linux/amd64", "linux/arm64/v8"]).is_made_for(&own));
+        assert!(of(&[]).is_made_for(&own), "a lock file may say nothing of it");
+        for wrong in [&["linux/amd64"][..], &["linux/arm64be"], &["windows(10.0.17763.1)/arm64"]] {
+            assert!(!of(wrong).is_made_for(&own), "{wrong:?}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use mcp_hub_crds::source::Source;
-use mcp_hub_local_runtime::docker::{Ledger, Needed, Tidied, before};
+use mcp_hub_local_runtime::docker::{Ledger, Needed, Stays, Tidied};
 use mcp_hub_supply::Reference;
 
 use crate::args::Gc;
@@ -24,14 +24,22 @@ pub(crate) async fn run(local: &Local, args: &Gc) -> Result<(), Error> {
             output::say(&format!("{name} stays: {why}"));
             continue;
         }
-        goes += 1;
-        if args.yes
-            && let Err(error) = engine.tidy(&ledger, &image).await
-        {
-            failed += 1;
-            output::say(&format!("{} {name}: {error}", output::painted(anstyle::AnsiColor::Red, "error:")));
-            continue;
+        if args.yes {
+            match engine.tidy(&ledger, &image).await {
+                Ok(true) => {}
+                // Since it was looked at.
+                Ok(false) => {
+                    output::say(&format!("{name} stays: {}", Stays::Named));
+                    continue;
+                }
+                Err(error) => {
+                    (goes, failed) = (goes + 1, failed + 1);
+                    output::say(&format!("{} {name}: {error}", output::painted(anstyle::AnsiColor::Red, "error:")));
+                    continue;
+                }
+            }
         }
+        goes += 1;
         bytes += image.bytes;
         output::say(&format!("{name} {} ({})", if args.yes { "removed" } else { "would go" }, Bytes(image.bytes)));
     }
@@ -52,7 +60,7 @@ pub(crate) async fn run(local: &Local, args: &Gc) -> Result<(), Error> {
 /// What lock file, manifests and the daemon's servers name.
 async fn needed(local: &Local, args: &Gc) -> Result<Needed, Error> {
     let age = std::time::Duration::from_millis(args.older_than.as_millis());
-    let mut needed = Needed { before: before(Timestamp::now(), age), ..Needed::default() };
+    let mut needed = Needed::older_than(Timestamp::now(), age);
     match images::read_lock(&args.lock)? {
         Some(lock) => {
             for locked in lock.images() {
@@ -67,12 +75,17 @@ async fn needed(local: &Local, args: &Gc) -> Result<Needed, Error> {
     if let Some(file) = &args.file {
         manifests.extend(images::named(&local.places, Some(file))?);
     }
-    needed.names.extend(manifests.iter().map(ToString::to_string));
+    let mut named = |image: &Reference| {
+        needed.names.insert(image.to_string());
+        // An engine knows `NAME:TAG@DIGEST` by other names.
+        needed.digests.extend(image.digest().map(str::to_owned));
+    };
+    manifests.iter().for_each(&mut named);
     match local.servers(&Scope::All).await {
         Ok(servers) => {
             for server in servers {
                 if let Source::Image(image) = &server.spec.source {
-                    needed.names.extend(image.r#ref.parse().map(|name: Reference| name.to_string()));
+                    image.r#ref.parse().iter().for_each(&mut named);
                 }
                 let resolved = server.status.and_then(|status| status.resolved).and_then(|resolved| resolved.image);
                 let id = resolved.and_then(|image| image.id);

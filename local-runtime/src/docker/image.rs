@@ -1,5 +1,6 @@
 //! What an image of an engine starts; one that the engine has not is pulled.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -123,21 +124,27 @@ impl Images {
         let mut found = engine.image(&image.r#ref).await.map_err(failure)?;
         if found.is_none() {
             let login = self.logins.of(&reference, image.pull_secret_ref.as_ref(), namespace).await?;
-            engine.pull(&reference, login, &|_| {}).await.map_err(failure)?;
+            let before = engine.image_ids().await.map_err(failure)?;
+            engine.pull(&reference, login, |_| {}).await.map_err(failure)?;
             found = engine.image(&image.r#ref).await.map_err(failure)?;
             if let Some(found) = &found {
-                note(&self.ledger, engine, &full_id(found.id.clone()), &reference);
+                note(&self.ledger, engine, &before, &full_id(found.id.clone()), &reference);
             }
         }
-        let gone = || failure(engine.pull_refused(&image.r#ref, "it is not there after it was pulled"));
+        let gone = || failure(engine.pull_refused(&reference, "it is not there after it was pulled"));
         let found = found.ok_or_else(gone)?;
         facts(self.kind, engine, image, &reference, found)
     }
 }
 
-/// A pull succeeded all the same if it cannot be noted: the image is not tidied away then.
-fn note(ledger: &Ledger, engine: &Engine, id: &str, name: &Reference) {
-    if let Err(error) = ledger.note(engine, id, &name.to_string()) {
+/// Notes an image that was pulled; one that was there before, by its id, is not ours. A pull succeeded all the same if it
+/// cannot be noted: the image is not tidied away then.
+fn note(ledger: &Ledger, engine: &Engine, before: &HashSet<String>, id: &str, name: &Reference) {
+    let noted = match before.contains(id) {
+        true => ledger.note_again(engine, id, &name.to_string()),
+        false => ledger.note(engine, id, &name.to_string()),
+    };
+    if let Err(error) = noted {
         tracing::warn!(image = %name, %error, "it was not noted that this image was brought");
     }
 }
@@ -166,10 +173,11 @@ pub(super) async fn fetch_again(
     let pull_secret = image["pullSecret"].as_str().map(|name| LocalSecretRef { name: name.to_owned() });
     let login = logins.of(&pinned, pull_secret.as_ref(), &owner.namespace).await;
     let login = login.map_err(|failure| gone(failure.message))?;
-    engine.pull(&pinned, login, &|_| {}).await.map_err(|error| gone(error.to_string()))?;
+    let before = engine.image_ids().await?;
+    engine.pull(&pinned, login, |_| {}).await.map_err(|error| gone(error.to_string()))?;
     let found = engine.image(&pinned.to_string()).await?;
     let found = full_id(found.ok_or_else(|| gone("it is not there after it was pulled".to_owned()))?.id);
-    note(ledger, engine, &found, &reference);
+    note(ledger, engine, &before, &found, &reference);
     match found {
         // By its tag, whatever that means now is what was asked for.
         found if by_tag || found == id => Ok(()),
@@ -186,13 +194,7 @@ fn facts(
 ) -> Result<ResolvedImage, Failure> {
     let wrong =
         |reason, message: String, hint: String| Failure { reason, message, hint: Some(hint), retry: Retry::OnChange };
-    if found.architecture != engine.facts().architecture {
-        return Err(failure(EngineError::WrongPlatform {
-            image: image.r#ref.clone(),
-            made_for: vec![format!("{}/{}", found.os, found.architecture)],
-            architecture: engine.facts().architecture.clone(),
-        }));
-    }
+    engine.check_platform(reference, &found).map_err(failure)?;
     let digests = found.repo_digests.unwrap_or_default();
     let digest = digests.iter().find_map(|name| {
         let known: Reference = name.parse().ok()?;

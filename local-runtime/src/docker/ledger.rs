@@ -76,8 +76,12 @@ impl Ledger {
         };
         let mut entries = Vec::new();
         for file in folder {
-            let read = std::fs::read(file?.path()).ok().and_then(|bytes| serde_json::from_slice::<Entry>(&bytes).ok());
-            entries.extend(read.filter(|entry| entry.engine == engine.facts().identity));
+            let path = file?.path();
+            let read = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Entry>(&bytes).ok());
+            // A draft that a crash left there reads as well.
+            let is_own =
+                |entry: &Entry| entry.engine == engine.facts().identity && self.path(engine, &entry.id) == path;
+            entries.extend(read.filter(is_own));
         }
         entries.sort_by(|one, other| (&one.names, &one.id).cmp(&(&other.names, &other.id)));
         Ok(entries)

@@ -65,7 +65,7 @@ pub use pull::Refusal;
 use relay::{Relays, Way};
 use shared::Shared;
 pub use stock::{Brought, LoadError};
-pub use tidy::{Needed, Stays, Tidied, before};
+pub use tidy::{Needed, Stays, Tidied};
 use way_in::{Route, WaysIn};
 
 /// Longest wait at the start for what runs already; a list takes milliseconds.

@@ -37,8 +37,8 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    pub(super) fn of(words: &str) -> Self {
-        let words = words.to_lowercase();
+    fn of(words: &str, image: &Reference) -> Self {
+        let words = without_name(&words.to_lowercase(), image);
         let known: [(Self, &[&str]); 5] = [
             (Self::Platform, &["no matching manifest", "no image found in manifest list", "no child with platform"]),
             (Self::Altered, &["verification failed", "did not match", "does not match", "digest mismatch"]),
@@ -51,8 +51,20 @@ impl Refusal {
     }
 }
 
+/// An engine's words without the names in them: an image may be called `access-denied-log`. Nor has a socket or file that the
+/// engine may not use to do with logins.
+fn without_name(words: &str, image: &Reference) -> String {
+    let repository = image.repository();
+    let mut names = vec![image.registry().to_owned(), format!("/{repository}")];
+    // Engines leave Docker Hub's name out.
+    names.extend(repository.contains('/').then(|| repository.to_owned()));
+    names.extend(image.tag().into_iter().flat_map(|tag| [format!(":{tag}"), format!("/{tag}")]));
+    names.push("permission denied".to_owned());
+    names.into_iter().fold(words.to_owned(), |words, name| words.replace(&name.to_lowercase(), ""))
+}
+
 impl Engine {
-    /// Pulls an image by its tag or digest.
+    /// Pulls an image by its tag or digest. `heard` gets what the engine says of it.
     ///
     /// # Cancel safety
     /// May be dropped at any time; the engine ends the pull, and keeps what it has of it for the next.
@@ -60,26 +72,22 @@ impl Engine {
         &self,
         reference: &Reference,
         login: Option<DockerCredentials>,
-        tell: Tell<'_>,
+        mut heard: impl FnMut(&CreateImageInfo) + Send,
     ) -> Result<(), EngineError> {
         let name = reference.to_string();
-        let refused = |said: &str| self.pull_refused(&name, said);
+        let refused = |said: &str| self.pull_refused(reference, said);
         // With its tag or digest: without, all tags of a repository would be meant.
         let options = CreateImageOptions { from_image: Some(name.clone()), ..CreateImageOptions::default() };
         let mut pulled = self.api.create_image(Some(options), None, login);
-        let mut layers = Layers::default();
         loop {
             let step = tokio::time::timeout(SILENCE, pulled.next()).await;
             let step = step.map_err(|_| refused(&format!("nothing came for {} s", SILENCE.as_secs())))?;
             let why = match step {
                 None => return Ok(()),
-                Some(Ok(info)) => match info.error_detail.as_ref().and_then(|detail| detail.message.clone()) {
-                    Some(message) => message,
-                    None => {
-                        layers.tell(&info, reference, tell);
-                        continue;
-                    }
-                },
+                Some(Ok(info)) => {
+                    heard(&info);
+                    continue;
+                }
                 Some(Err(ApiError::DockerStreamError { error })) => error,
                 Some(Err(ApiError::DockerResponseServerError { message, .. })) => message,
                 Some(Err(error)) => return Err(self.failed("pull image", &name, error)),
@@ -89,13 +97,13 @@ impl Engine {
     }
 
     /// Why an image was not pulled, in the engine's words.
-    pub(super) fn pull_refused(&self, image: &str, said: &str) -> EngineError {
+    pub(super) fn pull_refused(&self, image: &Reference, said: &str) -> EngineError {
         EngineError::PullRefused {
             product: self.facts().product.clone(),
             architecture: self.facts().architecture.clone(),
-            image: image.to_owned(),
+            image: image.to_string(),
             said: said.trim().to_owned(),
-            why: Refusal::of(said),
+            why: Refusal::of(said, image),
         }
     }
 
@@ -107,8 +115,10 @@ impl Engine {
         tell: Tell<'_>,
     ) -> Result<(), EngineError> {
         let mut wait = FIRST_WAIT;
+        // One for all attempts: engines keep the layers that they have.
+        let mut layers = Layers::default();
         for _ in 1..ATTEMPTS {
-            match self.pull(reference, login.clone(), tell).await {
+            match self.pull(reference, login.clone(), |info| layers.tell(info, reference, tell)).await {
                 Err(error @ EngineError::PullRefused { why: Refusal::Other, .. }) => {
                     tell(Event::Waits { wait, error: &error });
                     tokio::time::sleep(wait).await;
@@ -117,7 +127,7 @@ impl Engine {
                 done => return done,
             }
         }
-        self.pull(reference, login, tell).await
+        self.pull(reference, login, |info| layers.tell(info, reference, tell)).await
     }
 }
 
@@ -185,8 +195,14 @@ mod tests {
             ("toomanyrequests: You have reached your pull rate limit", Refusal::Other),
             ("received unexpected HTTP status: 500 Internal Server Error", Refusal::Other),
             ("dial tcp 127.0.0.1:1: connect: connection refused", Refusal::Other),
+            ("dial unix /run/proxy.sock: connect: permission denied", Refusal::Other),
+            ("Head \"https://denied.io/v2/team/access-denied-log/manifests/unauthorized\": 500", Refusal::Other),
+            ("team/access-denied-log:unauthorized: received unexpected HTTP status: 500", Refusal::Other),
+            ("pull access denied for team/access-denied-log, repository does not exist", Refusal::Login),
+            ("denied: permission denied", Refusal::Login),
         ] {
-            assert_eq!(Refusal::of(words), wanted, "{words}");
+            let image = "denied.io/team/access-denied-log:unauthorized".parse().unwrap();
+            assert_eq!(Refusal::of(words, &image), wanted, "{words}");
         }
     }
 

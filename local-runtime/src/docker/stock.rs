@@ -1,11 +1,12 @@
 //! The images that an engine has, for who brings them there: by a lock file, or from a bundle.
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bollard::errors::Error as ApiError;
-use bollard::query_parameters::{ImportImageOptions, RemoveImageOptions, TagImageOptions};
+use bollard::query_parameters::{ImportImageOptions, ListImagesOptions, RemoveImageOptions, TagImageOptions};
 use bytes::BytesMut;
 use futures::{StreamExt, stream};
 use mcp_hub_supply::bundle::{Bundle, BundleError, Bundled, Chosen};
@@ -41,7 +42,7 @@ pub enum LoadError {
 pub struct Brought {
     /// What the engine knows it by: `sha256:…`.
     pub id: String,
-    /// Nothing had to be fetched.
+    /// The engine had it before, under whatever name or none: it is not ours.
     pub was_there: bool,
     /// The image that its name stood for on this engine until now.
     pub displaced: Option<String>,
@@ -65,23 +66,24 @@ impl Engine {
     ) -> Result<Brought, EngineError> {
         let pinned = locked.image.pinned(&locked.digest);
         let name = pinned.to_string();
-        if !is_made_for(locked, &self.facts().architecture) {
+        if !locked.is_made_for(&Platform::linux(&self.facts().architecture)) {
             return Err(self.wrong_platform(&locked.image, locked.platforms.keys().cloned().collect()));
         }
         let found = self.image(&name).await?;
-        let was_there = found.is_some();
-        let found = match found {
-            Some(found) => found,
+        let (was_there, found) = match found {
+            Some(found) => (true, found),
             None => {
+                let before = self.image_ids().await?;
                 self.pull_insistently(&pinned, pull::login(credentials, &pinned), tell).await?;
-                let gone = || self.pull_refused(&name, "it is not there after it was pulled");
-                self.image(&name).await?.ok_or_else(gone)?
+                let gone = || self.pull_refused(&pinned, "it is not there after it was pulled");
+                let found = self.image(&name).await?.ok_or_else(gone)?;
+                (before.contains(&full_id(found.id.clone())), found)
             }
         };
         if let Err(error) = self.check(&pinned, &found) {
             if !was_there {
                 // Left there, it would be taken for the right one by its name.
-                self.remove_image(&name).await?;
+                self.remove_wrong(&name).await;
             }
             return Err(error);
         }
@@ -106,14 +108,24 @@ impl Engine {
         if let Some(id) = before.clone().filter(|id| chosen.is(id)) {
             return Ok(Brought { id, was_there: true, displaced: None });
         }
+        let there = self.image_ids().await?;
         self.send(&name, &chosen, tell).await?;
-        let found = self.image(&name).await?.unwrap_or_default();
-        let id = full_id(found.id);
-        if !chosen.is(&id) {
-            self.remove_image(&name).await?;
-            return Err(self.altered(&image.name, id).into());
+        let found = self.image(&name).await?.map(|found| full_id(found.id));
+        if let Some(id) = found.clone().filter(|id| chosen.is(id)) {
+            return Ok(Brought { was_there: there.contains(&id), id, displaced: before });
         }
-        Ok(Brought { id, was_there: false, displaced: before })
+        // It may have done nothing; then the name is still another image's.
+        if found != before {
+            if found.as_ref().is_some_and(|id| !there.contains(id)) {
+                self.remove_wrong(&name).await;
+            }
+            if let Some(before) = &before
+                && let Err(error) = self.name(&image.name, before).await
+            {
+                tracing::warn!(image = %name, %error, "an image did not get its name back");
+            }
+        }
+        Err(self.altered(&image.name, found.unwrap_or_default()).into())
     }
 
     async fn send(&self, name: &str, chosen: &Chosen<'_>, tell: Tell<'_>) -> Result<(), LoadError> {
@@ -137,13 +149,10 @@ impl Engine {
             let mut steps = api.import_image(ImportImageOptions::default(), body, None);
             while let Some(step) = steps.next().await {
                 lives();
-                let said = match step {
-                    Ok(step) => step.error_detail.and_then(|detail| detail.message),
-                    Err(ApiError::DockerStreamError { error }) => Some(error),
+                match step {
+                    Ok(_) => {}
+                    Err(ApiError::DockerStreamError { error }) => return Err(refused(error)),
                     Err(error) => return Err(self.failed("load image", name, error)),
-                };
-                if let Some(said) = said {
-                    return Err(refused(said));
                 }
             }
             Ok(())
@@ -183,10 +192,22 @@ impl Engine {
         if !digests.iter().any(|name| name.parse().is_ok_and(|known| is_it(&known))) {
             return Err(self.altered(pinned, digests.join(", ")));
         }
+        self.check_platform(pinned, found)
+    }
+
+    pub(super) fn check_platform(&self, image: &Reference, found: &FoundImage) -> Result<(), EngineError> {
         if (&*found.os, &*found.architecture) != ("linux", &self.facts().architecture) {
-            return Err(self.wrong_platform(pinned, vec![format!("{}/{}", found.os, found.architecture)]));
+            return Err(self.wrong_platform(image, vec![format!("{}/{}", found.os, found.architecture)]));
         }
         Ok(())
+    }
+
+    /// Of all images that are there: who pulls one does not know by what other names it is there already, if by any.
+    pub(super) async fn image_ids(&self) -> Result<HashSet<String>, EngineError> {
+        let options = ListImagesOptions { all: true, ..ListImagesOptions::default() };
+        let images = self.api.list_images(Some(options)).await;
+        let images = images.map_err(|error| self.failed("look at", "images", error))?;
+        Ok(images.into_iter().map(|image| full_id(image.id)).collect())
     }
 
     /// Lets an image's tag stand for this one. An image that is named by its digest needs no other name.
@@ -212,6 +233,13 @@ impl Engine {
         }
     }
 
+    /// As [`Engine::remove_image`], for one that is refused: why counts, and not what becomes of it.
+    async fn remove_wrong(&self, name: &str) {
+        if let Err(error) = self.remove_image(name).await {
+            tracing::warn!(image = %name, %error, "what is not the right image was left there");
+        }
+    }
+
     fn altered(&self, image: &Reference, found: String) -> EngineError {
         EngineError::ImageAltered { product: self.facts().product.clone(), image: image.to_string(), found }
     }
@@ -232,34 +260,4 @@ fn pieces(reader: DuplexStream) -> impl futures::Stream<Item = io::Result<bytes:
         let read = reader.read_buf(&mut piece).await?;
         Ok((read > 0).then(|| (piece.freeze(), reader)))
     })
-}
-
-/// As far as the lock file says.
-fn is_made_for(locked: &Locked, architecture: &str) -> bool {
-    let own = format!("linux/{architecture}");
-    let fits = |name: &String| name.strip_prefix(&own).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    locked.platforms.is_empty() || locked.platforms.keys().any(fits)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use super::*;
-
-    #[test]
-    fn a_platform_is_told_by_its_whole_name() {
-        let digest = format!("sha256:{}", "a1".repeat(32));
-        let of = |platforms: &[&str]| Locked {
-            image: "a.io/b:1".parse().unwrap(),
-            digest: digest.clone(),
-            platforms: platforms.iter().map(|name| ((*name).to_owned(), digest.clone())).collect::<BTreeMap<_, _>>(),
-            last_updated: "2026-11-26T05:00:00Z".parse().unwrap(),
-        };
-        assert!(is_made_for(&of(&["linux/amd64", "linux/arm64/v8"]), "arm64"));
-        assert!(is_made_for(&of(&[]), "arm64"), "a lock file may say nothing of it");
-        for wrong in [&["linux/amd64"][..], &["linux/arm64be"], &["windows(10.0.17763.1)/arm64"]] {
-            assert!(!is_made_for(&of(wrong), "arm64"), "{wrong:?}");
-        }
-    }
 }

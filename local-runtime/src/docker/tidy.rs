@@ -17,7 +17,7 @@ use super::look::FoundImage;
 pub struct Needed {
     /// Full names of images: locked, or named by manifests and servers.
     pub names: BTreeSet<String>,
-    /// Digests by which registries know locked images.
+    /// Digests by which registries know images that are locked, or named by one.
     pub digests: BTreeSet<String>,
     /// Ids by which servers run theirs.
     pub ids: BTreeSet<String>,
@@ -57,19 +57,22 @@ impl fmt::Display for Stays {
 }
 
 impl Needed {
+    /// Nothing yet, but what was asked for within this time.
+    pub fn older_than(now: Timestamp, age: Duration) -> Self {
+        Self { before: now.checked_sub(age).unwrap_or(Timestamp::MIN), ..Self::default() }
+    }
+
     /// Whoever else may want it decides first; age last.
     fn stays(&self, entry: &Entry, found: &FoundImage, in_use: bool) -> Option<Stays> {
-        let names = |all: &Option<Vec<String>>| {
-            all.iter().flatten().filter_map(|name| name.parse::<Reference>().ok()).collect::<Vec<_>>()
-        };
-        let (tags, digests) = (names(&found.repo_tags), names(&found.repo_digests));
+        let (tags, digests) = (references(&found.repo_tags), references(&found.repo_digests));
         let is_named = tags.iter().chain(&digests).any(|name| self.names.contains(&name.to_string()));
         let is_locked = digests.iter().any(|name| name.digest().is_some_and(|digest| self.digests.contains(digest)));
         if in_use {
             Some(Stays::InUse)
         } else if is_named || is_locked || self.ids.contains(&entry.id) {
             Some(Stays::Needed)
-        } else if tags.iter().any(|tag| !entry.names.contains(&tag.to_string())) {
+        } else if tags.iter().any(|tag| !entry.names.contains(&tag.to_string())) || is_of_others(&entry.names, &digests)
+        {
             Some(Stays::Named)
         } else if entry.at > self.before {
             Some(Stays::Recent)
@@ -77,6 +80,20 @@ impl Needed {
             None
         }
     }
+}
+
+/// The names that can be read, in full: Docker shortens those of Docker Hub.
+fn references(names: &Option<Vec<String>>) -> Vec<Reference> {
+    names.iter().flatten().filter_map(|name| name.parse().ok()).collect()
+}
+
+/// Whether one of an image's digests is of a repository of which none of these names is.
+fn is_of_others(names: &BTreeSet<String>, digests: &[Reference]) -> bool {
+    let ours: Vec<Reference> = names.iter().filter_map(|name| name.parse().ok()).collect();
+    let is_ours = |digest: &Reference| {
+        ours.iter().any(|name| (name.registry(), name.repository()) == (digest.registry(), digest.repository()))
+    };
+    !digests.iter().all(is_ours)
 }
 
 impl Engine {
@@ -105,31 +122,31 @@ impl Engine {
     }
 
     /// Removes an image as it was looked at: name by name, so that one that it got since then keeps it. Nothing is forced: an
-    /// engine refuses what a container is made of by now.
+    /// engine refuses what a container is made of by now. Returns whether it is gone; one that has another name by now is not.
     ///
     /// # Errors
     /// The engine refuses.
     ///
     /// # Cancel safety
     /// May be dropped at any time; done again, it goes on.
-    pub async fn tidy(&self, ledger: &Ledger, image: &Tidied) -> Result<(), EngineError> {
+    pub async fn tidy(&self, ledger: &Ledger, image: &Tidied) -> Result<bool, EngineError> {
+        let entry = ledger.entry(self, &image.id);
         let found = self.image(&image.id).await?.unwrap_or_default();
         let tags = found.repo_tags.unwrap_or_default();
         for name in tags.iter().filter(|tag| image.names.contains(tag)) {
             self.remove_image(name).await?;
         }
-        if let Some(left) = self.image(&image.id).await?
-            && left.repo_tags.is_none_or(|tags| tags.is_empty())
-        {
+        if let Some(left) = self.image(&image.id).await? {
+            let ours = entry.map(|entry| entry.names).unwrap_or_default();
+            let is_tagged = left.repo_tags.iter().flatten().next().is_some();
+            if is_tagged || is_of_others(&ours, &references(&left.repo_digests)) {
+                return Ok(false);
+            }
             self.remove_image(&image.id).await?;
         }
-        ledger.forget(self, &image.id).map_err(EngineError::Ledger)
+        ledger.forget(self, &image.id).map_err(EngineError::Ledger)?;
+        Ok(true)
     }
-}
-
-/// The latest time that is not too recent.
-pub fn before(now: Timestamp, age: Duration) -> Timestamp {
-    now.checked_sub(age).unwrap_or(Timestamp::MIN)
 }
 
 #[cfg(test)]
@@ -152,13 +169,18 @@ mod tests {
             repo_digests: Some(vec![format!("a@{digest}")]),
             ..FoundImage::default()
         };
-        let plain = Needed { before: before(now, Duration::from_secs(24 * 3600)), ..Needed::default() };
+        let plain = Needed::older_than(now, Duration::from_secs(24 * 3600));
         let set = |text: &str| BTreeSet::from([text.to_owned()]);
 
         assert_eq!(plain.stays(&old, &found(&["a:1"]), false), None, "Docker shortens names");
         assert_eq!(plain.stays(&old, &found(&[]), false), None, "its name stands for another by now");
         assert_eq!(plain.stays(&old, &found(&["a:1"]), true), Some(Stays::InUse));
         assert_eq!(plain.stays(&old, &found(&["a:1", "mine:1"]), false), Some(Stays::Named));
+        let elsewhere = FoundImage {
+            repo_digests: Some(vec![format!("a@{digest}"), format!("mirror.io/a@{digest}")]),
+            ..found(&["a:1"])
+        };
+        assert_eq!(plain.stays(&old, &elsewhere, false), Some(Stays::Named), "it was pulled from there, too");
         assert_eq!(plain.stays(&entry("2026-11-25T13:00:00Z"), &found(&["a:1"]), false), Some(Stays::Recent));
         for needed in [
             Needed { names: set("docker.io/library/a:1"), ..plain.clone() },

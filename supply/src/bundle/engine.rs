@@ -80,11 +80,6 @@ impl Chosen<'_> {
         self.digest == id || self.blobs.first().is_some_and(|config| config.digest == id)
     }
 
-    /// Of its configuration and layers.
-    pub fn bytes(&self) -> u64 {
-        self.blobs.iter().fold(0, |sum, blob| sum.saturating_add(blob.size))
-    }
-
     /// Writes the archive. What says what is in it comes last, so that one that breaks off is none; and each blob is held
     /// against its digest once more, before its last piece goes.
     ///

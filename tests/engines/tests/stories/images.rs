@@ -1,16 +1,19 @@
 //! Images that come to an engine by a lock file.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bollard::query_parameters::{CreateImageOptions, RemoveImageOptions, TagImageOptions};
 use futures::StreamExt;
 use mcp_hub_e2e::{Hub, text};
-use mcp_hub_engine_tests::{IMAGES, Scene, given};
+use mcp_hub_engine_tests::{FIXTURE, IMAGES, Scene, UNITS, given};
 use mcp_hub_fakeregistry::{Access, Distribution, Fault, INDEX, MANIFEST, Registry};
 use mcp_hub_supply::bundle::Bundle;
 use mcp_hub_supply::{Credentials, Registries};
-use mcp_hub_test_cluster::{EngineKind, REGISTRIES};
+use mcp_hub_test_cluster::{EngineKind, REGISTRIES, Tap, Verdict};
 use serde_json::{Value, json};
 
 use super::CONVERSION;
@@ -230,6 +233,100 @@ async fn on_podman_a_bundle_is_loaded_for_the_engines_platform_and_starts() {
     a_bundle_is_loaded_for_the_engines_platform_and_starts(EngineKind::Podman).await;
 }
 
+/// Names an image while somebody else's request waits.
+fn name_behind_the_tap(socket: &Path, image: &str, name: &str) {
+    let (repository, tag) = name.rsplit_once(':').unwrap();
+    let mut stream = UnixStream::connect(socket).unwrap();
+    let path = format!("/v1.41/images/{image}/tag?repo={repository}&tag={tag}");
+    write!(stream, "POST {path} HTTP/1.0\r\nHost: engine\r\nContent-Length: 0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains(" 201 "), "{answer}");
+}
+
+/// An engine says yes to what it is given, and the name stands for what it did before, or for yet another image. Nobody gave us
+/// either of them to remove.
+async fn an_image_that_keeps_its_name_is_kept_when_another_was_loaded(kind: EngineKind) {
+    let scene = Scene::empty(kind).await;
+    let registry = Registry::start(Access::Everybody).await;
+    let digest = push_compressed(&registry, scene.folder.path());
+    let name = registry.image("compressed:1").to_string();
+    let (repository, tag) = name.rsplit_once(':').unwrap();
+    scene.load("units").await;
+    let theirs = scene.api.inspect_image(UNITS).await.unwrap().id.unwrap();
+    let again = TagImageOptions { repo: Some(repository.to_owned()), tag: Some(tag.to_owned()) };
+    scene.api.tag_image(UNITS, Some(again)).await.unwrap();
+    scene.api.remove_image(UNITS, None::<RemoveImageOptions>, None).await.unwrap();
+
+    scene.load("fixture").await;
+
+    // Between the load and the look at what came of it the name is given to their image, and the next time to another.
+    let (socket, loads, named) = (scene.engine.socket(), AtomicUsize::new(0), name.clone());
+    let (looks, images) = (format!("GET /images/{name}/json"), [theirs.clone(), FIXTURE.to_owned()]);
+    let tap = Tap::before(&scene.engine, move |line| {
+        let before = loads.fetch_add(usize::from(line.starts_with("POST /images/load")), Ordering::Relaxed);
+        if line == looks && before > 0 {
+            name_behind_the_tap(&socket, &images[before - 1], &named);
+        }
+        Verdict::Pass
+    })
+    .unwrap();
+    let hub = scene.hub(&tap.address());
+    let (lock, bundle) = (write_lock(&hub, &[(&name, &digest, json!({}))]), at(&hub, "bundle.tar"));
+    hub.ok(&["bundle", "save", &bundle, "--lock-file", lock.to_str().unwrap()]);
+    for _ in 0..2 {
+        let said = hub.fails(1, &["bundle", "load", &bundle, "--runtime", scene.kind().as_str()]);
+        assert!(said.contains(&format!("stored {name} as something else")), "{said}");
+        assert_eq!(scene.api.inspect_image(&name).await.unwrap().id.as_ref(), Some(&theirs), "{said}");
+    }
+    assert!(scene.api.inspect_image(FIXTURE).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_docker_an_image_that_keeps_its_name_is_kept_when_another_was_loaded() {
+    an_image_that_keeps_its_name_is_kept_when_another_was_loaded(EngineKind::Docker).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_podman_an_image_that_keeps_its_name_is_kept_when_another_was_loaded() {
+    an_image_that_keeps_its_name_is_kept_when_another_was_loaded(EngineKind::Podman).await;
+}
+
+/// It is neither removed nor said to be, and not forgotten.
+async fn an_image_that_gets_another_name_while_it_is_tidied_away_stays(kind: EngineKind) {
+    let scene = Scene::empty(kind).await;
+    let registry = Registry::at(REGISTRIES[1], Access::Everybody).await;
+    let digest = push_compressed(&registry, scene.folder.path());
+    let name = registry.image("compressed:1").to_string();
+    let (socket, image, named) = (scene.engine.socket(), name.clone(), AtomicBool::new(false));
+    let tap = Tap::before(&scene.engine, move |line| {
+        if line.starts_with("DELETE /images/") && !named.fetch_or(true, Ordering::Relaxed) {
+            name_behind_the_tap(&socket, &image, "localhost/mine:1");
+        }
+        Verdict::Pass
+    })
+    .unwrap();
+    let hub = scene.hub(&tap.address());
+    let lock = write_lock(&hub, &[(&name, &digest, json!({}))]);
+    said(&hub, &["pull-images", "--lock-file", lock.to_str().unwrap()]);
+    let none = at(&hub, "none.lock");
+    for _ in 0..2 {
+        let said = said(&hub, &["gc", "--lock-file", &none, "--older-than", "0s", "--yes"]);
+        assert!(said.contains("stays: somebody gave it another name") && said.contains("nothing to remove"), "{said}");
+    }
+    assert!(scene.api.inspect_image("localhost/mine:1").await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_docker_an_image_that_gets_another_name_while_it_is_tidied_away_stays() {
+    an_image_that_gets_another_name_while_it_is_tidied_away_stays(EngineKind::Docker).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_podman_an_image_that_gets_another_name_while_it_is_tidied_away_stays() {
+    an_image_that_gets_another_name_while_it_is_tidied_away_stays(EngineKind::Podman).await;
+}
+
 /// What we brought goes when nothing needs it any more; what others brought stays, whatever it is called.
 async fn only_what_we_brought_and_nobody_needs_is_tidied_away(kind: EngineKind) {
     let scene = Scene::empty(kind).await;
@@ -238,22 +335,44 @@ async fn only_what_we_brought_and_nobody_needs_is_tidied_away(kind: EngineKind) 
     let [_, units] = push(&registry, "mcp/units").await;
     let ours = push_compressed(&registry, scene.folder.path());
     let config = json!({"os": "linux", "architecture": OWN, "config": {"User": "theirs"}, "rootfs": {}}).to_string();
-    let theirs = registry.push_parts("theirs", Some("1"), config, &[]);
-    let [units_name, ours_name, their_name] =
-        ["mcp/units:own", "compressed:1", "theirs:1"].map(|name| registry.image(name).to_string());
+    let theirs = registry.push_parts("theirs", Some("1"), config.clone(), &[]);
+    // The same in another repository, which they have not pulled.
+    registry.push_parts("copy", Some("1"), config, &[]);
+    let [units_name, ours_name, their_name, copy_name] =
+        ["mcp/units:own", "compressed:1", "theirs:1", "copy:1"].map(|name| registry.image(name).to_string());
     let options = CreateImageOptions { from_image: Some(their_name.clone()), ..Default::default() };
     let mut pulled = scene.api.create_image(Some(options), None, None);
     while let Some(step) = pulled.next().await {
         assert!(step.unwrap().error_detail.is_none());
     }
 
-    // Two by a lock file, one of which was there; one by the daemon.
-    let lock = write_lock(&hub, &[(&ours_name, &ours, json!({})), (&their_name, &theirs, json!({}))]);
+    // Until it is pulled its name stands for another image.
+    let [repository, tag] = ours_name.rsplit_once(':').unwrap().into();
+    let tag = TagImageOptions { repo: Some(repository.to_owned()), tag: Some(tag.to_owned()) };
+    scene.api.tag_image(&their_name, Some(tag)).await.unwrap();
+
+    // Three by a lock file, of which one was there, and one under another name; one by the daemon.
+    let locked = [(&*ours_name, &*ours), (&*their_name, &*theirs), (&*copy_name, &*theirs)];
+    let lock = write_lock(&hub, &locked.map(|(name, digest)| (name, digest, json!({}))));
     let lock = lock.to_str().unwrap();
-    said(&hub, &["pull-images", "--lock-file", lock]);
+    let pulled = said(&hub, &["pull-images", "--lock-file", lock]);
+    assert!(pulled.contains(&format!("{ours_name} pulled")), "{pulled}");
+    assert!(pulled.contains(&format!("{copy_name} is there already")), "{pulled}");
+    let id = scene.api.inspect_image(&their_name).await.unwrap().id.unwrap();
+    assert!(
+        pulled.contains("warning: until now its name stood for ") && pulled.contains(id.trim_start_matches("sha256:")),
+        "{pulled}"
+    );
     hub.write("servers.yaml", &server(&units_name));
     hub.start();
     hub.wait_reason("units", "Ready");
+
+    // What a crash left while it was written.
+    let noted = hub.home().join("state/images");
+    let entries: Vec<_> = std::fs::read_dir(&noted).unwrap().map(|entry| entry.unwrap().path()).collect();
+    for (number, entry) in entries.iter().enumerate() {
+        std::fs::copy(entry, noted.join(format!(".tmp{number}"))).unwrap();
+    }
 
     let none = at(&hub, "none.lock");
     let gc = |hub: &Hub, args: &[&str]| said(hub, &[&["gc", "--lock-file"], args].concat());
@@ -263,7 +382,7 @@ async fn only_what_we_brought_and_nobody_needs_is_tidied_away(kind: EngineKind) 
     let planned = gc(&hub, &now);
     assert!(planned.contains(&format!("{ours_name} would go")) && planned.contains("1 would go: up to "), "{planned}");
     assert!(planned.contains(&format!("{units_name} stays: a container is made of it")), "{planned}");
-    assert!(!planned.contains(&their_name), "{planned}");
+    assert!(!planned.contains(&their_name) && !planned.contains(&copy_name), "{planned}");
     let tag = TagImageOptions { repo: Some("localhost/mine".to_owned()), tag: Some("1".to_owned()) };
     scene.api.tag_image(&ours_name, Some(tag)).await.unwrap();
     assert!(gc(&hub, &now).contains("stays: somebody gave it another name"));
